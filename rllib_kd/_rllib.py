@@ -1,6 +1,6 @@
 """Every private name of Ray and RLlib that is reached from outside its class or module, in one file.
 
-One small function each, with the reason. tests/test_rllib_names.py fails by name if a Ray has moved one.
+Each has one small function, with the reason. tests/test_rllib_names.py fails, and names it, if a Ray has moved one.
 """
 
 from __future__ import annotations
@@ -146,9 +146,9 @@ def sigterm_handler_kept() -> AbstractContextManager[None]:
 
 @contextmanager
 def few_daemons(*, log_monitor: bool) -> Iterator[None]:
-    """In this context, `ray.init()` starts no autoscaler, and no server of the dashboard.
+    """In this context, `ray.init()` starts neither the autoscaler nor the dashboard's server.
 
-    Training on one machine needs neither. `ray.init()` starts both also with `include_dashboard=False`, and waits.
+    Training on one machine needs neither. `ray.init()` starts both even with `include_dashboard=False`, and waits.
 
     Args:
         log_monitor: whether to start the daemon that sends the logs of actors to this process.
@@ -179,7 +179,7 @@ def trials_in_waiting_workers() -> Iterator[None]:
 def callbacks_uncounted() -> AbstractContextManager[None]:
     """In this context, Tune does not count the kinds of its callbacks, as it would for Ray's usage statistics.
 
-    To tell which kind one is, it imports MLflow, Weights & Biases and Comet, where they are installed: some seconds.
+    To find out which kind one is, Tune imports MLflow, Weights & Biases and Comet if they are installed: some seconds.
     """
     from ray.air._internal import usage  # here: processes that only relay warnings need no Tune
 
@@ -187,17 +187,17 @@ def callbacks_uncounted() -> AbstractContextManager[None]:
 
 
 def workers_started_by(script: str) -> AbstractContextManager[None]:
-    """In this context, `ray.init()` and emulated clusters start a script as worker process, instead of Ray's own."""
+    """In this context, `ray.init()` and emulated clusters start a script as worker process instead of Ray's."""
     return _replaced(parameter, RayParams=partial(parameter.RayParams, worker_path=script))
 
 
 def path_of_ray_worker() -> str:
-    """Return the path of the script that Ray starts as worker process."""
+    """Return the path of the script that Ray starts as its worker process."""
     return str(Path(inspect.getfile(worker)).parent / "workers" / "default_worker.py")
 
 
 def no_random_ids() -> AbstractContextManager[None]:
-    """In this context, Ray's C++ part draws no ids of actor classes: its generator would be at one state in all forks.
+    """In this context, Ray's C++ part draws no ids of actor classes: its generator has the same state in all forks.
 
     Importing RLlib and Ray Data defines such classes. Their ids come from the system.
     """
@@ -211,8 +211,8 @@ def random_id() -> bytes:
 
 
 def read_environment_again() -> None:
-    """Let Ray's C++ part read the variables RAY_..., which it has read when it was imported."""
-    vars(_raylet)["Config"].initialize("")  # the stubs of mypy lack it
+    """Let Ray's C++ part read the variables RAY_... again, as it did when it was imported."""
+    vars(_raylet)["Config"].initialize("")  # mypy's stubs lack it
 
 
 def call_when_connected(call: Callable[[], None]) -> None:
@@ -227,10 +227,10 @@ def call_when_connected(call: Callable[[], None]) -> None:
 
 
 def torch_has_the_threads_of_a_task() -> None:
-    """Give PyTorch as many threads as the CPUs of the actor or task that this worker process has.
+    """Give PyTorch as many threads as the actor or task in this worker process has CPUs.
 
-    Ray sets OMP_NUM_THREADS before it unpickles an actor or task, and PyTorch reads that when it is imported. Here, it
-    has been imported before.
+    Ray sets OMP_NUM_THREADS before it unpickles an actor or task, and PyTorch reads it at its import. Here, PyTorch was
+    imported earlier.
     """
     set_variable = utils.set_omp_num_threads_if_unset
 

@@ -32,7 +32,7 @@ def check_path(path: str | os.PathLike[str]) -> None:
     text = os.fspath(path)
     shown = printable(text, limit=_MAX_SHOWN)
     if "\0" in text:
-        raise ValueError(f"A path has no null character, got '{shown}'. Name another path.")
+        raise ValueError(f"A path cannot contain a null character, got '{shown}'. Name another path.")
     encoded = text.encode(errors="replace")  # a byte of another encoding stays one
     num_bytes, longest = len(encoded), max(map(len, encoded.split(b"/")))
     if num_bytes > _MAX_PATH or longest > _MAX_NAME:
@@ -46,7 +46,7 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the older one, or the new one.
 
     Args:
-        path: of the file, whose folder exists.
+        path: path of the file; its folder exists.
         content: what it contains afterwards.
 
     Raises:

@@ -76,7 +76,7 @@ def listening() -> Iterator[None]:
                 look()
             look()
             store.delete(_key(job))
-        except Exception as error:  # Ray has ended, and with it who could warn
+        except Exception as error:  # Ray has ended, and with it all processes that could warn
             _LOGGER.info("Warnings of other processes are no longer shown: %s", error)
 
     store.put(_key(job, "listens"), b"1")

@@ -1,4 +1,4 @@
-"""The terminal: bars, and lines on stderr; silent if no terminal is there to see them."""
+"""The terminal: bars, and lines on stderr; nothing is shown without a terminal."""
 
 from __future__ import annotations
 

@@ -63,5 +63,5 @@ def test_an_id_may_name_the_module_that_registers_it(tmp_path, monkeypatch):
     check_gymnasium_id("my_envs:Mine-v0")
     assert max(evaluate("cartpole", "my_envs:Mine-v0", num_episodes=3).returns) <= 7
     for unknown, reason in (("my_envs:Yours-v0", "Yours"), ("no_envs:Mine-v0", "No module named 'no_envs'")):
-        with pytest.raises(ValueError, match=f"nor known to gymnasium: .*{reason}"):
+        with pytest.raises(ValueError, match=f"nor with gymnasium: .*{reason}"):
             check_gymnasium_id(unknown)

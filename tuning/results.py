@@ -47,12 +47,12 @@ class Task:
         env: gymnasium's id.
         teacher: folder or file below `--teachers`, or "cartpole".
         source: where that teacher comes from.
-        env_steps: that each student is trained for.
+        env_steps: env steps of each student's training.
         experiment: file in this folder whose config the students share; None: the defaults.
         env_config: passed to the env.
         training: settings of `.training()`, over those of the file.
         epsilon: share of random actions that teacher and students play with.
-        num_episodes: that teacher, students and a random policy play.
+        num_episodes: episodes that teacher, students and a random policy each play.
     """
 
     env: str
@@ -66,7 +66,7 @@ class Task:
     num_episodes: int = 100
 
     def config(self) -> DistillDQNConfig:
-        """What is common to its rows."""
+        """Return the config that its rows share."""
         base = runpy.run_path(str(HERE / self.experiment))["config"] if self.experiment else DistillDQNConfig()
         base.environment(self.env, env_config=dict(self.env_config)).training(**self.training)
         return base.distillation(num_baseline_episodes=0)
@@ -103,7 +103,7 @@ TASKS = {
             "epsilon": 0.02,  # with 0.05 games end early, and their later states are seen too seldom
             "replay_buffer_config": {"capacity": 400_000},
         },
-        epsilon=0.005,  # with which the teacher's score was taken: without, it stands still in most games
+        epsilon=0.005,  # as when the teacher's score was measured: without it, the teacher stands still in most games
     ),
 }
 
@@ -115,8 +115,8 @@ class Row:
     Args:
         task: a name of `TASKS`.
         students: their model configs by name, as in `.distillation(students=...)`.
-        settings: of `.distillation()`, beside the task's own.
-        num_seeds: that it has by default; seed i trains with `seed=i`.
+        settings: settings of `.distillation()`, beside the task's own.
+        num_seeds: number of its seeds by default; seed i trains with `seed=i`.
     """
 
     task: str
@@ -141,7 +141,7 @@ _GAME_SETTINGS: dict[str, dict[str, Any]] = {
         # Small students cannot follow the teacher everywhere: better one good action than a share of every good one.
         "loss": "reverse_kl",
         "temperature": 0.1,
-        # A student that plays alone meets its own mistakes. With the teacher in half of the steps they are mended
+        # A student that plays alone meets its own mistakes. With the teacher in half of the steps, they are corrected
         # before they cost a ball.
         "teacher_fraction": [[0, 1.0], [50_000, 0.5], [_BREAKOUT_ENV_STEPS, 0.0]],
     },
@@ -174,8 +174,8 @@ def measure(name: str, seed: int, teacher: str, work: Path) -> dict[str, Any]:
     """Train the students of a row with one seed, and let them play.
 
     Args:
-        name: of the row.
-        seed: of the training.
+        name: name of the row.
+        seed: seed of the training.
         teacher: its path.
         work: folder for checkpoints, which is removed at the end.
 
@@ -233,7 +233,7 @@ def _train(algo: Any, env_steps: int, work: Path) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """Return the machine on which it was measured."""
     names = ("ray", "torch", "gymnasium", "numpy")
     return {
         "cpu": _cpu(),
@@ -251,7 +251,7 @@ def _cpu() -> str:
 
 
 def teacher_path(task: Task, teachers: Path | None) -> str | None:
-    """Where the teacher of a task lies; None: nowhere."""
+    """Return the path of a task's teacher; None if it is missing."""
     if task.teacher == "cartpole":
         return task.teacher
     path = teachers / task.teacher if teachers else None
@@ -259,7 +259,7 @@ def teacher_path(task: Task, teachers: Path | None) -> str | None:
 
 
 def chosen(names: Sequence[str] | None) -> list[str]:
-    """The rows that a name stands for: its own, or those that begin with it."""
+    """Return the rows that a name stands for: its own, or those that begin with it."""
     if not names:
         return list(ROWS)
     named = {name: [row for row in ROWS if row == name or row.startswith(f"{name}-")] for name in names}

@@ -31,12 +31,12 @@ Row = Mapping[str, Any]
 
 
 def iqm(ratios: np.ndarray) -> float:
-    """Interquartile mean of return ratios: of all that lie between the quartiles."""
+    """Return the interquartile mean of return ratios: that of all between the quartiles."""
     return float(trim_mean(ratios, 0.25))
 
 
 def resampled_ratios(row: Row, student: str) -> np.ndarray:
-    """Return ratios as other seeds and other episodes would have given them.
+    """Return the ratios that other seeds and other episodes would have given.
 
     Both are drawn with replacement: seeds by themselves, and episodes for all policies at once, because all have played
     the same ones.
@@ -55,7 +55,7 @@ def resampled_ratios(row: Row, student: str) -> np.ndarray:
 
 
 def interval(rows: Sequence[Row], student: str) -> tuple[float, float, float]:
-    """IQM over the seeds of all rows, and its 95 % interval: each row, an environment, is a stratum."""
+    """Return the IQM over the seeds of all rows, and its 95 % interval: each row, an environment, is a stratum."""
     ratios = np.concatenate([own_ratios(row, student) for row in rows])
     resampled = np.concatenate([resampled_ratios(row, student) for row in rows], axis=1)
     low, high = np.percentile(trim_mean(resampled, 0.25, axis=1), [2.5, 97.5])
@@ -71,7 +71,7 @@ def own_ratios(row: Row, student: str) -> np.ndarray:
 
 
 def write_page(folder: Path) -> str:
-    """Write README.md and its figure beside the rows; returns the path of the page."""
+    """Write README.md and its figure beside the rows; return the path of the page."""
     rows = {row["row"]: row for row in (json.loads(path.read_text()) for path in sorted(folder.glob("*.json")))}
     compared = {name: row for name, row in rows.items() if {"loss", "rollout_policy"} <= row["settings"].keys()}
     parts = [_INTRODUCTION, _environments(rows)]
@@ -150,7 +150,7 @@ def _environments(rows: Mapping[str, Row]) -> str:
 
 
 def _size_tables(rows: Mapping[str, Row]) -> list[str]:
-    """One for each environment, and one of what was measured in all of them."""
+    """Return a table for each environment, and one of what was measured in all of them."""
     groups = _by_env(rows)
     tables = [_size_table(env, [[row] for row in sorted(group, key=_order)]) for env, group in groups.items()]
     if len(groups) > 1:
@@ -163,7 +163,7 @@ def _size_tables(rows: Mapping[str, Row]) -> list[str]:
 
 
 def _size_table(title: str, groups: Sequence[Sequence[Row]]) -> str:
-    """A line for each group of rows, which have the same settings."""
+    """Return a table with a line for each group of rows, which have the same settings."""
     students = list(_first_run(groups[0][0])["students"])
     columns = ["loss, states", *students, "seeds"]
     lines = [f"### {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -197,7 +197,7 @@ def _image_table(rows: Mapping[str, Row]) -> str:
 
 
 def _details(row: Row, student: str) -> str:
-    """Cells that say what a student is, how alike it is, and what it took."""
+    """Return cells with a student's size, its agreement and the cost of its training."""
     seeds = list(row["seeds"].values())
     runs = [seed["students"][student] for seed in seeds]
     on_teacher, on_student = (
@@ -244,7 +244,7 @@ def _first_run(row: Row) -> Any:
 
 
 def _figure(rows: Mapping[str, Row], path: Path) -> None:
-    """Parameters against return ratio, a panel for each environment."""
+    """Plot parameters against return ratio, with a panel for each environment."""
     groups = _by_env(rows)
     figure, panels = plt.subplots(
         1, len(groups), figsize=(3.1 * len(groups), 3.6), sharey=True, squeeze=False, layout="constrained"

@@ -19,8 +19,8 @@ def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict
     space = package_space(teacher, median_gap=median_gap, env_steps=env_steps)
     # Units of each hidden layer: finer between the sizes that a first sweep has shown to matter.
     space["fcnet_hiddens"] = tune.choice([[8], [10], [12], [14], [16], [20], [24]])
-    # Rows a minibatch: the more, the less each gradient step is led by single states; fewer steps in the same time.
+    # Rows a minibatch: the more, the less each gradient step depends on single states; fewer steps in the same time.
     space["train_batch_size_per_learner"] = tune.choice([128, 256, 512])
-    # One that is settled: what is not in the space has its default, or the value in --config.
+    # A setting that is settled: without an entry, it has its default, or its value in --config.
     del space["loss"]
     return space

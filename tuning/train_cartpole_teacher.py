@@ -36,7 +36,7 @@ SELECTION_SEED, FRESH_SEED = 1_000_000, 2_000_000
 
 
 def make_config(seed: int, max_env_steps: int) -> DQNConfig:
-    """Dueling double DQN, one- to three-step targets, a soft target and a decaying rate."""
+    """Return the config: dueling double DQN, one- to three-step targets, a soft target and a decaying rate."""
     return (
         DQNConfig()
         .environment(ENV_ID)
@@ -101,7 +101,7 @@ def greedy_returns(module: RLModule, episodes: int, first_seed: int) -> tuple[np
 
 
 def describe(label: str, returns: np.ndarray, gaps: np.ndarray) -> str:
-    """One line with the scores and the action gap."""
+    """Return one line with the scores and the action gap."""
     return (
         f"{label}: {len(returns)} episodes, mean {returns.mean():.2f}, "
         f"std {returns.std():.2f}, min {returns.min():.0f}; "

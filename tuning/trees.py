@@ -52,10 +52,10 @@ class Task(NamedTuple):
         tree: settings of the tree.
         env_steps: length of training.
         restarts: copies of the tree; None: the default.
-        num_validation_episodes: that choose a tree.
-        num_fresh_episodes: that judge it.
+        num_validation_episodes: episodes that choose a tree.
+        num_fresh_episodes: episodes that judge it.
         keep: return ratio that is to be certified, with a confidence of 95 %.
-        max_episodes: of a certificate.
+        max_episodes: most episodes of a certificate.
     """
 
     env: str
@@ -117,7 +117,7 @@ def plain_trees(algo: Any, chosen: Any) -> dict[str, Any]:
 
 
 def _order(feature: np.ndarray, threshold: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the nodes of scikit-learn's in the order of a `Structure`: their own numbers as thresholds tell it."""
+    """Return scikit-learn's nodes in a `Structure`'s order, which shows if their numbers are the thresholds."""
     return Structure.of(feature, np.arange(len(feature), dtype=np.float32), left, right).threshold.astype(int)
 
 

@@ -63,7 +63,7 @@ from rllib_kd.public import public
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, receive
 
-_SECONDS_TO_STOP = 10.0  # in which an EnvRunner ends the sample that it is in
+_SECONDS_TO_STOP = 10.0  # for an EnvRunner to finish its current sample
 
 
 @public
@@ -107,7 +107,7 @@ class DistillDQN(CheckpointedDQN):
     @staticmethod
     @override(DQN)
     def _get_env_id_and_creator(env_specifier: Any, config: AlgorithmConfig) -> tuple[Any, Any]:
-        # The first thing that RLlib does: after it, the name is no more looked up. It may come from a checkpoint.
+        # The first thing that RLlib does: after it, the name is not looked up again. It may come from a checkpoint.
         return DQN._get_env_id_and_creator(settled(env_specifier), config)
 
     @override(DQN)
@@ -241,7 +241,7 @@ class DistillDQN(CheckpointedDQN):
             held_out=self._sampling.held_out_results(),
         ) | self._sampling.progress(self.num_gradient_steps)
         if self.config.num_copies > 1:
-            length = results.get(ENV_RUNNER_RESULTS, {}).get(EPISODE_LEN_MEAN, math.nan)  # none of recorded rows
+            length = results.get(ENV_RUNNER_RESULTS, {}).get(EPISODE_LEN_MEAN, math.nan)  # NaN for recorded rows
             if self._restarts.is_look_due(self.num_env_steps, length):
                 self._restarts.look(Players.of(self.config, self.get_copies(), self.env_runner), self.num_env_steps)
             results["distillation"]["validation"] = self._restarts.results()
@@ -294,7 +294,7 @@ class DistillDQN(CheckpointedDQN):
     @override(DQN)
     def cleanup(self) -> None:
         """Clean up as RLlib does, but also if the environment of a remote EnvRunner hangs."""
-        if hasattr(self, "_sampling"):  # setup() came that far
+        if hasattr(self, "_sampling"):  # setup() got that far
             self._sampling.requests.kill_the_hung(seconds=_SECONDS_TO_STOP)
             if (group := self.eval_env_runner_group) is not None:
                 kill_the_hung(group, failed=given_up(group), seconds=_SECONDS_TO_STOP)
@@ -304,14 +304,14 @@ class DistillDQN(CheckpointedDQN):
 
     @override(DQN)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule:
-        """Return the student: of a family, or with several agents, the one of that name; with restarts its best copy.
+        """Return the student: in a family, or with several agents, the one of that name; with restarts, its best copy.
 
         Raises:
             ValueError: there is a family, and the name is missing or not in it.
         """
         if (family := self.config.students) and module_id not in family:
             raise ValueError(f"This is a family of students. Name one of {sorted(family)}, got '{module_id}'.")
-        if self._postponed.is_set_up:  # otherwise a callback asks, before there are samples
+        if self._postponed.is_set_up:  # otherwise a callback called this, before there are samples
             self._sampling.show_newest_student()
         self._choose_restarts()
         if not self.config.members:

@@ -24,7 +24,8 @@ def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
         results: results of its manager, including errors.
 
     Raises:
-        NotFiniteError: an environment returned numbers that are not finite in baselines; a new one would, too.
+        NotFiniteError: an environment returned numbers that are not finite while baselines were played; a new one
+            would, too.
         EnvFailedError: an environment raised, and `fault_tolerance()` neither restarts nor ignores its EnvRunner.
         ray.exceptions.RayError: an EnvRunner died, and is neither restarted nor ignored.
     """
@@ -35,7 +36,7 @@ def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
             continue
         if not is_tolerant or isinstance(reason, NotFiniteError):
             raise reason
-        logger.warning("EnvRunner %d failed, and is restarted if fault_tolerance() allows: %s", result.actor_id, reason)
+        logger.warning("EnvRunner %d failed. It is restarted if fault_tolerance() allows: %s", result.actor_id, reason)
     _rllib.actor_manager(group).handle_remote_call_result_errors(results, ignore_ray_errors=is_tolerant)
     return [result.get() for result in results.ignore_errors()]
 
@@ -67,5 +68,5 @@ def kill_the_hung(group: EnvRunnerGroup, *, failed: Collection[int], seconds: fl
     if by_ping:
         _, hung = ray.wait(list(by_ping), num_returns=len(by_ping), timeout=seconds, fetch_local=False)
         for ping in hung:
-            logger.warning("An EnvRunner did not finish its sample within %g s, and is killed.", seconds)
+            logger.warning("An EnvRunner did not finish its sample within %g s, so it is killed.", seconds)
             ray.kill(by_ping[ping])

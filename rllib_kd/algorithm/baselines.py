@@ -178,7 +178,7 @@ def baseline_key(teacher: Teacher, env: Any, env_config: Mapping[str, Any], sett
     if package not in _FIXED_ENVIRONMENTS:
         return None
     state = {name: value for name, value in teacher.get_state().items() if name not in ("source", "trained_return")}
-    # Of versions without masks of legal actions, random policies were others.
+    # Versions without masks of legal actions had other random policies.
     rules = ("masks", version(_FIXED_ENVIRONMENTS[package]))
     parts = (state, env, sorted(env_config.items()), tuple(settings), rules)
     try:

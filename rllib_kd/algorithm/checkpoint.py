@@ -50,7 +50,7 @@ class CheckpointedDQN(DQN):
 
     @override(DQN)
     def get_metadata(self) -> dict[str, Any]:
-        """As RLlib's, with the iteration, by which results are found faster than by the state."""
+        """Return RLlib's metadata and the iteration, by which results are found faster than by the state."""
         return {**super().get_metadata(), "training_iteration": self.training_iteration}
 
     @override(DQN)
@@ -65,7 +65,7 @@ class CheckpointedDQN(DQN):
         is_wanted = partial(self._check_component, components=components, not_components=not_components)
         state = super().get_state(components, not_components=not_components, **kwargs)
         state |= self._teachers.get_state(is_wanted)
-        if is_wanted(STATE_ENTRY) and self._postponed.is_set_up:  # otherwise a callback asks, before there is anything
+        if is_wanted(STATE_ENTRY) and self._postponed.is_set_up:  # otherwise a callback called this, before setup
             own = {name.lstrip("_"): getattr(self, name).get_state() for name in self.SAVED}
             state[STATE_ENTRY] = {"format_version": FORMAT_VERSION, **own}
         return state
@@ -79,7 +79,7 @@ class CheckpointedDQN(DQN):
         brings_teachers = self._teachers.set_state(state)
         if own is not None:
             for name in self.SAVED:
-                if name.lstrip("_") in own:  # one that an older version had not is as new
+                if name.lstrip("_") in own:  # an attribute that an older version lacked stays as new
                     getattr(self, name).set_state(own[name.lstrip("_")])
         if brings_teachers or not self._teachers:
             self._go_on()
@@ -152,7 +152,7 @@ class CheckpointedDQN(DQN):
         resolved, filesystem = resolve_filesystem(path, kwargs.get("filesystem"))
         if is_whole:
             if (lack := lacking(filesystem, resolved)) is not None:
-                raise CheckpointError(f"The checkpoint '{path}' is not whole: {lack}. Restore another one.")
+                raise CheckpointError(f"The checkpoint '{path}' is incomplete: {lack}. Restore another one.")
             own = check_format_at(f"{resolved}/{self.STATE_FILE_NAME}.pkl", filesystem)
             self._restarts.check(own.get("restarts", {"num_copies": 1}))
             check_networks(self.learner_group, resolved, filesystem)

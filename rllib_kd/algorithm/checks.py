@@ -464,8 +464,8 @@ def _check_preset(what: str, name: object) -> None:
     if name not in PRESETS:
         hint = did_you_mean(str(name).lower(), PRESETS)
         raise ValueError(
-            f"Unknown {what} {name!r}.{hint} Known are: {', '.join(PRESETS)}. Others have no name: give a "
-            "compression, or a model config such as {'fcnet_hiddens': [16]}."
+            f"Unknown {what} {name!r}.{hint} Known are: {', '.join(PRESETS)}. For any other shape, give a compression, "
+            "or a model config such as {'fcnet_hiddens': [16]}."
         )
 
 

@@ -1,4 +1,4 @@
-"""The config that actors read: with all that follows from environment, recorded rows and teachers, without networks."""
+"""The config that actors read: all that follows from environment, rows and teachers is set in it, without networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Config = TypeVar("_Config", bound=DistillationConfig)
 def concrete_config(
     given: _Config, spaces: tuple[Any, Any] | None, teachers: Teachers, files: RecordedFiles | None
 ) -> _Config:
-    """Return a frozen copy of a config, in which nothing is left open.
+    """Return a frozen copy of a config, in which every value is settled.
 
     Args:
         given: config, as a user has set it.

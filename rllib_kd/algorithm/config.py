@@ -93,7 +93,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.training_intensity: Any = None  # likewise
         # One that is worked on while the Learner learns, and one after it.
         self.max_requests_in_flight_per_env_runner = 2
-        # Asks every EnvRunner, at each iteration, and waits for all; what it is for comes with the samples.
+        # It would ask every EnvRunner at each iteration, and wait for all; what it fetches comes with the samples.
         self._dont_auto_sync_env_runner_states = True
         # How long to wait for the first of them to come back when all EnvRunners are lost. RLlib's default is 30 s.
         self.env_runner_health_probe_timeout_s = 1.0
@@ -106,8 +106,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
         }
         self.offline_data_class = LabelledData
         self.output_write_episodes = False  # columns are recorded, not RLlib's episodes
-        self.simple_optimizer = False  # RLlib's validate() sets it, and ours is to change nothing
-        self.store_buffer_in_checkpoints = True  # a resumed run continues at once, as without the break
+        self.simple_optimizer = False  # RLlib's validate() sets it, and ours must change nothing
+        self.store_buffer_in_checkpoints = True  # a resumed run continues at once, as if it had not been interrupted
 
     def environment(self, env: str | type | None = NotProvided, **kwargs: Any) -> Self:
         """Set the environment, as RLlib's method.
@@ -292,7 +292,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 is the student. First weights and weight of the Q-regret decide how well a small student plays. MLPs
                 without TD, features, gradient clipping and a custom loss are stacked, so that 16 cost little more than
                 one; others cost up to `restarts` times as much. Copies of a tree differ in how they weigh states, and
-                in when they were grown. None (default): 1, and 12 of trees.
+                in when they were grown. None (default): 1; 12 for trees.
             num_validation_episodes: validation episodes of the best copies, ≥ 0; others play a quarter or half of them.
                 No other figure uses their seeds. Low: a lucky copy may win; high: seconds at every checkpoint and
                 evaluation. 0: the copies are not compared, and the first one is the student. Default: 64.
@@ -300,7 +300,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 units, fitted by least squares to its outputs on the first states, before the first gradient step
                 (initialization.py); or "convolutions": those of the convolutions alone, the rest random. The last two
                 need a student and a teacher of RLlib's DQN architecture with the same observations, and a student with
-                no more and no wider layers than the teacher's. None (default): of images "convolutions" where that is
+                no more and no wider layers than the teacher's. None (default): "convolutions" for images if that is
                 possible, otherwise "random".
             num_baseline_episodes: episodes of the greedy teacher, and of a random policy, played when the algorithm is
                 built, for `teacher_return` and `return_ratio`; ≥ 0. None (default): as many as `evaluation_duration`.
@@ -317,7 +317,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 them later, in [0, 0.9]; if files lack `eps_id`, share of blocks of 64 rows. A hash of their names
                 chooses them, so that a larger share contains those of a smaller one. Default: 0.
             patience: env steps after which the run ends by itself if no student's regret on new states has fallen by
-                2 %; ≥ 1. The regret is averaged over about a quarter of them, and they count from the end of the
+                2 %; ≥ 1. The regret is averaged over about a quarter of them, which are counted from the end of the
                 schedule of `teacher_fraction`. Low: an early end by chance; high: steps that no longer help. Usually
                 50,000 to 200,000. The result's `done` is True then, which ends a trial of Tune. None (default): it does
                 not end.
@@ -385,17 +385,17 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 evaluation.validate()  # as RLlib will, but only when EnvRunners have been started
 
     def get_state(self) -> dict[str, Any]:
-        """Return RLlib's state with values of −1, which RLlib drops as deprecated: `v_min=-1.0` would be lost."""
+        """Return RLlib's state, and keep values of −1, which RLlib drops as deprecated: `v_min=-1.0` would be lost."""
         state, defaults = super().get_state(), vars(type(self)())
         not_state = {"algo_class", "_is_frozen"}
         lost = {name: value for name, value in vars(self).items() if name not in state and name not in not_state}
         return state | {name: value for name, value in lost.items() if value != defaults.get(name)}
 
     def settle_environment(self) -> None:
-        """Set what an environment needs that follows from its name, before EnvRunners read the config.
+        """Set what follows from the environment's name, before EnvRunners read the config.
 
         A game by its ALE name gets the standard preprocessing, in ALE's own vector env, unless there are env-to-module
-        connectors. One of envpool's is sampled in its own vector env.
+        connectors. An environment of envpool is sampled in envpool's vector env.
         """
         if pools.is_pool(self.env):
             pools.check(self.env, self.env_config)
@@ -429,7 +429,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         return student_module_spec(self.model_config)
 
     def get_rl_module_spec(self, *args: Any, **kwargs: Any) -> RLModuleSpec:
-        """Return RLlib's spec, with convolutions where images are seen beside other parts."""
+        """Return RLlib's spec, with convolutions if images are seen beside other parts."""
         spec = super().get_rl_module_spec(*args, **kwargs)
         self._suit_inputs(spec)
         return spec

@@ -1,4 +1,4 @@
-"""Defaults that depend on the student: of vectors, of images, or one that remembers.
+"""Defaults that depend on the student: whether it sees vectors or images, or has a memory.
 
 A student of vectors soon sees nearly all of its states, and profits from many gradient steps on them. A student of
 images plays badly in states that are unlike those it has learned from. A new env step is then worth more than another
@@ -24,7 +24,7 @@ from rllib_kd.teachers.base import Teacher
 
 #: By name of the setting.
 FOR_VECTORS: dict[str, Any] = {"lr": 3e-3, "training_intensity": 32.0, "train_batch_size_per_learner": 256}
-#: Rows of the replay. A tree has no memory of its own: what is not in the replay when it is regrown, it does not know.
+#: Rows of the replay. A tree learns only from what is in the replay when it is regrown.
 CAPACITY_FOR_TREES = 200_000
 FOR_IMAGES: dict[str, Any] = {"lr": 1e-3, "training_intensity": 4.0, "train_batch_size_per_learner": 128}
 #: Of vectors.
@@ -34,7 +34,7 @@ FOR_SEQUENCES: dict[str, Any] = {"lr": 1e-3, "training_intensity": 32.0, "train_
 def settle_defaults(
     config: DistillationConfig, spaces: tuple[gym.Space, gym.Space] | None, teachers: Mapping[str, Teacher]
 ) -> None:
-    """Set those settings of a config that were left unset because their default depends on what is seen.
+    """Set those settings of a config that were left unset and whose defaults depend on what the student sees.
 
     Args:
         config: config, which is changed.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class DerivedValues:
-    """What follows from the settings of `DistillationConfig`, which has them as attributes."""
+    """Values that follow from the settings of `DistillationConfig`, which has the settings as attributes."""
 
     #: `temperature="auto"` is this times the median action gap of a teacher with Q-values.
     AUTO_TEMPERATURE_GAPS: ClassVar[float] = 0.1
@@ -88,7 +88,7 @@ class DerivedValues:
         return self._rl_module_spec is None and any(shape.get(USE_LSTM) for shape in self._own_shapes())
 
     def _own_shapes(self) -> list[Mapping[str, Any]]:
-        """Return the model configs of the user's, as far as presets do not give them."""
+        """Return the user's own model configs, without those that presets give."""
         students = self.students.values() if isinstance(self.students, Mapping) else ()
         shapes = [self.given_model_config, self.student, *students]
         return [shape for shape in shapes if isinstance(shape, Mapping)]

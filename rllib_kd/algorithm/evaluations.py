@@ -59,7 +59,7 @@ class Evaluations:
         for worker_id, own in reasons.items():
             why = "it has died." if own is None else own
             logger.warning(
-                "Evaluation EnvRunner %d failed, and is restarted if fault_tolerance() allows: %s", worker_id, why
+                "Evaluation EnvRunner %d failed. It is restarted if fault_tolerance() allows: %s", worker_id, why
             )
         if is_lost:
             logger.warning("All evaluation EnvRunners failed, so this iteration has no evaluation.")

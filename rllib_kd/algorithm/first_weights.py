@@ -28,7 +28,7 @@ from rllib_kd.wire import TEACHER_Q
 
 logger = logging.getLogger(__name__)
 
-_NUM_STATES, _NUM_NUMBERS = 2_048, 2**24  # at most so many states decide, of so many numbers altogether
+_NUM_STATES, _NUM_NUMBERS = 2_048, 2**24  # states that decide, and numbers in all of them, at most
 _NUM_IMAGES = 256  # the same for convolutions, which see many windows in each
 
 

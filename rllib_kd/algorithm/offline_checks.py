@@ -1,4 +1,4 @@
-"""Which settings make no sense for recorded rows: those that are read, and those that are written."""
+"""Checks of settings for recorded rows: those that a run reads, and those that it writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
 
 
-#: RLlib's settings of offline data that are read here. The others concern its OfflinePreLearner and Ray Data's options.
+#: RLlib's offline settings that this package reads. The others concern its OfflinePreLearner and Ray Data's options.
 READ = ("input_", "input_filesystem", "input_filesystem_kwargs", "offline_data_class", "dataset_num_iters_per_learner")
 
 
@@ -36,7 +36,7 @@ _UNREAD = (
 )
 
 
-#: Likewise of what is written.
+#: RLlib's output settings that this package reads.
 WRITTEN = ("output", "output_max_rows_per_file", "output_max_file_size")
 
 
@@ -50,7 +50,7 @@ _UNWRITTEN = (
 )
 
 
-#: Settings of whoever acts in EnvRunners.
+#: Settings of the policy that acts in EnvRunners.
 OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_regret", "max_staleness")
 
 
@@ -73,8 +73,12 @@ def check_offline(config: DistillationConfig) -> None:
     _refuse(
         config,
         (
-            ("is_multi_agent", config.is_multi_agent, "Recorded rows are of single agents. Leave out multi_agent(...)"),
-            ("output", config.output is not None, "Rows of `input_` are recorded already. Leave out one of them"),
+            (
+                "is_multi_agent",
+                config.is_multi_agent,
+                "Recorded rows are for single agents. Leave out multi_agent(...)",
+            ),
+            ("output", config.output is not None, "Rows of `input_` are already recorded. Leave out one of the two"),
             (
                 "num_env_runners",
                 config.num_env_runners > 0,
@@ -83,13 +87,13 @@ def check_offline(config: DistillationConfig) -> None:
             (
                 "env_to_module_connector",
                 "env_to_module" in config.own_connectors,
-                "Recorded rows pass through no connectors. Record what networks take, and leave it out",
+                "Recorded rows pass through no connectors. Record the networks' inputs, and leave it out",
             ),
         ),
     )
     defaults = type(config)()
-    of_behaviour = ((name, "Nobody acts where rows are recorded") for name in OF_BEHAVIOUR)
-    unread = ((name, f"Of RLlib's offline settings, {', '.join(READ)} are read here") for name in _UNREAD)
+    of_behaviour = ((name, "No policy acts while a run learns from recorded rows") for name in OF_BEHAVIOUR)
+    unread = ((name, f"Of RLlib's offline settings, only {', '.join(READ)} are supported") for name in _UNREAD)
     for name, reason in (*of_behaviour, *unread):
         _refuse(config, [(name, getattr(config, name) != getattr(defaults, name), f"{reason}. Leave it out")])
     steps = config.dataset_num_iters_per_learner
@@ -105,8 +109,8 @@ def check_offline(config: DistillationConfig) -> None:
 
 
 def _check_without_environment(config: DistillationConfig) -> None:
-    """Refuse what plays episodes."""
-    instead = "Name one: .environment(...), --env; or leave it out: results have agreement and regret on held-out rows"
+    """Refuse settings that need episodes to be played."""
+    instead = "Name one (.environment(...), --env), or leave it out: results have agreement and regret on held-out rows"
     _refuse(
         config,
         (
@@ -117,19 +121,19 @@ def _check_without_environment(config: DistillationConfig) -> None:
 
 
 def _check_output(config: DistillationConfig) -> None:
-    """Check that what EnvRunners visit can be recorded, with labels."""
+    """Check that the states that EnvRunners visit can be recorded with labels."""
     defaults = type(config)()
     changed = [(name, getattr(config, name) != getattr(defaults, name)) for name in _UNWRITTEN]
-    words = f"Of RLlib's settings of outputs, {', '.join(WRITTEN)} are read here. Leave it out"
+    words = f"Of RLlib's output settings, only {', '.join(WRITTEN)} are supported. Leave it out"
     if not isinstance(config.output, str) or not config.output.strip():
         raise ValueError(f"`output` must be the path or URI of a folder of labelled rows, got {config.output!r}.")
     for name, is_refused, reason in (
-        ("is_multi_agent", config.is_multi_agent, "Rows are of single agents. Leave out multi_agent(...)"),
+        ("is_multi_agent", config.is_multi_agent, "Rows are recorded for single agents. Leave out multi_agent(...)"),
         ("teacher", config.teacher is None, "It records a teacher's labels. Name a teacher, or leave `output` out"),
         (
             "env_to_module_connector",
             "env_to_module" in config.own_connectors,
-            "Rows are what the environment shows, and connectors make something else of it. Wrap the environment",
+            "Rows hold the environment's own observations, which connectors change. Wrap the environment",
         ),
         *((name, is_changed, words) for name, is_changed in changed),
     ):
@@ -145,7 +149,7 @@ def _check_output(config: DistillationConfig) -> None:
 
 
 def _check_places(config: DistillationConfig) -> None:
-    """Check where rows are read from and written to. RLlib takes what it does not understand for no input at all."""
+    """Check where rows are read from and written to. RLlib treats a value that it does not understand as no input."""
     uris = config.input_ if isinstance(config.input_, list | tuple) else [config.input_]
     if not uris or not all(isinstance(uri, str) and uri.strip() for uri in uris):
         raise ValueError(

@@ -18,7 +18,7 @@ _SMOOTHED_OVER = 0.25
 
 
 class Patience:
-    """Counts env steps since the regret on new states has fallen for the last time, for any student.
+    """Counts env steps since any student's regret on new states last fell.
 
     It counts only after β has stopped changing: before, the states themselves change.
 

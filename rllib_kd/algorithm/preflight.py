@@ -39,12 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 _DQN_WITH_MASK = (
-    "RLlib's DQN does not know masks of legal actions: it takes the mask for a part of the observation, and may choose "
-    "illegal actions. DistillDQN respects it: --algo DistillDQN --no-teacher."
+    "RLlib's DQN does not support masks of legal actions: it reads the mask as part of the observation, and may choose "
+    "illegal actions. DistillDQN supports masks: --algo DistillDQN --no-teacher."
 )
 
 
-_SECONDS_TO_BECOME_FREE = 2.0  # Ray counts what an algorithm has used as free a moment after its end
+_SECONDS_TO_BECOME_FREE = 2.0  # Ray frees the resources of an algorithm a moment after its end
 
 
 def known_spaces(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
@@ -72,7 +72,7 @@ def try_out(config: AlgorithmConfig) -> None:
 
     Raises:
         ValueError: the environment cannot be made.
-        EnvFailedError: it raised, or returned other than gymnasium's API or its spaces say.
+        EnvFailedError: it raised, or what it returned does not match gymnasium's API or its spaces.
     """
     make = env_maker(config.env, config.env_config)
     envs = gym.vector.SyncVectorEnv([lambda: with_masks_in_infos(make())])

@@ -1,4 +1,4 @@
-"""Which settings exclude `quantize`, refused before anything starts."""
+"""Refuse settings that exclude `quantize`, before anything starts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_quantize(config: DistillationConfig) -> None:
         ("feature_coeff", config.feature_coeff != 0, "with the features of the last layer. Set feature_coeff=0"),
         ("bf16", bool(config.bf16), "in bfloat16, which cannot hold rounded weights. Set bf16=False"),
         ("num_atoms", config.num_atoms > 1, "for return distributions. Set num_atoms=1"),
-        ("dueling", bool(config.dueling), "for plain MLPs alone. Set dueling=False"),
+        ("dueling", bool(config.dueling), "by dueling networks. Set dueling=False"),
         ("normalize_q_values", normalizes, f"with loss={config.loss!r}. Set normalize_q_values=False, or loss='kl'"),
     ):
         if is_refused:
@@ -62,7 +62,7 @@ def _check_shape(name: str, model_config: Mapping[str, Any], shape: Any) -> None
 
 
 def check_quantized_inputs(config: DistillationConfig, space: gym.Space) -> None:
-    """Check that students with weights of 8 bits take vectors.
+    """Check that students with 8-bit weights take vectors.
 
     Args:
         config: config of the run.

@@ -1,4 +1,4 @@
-"""Recorded rows instead of sampling: what takes the place of EnvRunners' samples, and agreement on held-out rows."""
+"""Recorded rows instead of sampling: they replace EnvRunners' samples; held-out ones measure agreement."""
 
 from __future__ import annotations
 

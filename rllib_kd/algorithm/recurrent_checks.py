@@ -1,4 +1,4 @@
-"""Which settings are not supported for recurrent students, or make no sense: refused before anything starts."""
+"""Refuse settings that are not supported for recurrent students, or make no sense, before anything starts."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def check_recurrent(config: DistillationConfig) -> None:
         _check_values(setting, {**shared, **shape})
     if burn_in >= length:
         raise ValueError(
-            f"Of sequences of max_seq_len={length} env steps, the first burn_in_len={burn_in} are not learned from: "
-            "nothing would be left. Set model_config['max_seq_len'] above burn_in_len."
+            f"Sequences have max_seq_len={length} env steps, and the first burn_in_len={burn_in} are not learned from: "
+            "none would be left. Set model_config['max_seq_len'] above burn_in_len."
         )
     _check_others(config)
 

@@ -23,7 +23,7 @@ def save_replays(
         learner_group: the Learners.
         path: path of the checkpoint.
         filesystem: filesystem of the path.
-        with_rows: whether to write the rows, and not only where their order of drawing stands.
+        with_rows: whether to write the rows, and not only the position in their drawing order.
     """
     for index in range(_num_learners(learner_group)):
         write_replay(

@@ -25,11 +25,11 @@ from rllib_kd.students.restarts import by_student, student_of
 
 logger = logging.getLogger(__name__)
 
-#: A look plays this share of the validation episodes. The best snapshots of all looks are kept, so many.
+#: A look plays this share of the validation episodes. Of the snapshots of all looks, at most this many are kept.
 _SHARE_OF_LOOK, _NUM_KEPT = 0.25, 4
-#: The first look is not before so many env steps, and the next one after so many times more.
+#: The first look comes after at least this many env steps, and each further one after this many times as many.
 _FIRST_LOOK, _FACTOR = 20_000, 1.5
-#: A look plays at most so many env steps for each that was sampled since the last one.
+#: A look plays at most this many env steps for each one that was sampled since the last look.
 _MOST_PLAYED = 2.0
 
 
@@ -48,7 +48,7 @@ class Players(NamedTuple):
 
     @classmethod
     def of(cls, config: Any, copies: Mapping[str, Any], env_runner: Any) -> Players:
-        """Return those of a run, by its config and its EnvRunner."""
+        """Return the players of a run, by its config and its EnvRunner."""
         make_env = None if config.env is None else env_maker(config.env, config.env_config)
         return cls(copies, make_env, pipeline_of(_rllib.env_to_module(env_runner), next(iter(copies.values()))))
 
@@ -94,9 +94,9 @@ class Restarts:
         self._chosen: dict[str, KeptCopy] = {}  # by student
         self._looked_at = 0  # env steps of training at the last look
         self._kept: dict[str, list[KeptCopy]] = {}  # by student, the best first
-        #: Of copies that have a chosen one's place, in the checkpoint that is being saved or restored.
+        #: Weights of copies whose place a chosen one takes, in the checkpoint that is being saved or restored.
         self._displaced: dict[str, Weights] = {}
-        #: Of all looks and choices so far.
+        #: Totals over all looks and choices so far.
         self._env_steps = 0
         self._seconds = 0.0
 
@@ -105,7 +105,7 @@ class Restarts:
         return self._chosen[student].weights if student in self._chosen else None
 
     def is_choice_due(self, num_updates: int) -> bool:
-        """Return whether something was learned since the last choice, after so many updates."""
+        """Return whether something was learned since the last choice, given the updates so far."""
         return self._chooses and num_updates not in (0, self._chosen_at)
 
     def is_look_due(self, env_steps: int, episode_length: float) -> bool:
@@ -265,7 +265,7 @@ class Restarts:
         if self._num_copies > 1 and "kept" not in state:
             raise ValueError(
                 "This checkpoint has restarts of a development version of 0.2, which this version cannot continue. "
-                "Train again. Its student can be loaded all the same."
+                "Train again. You can still load its student."
             )
 
     def set_state(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Whether an algorithm has the networks of a checkpoint, before RLlib and PyTorch fail in the middle of a restore."""
+"""Check that an algorithm has the networks of a checkpoint, before RLlib and PyTorch fail in mid-restore."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_NAMED = 10  # networks, in a message
 
 
 class NetworkSignature(NamedTuple):
-    """What must be the same of a network in a checkpoint and in the algorithm that restores it."""
+    """The properties that a network must share in a checkpoint and in the algorithm that restores it."""
 
     shapes: Mapping[str, tuple[int, ...]]  # of its weights, by name
     observation_space: gym.Space | None

@@ -40,7 +40,7 @@ def distillation_results(
         returns: returns of the students, their teachers and random policies.
         env_steps: env steps sampled so far, including those before a restore.
         num_gradient_steps: gradient steps so far, including those before a restore.
-        num_regrowths: times at which trees were regrown so far, likewise.
+        num_regrowths: regrowths of trees so far, likewise.
         staleness: policy lag of each sample of this iteration, in updates of the student.
         learner_results: results of the Learners, by student.
         held_out: agreement on held-out rows, by student; None or empty without any.

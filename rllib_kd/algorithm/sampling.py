@@ -302,8 +302,8 @@ class SampleRequests:
         self._timeout_s = timeout_s
         self._sent_with: dict[ray.ObjectRef, int] = {}  # weights_seq_no by request under way
         self._has_sampled = False
-        self._num_failures: Counter[int] = Counter()  # by EnvRunner, of environments, since the last sample of anyone
-        self._failures: dict[int, EnvFailedError] = {}  # by EnvRunner, whose environment has raised last
+        self._num_failures: Counter[int] = Counter()  # of environments, by EnvRunner, since the last sample of any
+        self._failures: dict[int, EnvFailedError] = {}  # last error of its environment, by EnvRunner
 
     def __len__(self) -> int:
         """Return the number of pending requests, including those whose results were not fetched yet."""
@@ -320,7 +320,7 @@ class SampleRequests:
         ids: Collection[int] = self._group.healthy_env_runner_ids()
         if only_to_idle:
             ids = set(ids) - set(_rllib.calls_under_way(self._manager, _SAMPLE)[1])
-        # RLlib takes an empty list of ids as all.
+        # RLlib reads an empty list of ids as all.
         while ids and self._group.foreach_env_runner_async(
             _answer, tag=_SAMPLE, kwargs=dict(kwargs), remote_worker_ids=sorted(ids)
         ):

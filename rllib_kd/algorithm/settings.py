@@ -229,13 +229,13 @@ def validate(config: AlgorithmConfig) -> AlgorithmConfig:
     """Validate a config and return it.
 
     Raises:
-        ValueError: whatever RLlib's `validate()` raises, as one message.
+        ValueError: RLlib's `validate()` raised any error; the message has its text.
     """
     try:
         config.validate()
     except ValueError as error:
         raise ValueError(str(error).split("To suppress all validation errors")[0].strip()) from error
-    except Exception as error:  # RLlib raises what comes: NotImplementedError, ImportError, AssertionError, ...
+    except Exception as error:  # RLlib raises many kinds: NotImplementedError, ImportError, AssertionError, ...
         raise ValueError(f"RLlib refuses this config: {error}") from error
     check_settings(config)
     return config
@@ -285,22 +285,22 @@ def _check_keys(config: AlgorithmConfig, name: str, value: Mapping[str, Any]) ->
 
 def _check_model(where: str, key: str, value: Any, type_hint: Any) -> None:
     if not _fits(value, type_hint) or (value is None and type(None) not in _types_in(type_hint)):
-        raise ValueError(f"'{where}' has no {key}={value!r}: expected {_spell(type_hint)}.")
+        raise ValueError(f"{where}['{key}'] cannot be {value!r}: expected {_spell(type_hint)}.")
     if key == "conv_filters" and not all(map(_is_filter, value or ())):
         raise ValueError(
-            f"'{where}' has no {key}={value!r}: expected a list of [channels, kernel, stride], integers of at least 1. "
-            "Kernel and stride may be pairs [height, width]."
+            f"{where}['{key}'] cannot be {value!r}: expected a list of [channels, kernel, stride], integers of at "
+            "least 1. Kernel and stride may be pairs [height, width]."
         )
     if key.endswith("_hiddens") and not all(_is_integer(width) and width > 0 for width in value or ()):
-        raise ValueError(f"'{where}' has no {key}={value!r}: expected a list of integers of at least 1.")
+        raise ValueError(f"{where}['{key}'] cannot be {value!r}: expected a list of integers of at least 1.")
     if not _is_finite(value) and not _MAY_BE_INFINITE.fullmatch(key):
-        raise ValueError(f"'{where}' has no {key}={value!r}: expected finite numbers.")
+        raise ValueError(f"{where}['{key}'] cannot be {value!r}: expected finite numbers.")
     if key.endswith("_activation") and value is not None:
         try:
             get_activation_fn(value, framework="torch")
         except ValueError as error:
             raise ValueError(
-                f"'{where}' has no {key}={value!r}: expected an activation of PyTorch, such as relu, tanh or silu."
+                f"{where}['{key}'] cannot be {value!r}: expected an activation of PyTorch, such as relu, tanh or silu."
             ) from error
 
 

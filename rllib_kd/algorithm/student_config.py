@@ -33,7 +33,7 @@ def refuse_recurrent(config: DistillDQNConfig) -> None:
     """Check that students have no memory, where their sizes are searched.
 
     Raises:
-        ValueError: they have.
+        ValueError: they have one.
     """
     if config.is_recurrent:
         raise ValueError(

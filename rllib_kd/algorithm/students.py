@@ -45,8 +45,8 @@ class StudentSize(NamedTuple):
         num_parameters: parameters that act, without target networks; of a tree that has not grown yet, the most that it
             may have.
         support: support of its return distributions; None without them.
-        num_leaves: leaves of a tree; None of a network.
-        depth: the most comparisons of a tree; None of a network.
+        num_leaves: leaves of a tree; None for a network.
+        depth: the most comparisons of a tree; None for a network.
     """
 
     num_parameters: int

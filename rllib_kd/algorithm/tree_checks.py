@@ -1,4 +1,4 @@
-"""Which settings make no sense for students that are trees, refused before anything starts."""
+"""Refuse settings that make no sense for students that are trees, before anything starts."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def check_trees(config: DistillationConfig) -> None:
         raise ValueError("A tree learns from a teacher's labels alone, but `teacher` is None. Name a teacher.")
     for setting, is_refused, reason in (
         ("td_coeff", config.uses_td, "TD needs gradients of the student. Leave td_coeff at 0"),
-        ("init", config.starts_from_teacher, "It has no units to take from the teacher. Set init='random'"),
-        ("feature_coeff", config.feature_coeff != 0, "It has no features to compare with the teacher's. Set it to 0"),
-        ("loss", config.loss == "categorical", "It has no return distributions. Use another loss"),
-        ("num_atoms", config.num_atoms > 1, "It has no return distributions. Set num_atoms=1"),
-        ("num_learners", config.num_learners > 1, "Each Learner would grow another one. Set num_learners to 0 or 1"),
+        ("init", config.starts_from_teacher, "A tree takes no units from its teacher. Set init='random'"),
+        ("feature_coeff", config.feature_coeff != 0, "A tree has no hidden features to match. Set it to 0"),
+        ("loss", config.loss == "categorical", "A tree has no return distributions. Use another loss"),
+        ("num_atoms", config.num_atoms > 1, "A tree has no return distributions. Set num_atoms=1"),
+        ("num_learners", config.num_learners > 1, "Each Learner would grow its own tree. Set num_learners to 0 or 1"),
     ):
         if is_refused:
             raise ValueError(f"`{setting}`={getattr(config, setting)!r} is not supported for trees. {reason}.")

@@ -31,8 +31,8 @@ class UnusableStates:
     def __init__(self, config: DistillationConfig, teachers: Mapping[str, Teacher]):
         self._config = config
         self._teachers = teachers
-        self._num_dropped = 0  # when it was last looked
-        self._warned: set[str] = set()  # of whom
+        self._num_dropped = 0  # at the last check
+        self._warned: set[str] = set()  # causes that were reported
 
     def check(self, metrics: Any, env_steps: int, found: str = "") -> None:
         """Warn of numbers that are not finite.

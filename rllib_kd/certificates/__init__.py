@@ -1,1 +1,1 @@
-"""Whether a student keeps a share of its teacher's return: tested on fresh episodes, with a certificate."""
+"""Certificates that a student keeps a share of its teacher's return, tested on fresh episodes."""

@@ -20,7 +20,7 @@ from rllib_kd.certificates.evidence import BETS, log_capital
 
 #: What `AgreementTest` is about; its units are further described by what they are.
 AGREEMENT = Measured("agreement", "held-out units")
-#: What every result without an environment says.
+#: A note in every result without an environment.
 NO_RETURN = (
     "This is agreement with the teacher on recorded states, and not return: what the student's mistakes cost, and "
     "which states they lead to, was not tested."
@@ -28,7 +28,7 @@ NO_RETURN = (
 
 
 def note_on(unit: str) -> str:
-    """Return what every result says that counts such units (a plural)."""
+    """Return the note for every result that counts such units (a plural)."""
     if unit == "episodes":
         return NO_RETURN
     return f"{NO_RETURN} The rows do not name their episodes: that {unit} are independent is an assumption."
@@ -119,7 +119,7 @@ def agreement_means(unit: str, keep: float, alpha: float) -> list[str]:
 
 
 def agreement_dict(found: Certificate) -> dict[str, Any]:
-    """Return the fields of a certificate of agreement by names that do not speak of return, for JSON."""
+    """Return the fields of a certificate of agreement for JSON, by names that do not mention returns."""
     return {
         "verdict": found.verdict,
         "reason": found.reason,

@@ -67,8 +67,8 @@ class Certificate:
         are_bounds_stated: False if the bounds are the observed range with a margin: the confidence then holds on the
             condition that no return of the three policies is outside of them.
         mean_returns: means of the student, the teacher and the random policy; None before the first episode.
-        measured: what the test is about. Of agreement, `return_ratio` and all that is named after returns and episodes
-            is about this.
+        measured: what the test measures. If it is agreement, `return_ratio` and all fields named after returns or
+            episodes refer to it.
     """
 
     verdict: str

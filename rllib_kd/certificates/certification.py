@@ -14,7 +14,7 @@ from rllib_kd.certificates.evidence import spend_alpha
 
 #: Episodes between two looks at the result.
 BATCH = 50
-#: Most episodes of a candidate, unless one asks for others.
+#: Most episodes of a candidate, by default.
 MAX_EPISODES = 5_000
 
 
@@ -43,7 +43,7 @@ class Episodes:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Episodes:
-        """Return what `as_dict()` was made of."""
+        """Return the `Episodes` that an `as_dict()` came from."""
         returns = np.array(content["returns"], dtype=float).reshape(3, -1)
         return cls(returns, content["max_episodes"], content["is_over"])
 

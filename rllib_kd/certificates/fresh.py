@@ -1,4 +1,4 @@
-"""Whether the episodes of a certificate are fresh: played in new environments, they are to differ by their seeds."""
+"""Check that the episodes of a certificate are fresh: new environments must play other episodes on other seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded states that judge students where there is no environment: some choose, others certify."""
+"""Recorded states that judge students if there is no environment: some choose, others certify."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rllib_kd.offline.subset import BLOCK_ROWS, Subset, has_episodes, place_of
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import TEACHER_Q
 
-#: Share of all units that judge, unless one asks for another: half of them choose, the others certify.
+#: Share of all units that judge, by default: half of them choose, the others certify.
 HELD_OUT = 0.2
 #: Fewer units than these choose nothing.
 _LEAST_TO_CHOOSE = 10
@@ -154,7 +154,7 @@ def check_without_environment(settings: Mapping[str, Any], keep: float | None) -
     """Check that a search without an environment has recorded rows, and an agreement that can be proven.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it has none, or the agreement cannot be proven.
     """
     if not has_input(settings):
         raise ValueError(
@@ -172,7 +172,7 @@ def check_without_environment(settings: Mapping[str, Any], keep: float | None) -
 def hold_out_of(
     config: Any, settings: Mapping[str, Any], teacher: Teacher, *, keep: float | None, confidence: float
 ) -> HeldOut:
-    """Read the states that judge, of a search without an environment: `hold_out()` by its settings.
+    """Read the states that judge the students of a search without an environment: `hold_out()` by its settings.
 
     Args:
         config: config of its students.
@@ -226,7 +226,7 @@ def _check_enough(found: HeldOut, keep: float | None, confidence: float) -> None
     """Check that there are units enough to choose, and for a certificate.
 
     Raises:
-        ValueError: there are not.
+        ValueError: there are too few.
     """
     remedy = "record more, or hold out a larger share: --config '{\"held_out\": 0.4}'"
     if (there := found.choice.num_units) < _LEAST_TO_CHOOSE:
@@ -248,7 +248,7 @@ def _read(subset: Subset, teacher: Teacher) -> HeldOutStates:
     """Return the states of a subset, unit after unit, in the order of their places: by a hash of their names.
 
     Of a unit with many states some are drawn at random, so that the expected agreement is that of all; of many units
-    those that come first are taken. So memory has a bound at any number of rows.
+    those that come first are taken. So memory is bounded for any number of rows.
     """
     make = LearnerColumns((Columns.OBS, TEACHER_Q), teacher, subset.schema)
     names = make.in_files((Columns.OBS, TEACHER_Q))
@@ -291,7 +291,7 @@ def _thinned(parts: Sequence[_Rows], names: Sequence[str], most_states: int) -> 
 class RowGames:
     """Stands in the place of `Games`: an episode is a held-out unit, and its return the agreement with the teacher.
 
-    The teacher's own is 1. As a random policy's counts 0, so that return ratios are agreements.
+    The teacher's own is 1. The random policy's counts as 0, so that return ratios are agreements.
 
     Args:
         held_out: what judges.

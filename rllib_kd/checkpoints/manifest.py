@@ -52,7 +52,7 @@ def read_manifest(folder: Path) -> Mapping[str, int] | None:
 
 
 def files_below(folder: Path) -> list[str]:
-    """The paths of all files below a folder, relative to it, with `/` between their parts; links are files."""
+    """Return the paths of all files below a folder, relative to it, with `/` between their parts; links are files."""
     found = []
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]

@@ -26,7 +26,7 @@ _OF_COMPONENTS = "metadata.json"
 _FORMATS = (".pkl", ".msgpack", ".pt")
 
 
-#: In a working folder: the file by which it is ours, the new checkpoint, and the older one for a moment.
+#: In a working folder: the file that marks it as ours, the new checkpoint, and the older one for a moment.
 _OURS, _NEW, _OLDER = ".rllib_kd", "new", "older"
 
 
@@ -35,15 +35,15 @@ _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, and the flag of stdio.
 
 @contextmanager
 def replacing(path: str | Path, *, left_out: Collection[str] = ()) -> Iterator[Path]:
-    """A folder, still to be made, that takes the place of the checkpoint at `path` when everything is written.
+    """Yield a folder, still to be made, that replaces the checkpoint at `path` once everything is written.
 
     Of several savers of one path, each waits for the one before it. Working folders that killed savers have left are
-    cleared away. Files that the older checkpoint did not write are the user's, and stay. Where nothing can be written
+    deleted. Files that the older checkpoint did not write are the user's, and stay. If nothing can be written
     beside a folder (its parent is read-only, or it is a mounted volume), a first checkpoint is made within it.
 
     Args:
-        path: where a link leads to is replaced, and not the link.
-        left_out: folders of numbered arrays (`0.npz`, ...), which a checkpoint may have fewer of than the older one.
+        path: path of the checkpoint. If it is a link, its target is replaced, and not the link.
+        left_out: folders of numbered arrays (`0.npz`, ...), of which a checkpoint may have fewer than the older one.
 
     Raises:
         ValueError: a file or a link that leads back to itself is there, it is a folder in which this process works, or
@@ -79,27 +79,29 @@ def replacing(path: str | Path, *, left_out: Collection[str] = ()) -> Iterator[P
 
 
 def _checked(path: str | Path) -> Path:
-    """The folder that a path means, if a checkpoint can lie there."""
+    """Return the folder that a path means, if a checkpoint can lie there."""
     check_path(path)
     folder = Path(os.path.realpath(path))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"A checkpoint is a folder, but '{path}' is a file. Name another path.")
     if (link := next(filter(os.path.islink, (folder, *folder.parents)), None)) is not None:
-        raise ValueError(f"'{link}' is a link that leads back to itself, so '{path}' is no folder. Name another path.")
+        raise ValueError(
+            f"'{link}' is a link that leads back to itself, so '{path}' is not a folder. Name another path."
+        )
     above = next((place for place in folder.parents if place.exists()), folder)
     if not above.is_dir():
         raise ValueError(f"A checkpoint is a folder, but '{above}' above '{path}' is a file. Name another path.")
     if folder.exists() and folder in (here := Path.cwd().resolve(), *here.parents):
         raise ValueError(
-            f"'{folder}' is the folder in which this process works, or above it: replacing it would pull the ground "
-            f"away. Name a folder within it, such as '{folder / 'checkpoint'}'."
+            f"'{folder}' is the folder in which this process works, or above it: it cannot be replaced. Name a "
+            f"folder within it, such as '{folder / 'checkpoint'}'."
         )
     return folder
 
 
 @contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
-    """Errors of the system name the checkpoint, and not a file of ours beside it."""
+    """In this context, errors of the system name the checkpoint, and not a file of ours beside it."""
     try:
         yield
     except OSError as error:
@@ -151,7 +153,7 @@ def _check_is_free(folder: Path, new: Path) -> None:
 
 
 def _keep_the_rest(folder: Path, new: Path, left_out: Collection[str]) -> None:
-    """Give the new checkpoint what else lies in its place: linked, so that nothing is missing at any moment."""
+    """Link into the new checkpoint what else lies in its place, so that nothing is missing at any moment."""
     if not _is_checkpoint(folder):
         _check_is_free(folder, new)
         _keep(folder, new, _Written(()))
@@ -168,11 +170,11 @@ class _Written:
         self._files = sorted(files)
 
     def has_file(self, path: str) -> bool:
-        """Whether a file was written there."""
+        """Return whether a file was written there."""
         return self._first_from(path) == path
 
     def has_folder(self, path: str) -> bool:
-        """Whether a file was written below this path."""
+        """Return whether a file was written below this path."""
         return self._first_from(f"{path}/").startswith(f"{path}/")
 
     def _first_from(self, path: str) -> str:
@@ -181,10 +183,10 @@ class _Written:
 
 
 def _is_replaced(name: str, new: Path, left_out: Collection[str]) -> bool:
-    """Whether the new checkpoint replaces a file of an older one without a manifest, by its name.
+    """Return whether the new checkpoint replaces a file of an older one without a manifest, by its name.
 
     It does so if it has a file of this name, or the same state in another format, which RLlib might prefer; and arrays
-    that it has no more. Whatever else such a checkpoint has no longer does no harm, and may be the user's.
+    that it no longer has. Other files that it no longer has do no harm, and may be the user's.
     """
     target, top = new / name, name.partition("/")[0]
     if top in left_out and re.fullmatch(r"\d+\.npz", name[len(top) + 1 :]):
@@ -194,7 +196,7 @@ def _is_replaced(name: str, new: Path, left_out: Collection[str]) -> bool:
 
 
 def _keep(older: Path, new: Path, written: _Written, inside: str = "") -> None:
-    """Link what lies in a folder of the older checkpoint into that of the new one, but for what was written with it."""
+    """Link a folder's entries from the older checkpoint into the new one, except for files that the older one wrote."""
     for entry in older.iterdir():
         name, target = inside + entry.name, new / entry.name
         if _is_folder(entry) and (_is_folder(target) or written.has_folder(name)):
@@ -228,7 +230,7 @@ def _link(source: os.PathLike[str] | str, target: os.PathLike[str] | str) -> Non
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Let two folders change places at one stroke, which Linux can on most filesystems; whether it has."""
+    """Swap two folders atomically, which Linux can on most filesystems; return whether it did."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     return rename is not None and rename(_HERE, bytes(first), _HERE, bytes(second), _RENAME_EXCHANGE) == 0
 
@@ -241,7 +243,7 @@ def _prefix(place: Path) -> str:
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Clear away the working folders of savers that are dead: all of them, as this one holds the lock."""
+    """Delete the working folders of dead savers: all of them are dead, as this one holds the lock."""
     prefix = _prefix(folder)
     for work in folder.parent.glob(glob.escape(prefix) + "*"):
         is_named_by_us = re.fullmatch(r"[a-z0-9_]{8}", work.name.removeprefix(prefix))
@@ -250,13 +252,13 @@ def _clear_leftovers(folder: Path) -> None:
 
 
 def _is_ours(work: Path) -> bool:
-    """Whether it has the mark; or is empty, as after a kill before it gets the mark, or after it has lost it."""
+    """Return whether it has the mark; or is empty, as after a kill before it got the mark, or after it lost it."""
     entries = os.listdir(work)
     return not entries or _OURS in entries
 
 
 def _clear(work: Path, folder: Path) -> None:
-    """Delete a working folder, last of all the mark that it is ours; an older checkpoint that lies in it goes back."""
+    """Delete a working folder, its mark last; an older checkpoint that lies in it is moved back."""
     if (work / _OLDER).exists() and not folder.exists():
         (work / _OLDER).rename(folder)
     for name in (_NEW, _OLDER):

@@ -44,7 +44,7 @@ _MULTI_RL_MODULE = "learner_group/learner/rl_module"
 _CONNECTORS = "env_runner/{}_connector"
 
 
-_LARGEST_SETTING = 2**63  # larger numbers are none that a person would read, and infinite ones are none
+_LARGEST_SETTING = 2**63  # larger numbers and infinite ones are left out
 
 
 _CLASS_FILE = "class_and_ctor_args.pkl"
@@ -157,7 +157,7 @@ class RLlibCheckpoint:
         module = module_class(**constructor_kwargs)
         try:
             module.load_state_dict({key: torch.as_tensor(state[key]) for key in expected})
-        except ValueError as error:  # of a tree that is none
+        except ValueError as error:  # a tree whose arrays are no tree
             raise CheckpointError(f"'{state_file}' was refused: {error}") from error
         return module
 
@@ -232,7 +232,7 @@ class RLlibCheckpoint:
             config = cloudpickle.loads(read_file(self.filesystem, file))["ctor_args_and_kwargs"][0][0]
             look_up = config.get if isinstance(config, Mapping) else partial(getattr, config)
             return look_up("env"), dict(look_up("env_config") or {})
-        except Exception:  # whatever unpickling runs into, such as a class that is not here: it is read as data then
+        except Exception:  # whatever unpickling runs into, such as a class that is not here: then it is read as data
             return None
 
     def settings(self) -> dict[str, Any]:

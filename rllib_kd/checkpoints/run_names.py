@@ -82,7 +82,7 @@ def _with_brief_trial(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _with_trial_and_time(parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Where the settings alone do not tell trials apart; of others, nothing is left to replace."""
+    """Return the parts with trials named by settings and time, for those that settings alone do not tell apart."""
     return tuple(_TRIAL.sub(lambda match: f"{match['varied'] or match['number']}_{match['began']}", p) for p in parts)
 
 

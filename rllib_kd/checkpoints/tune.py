@@ -1,8 +1,8 @@
 """Folders of Ray Tune: which checkpoint a path means.
 
-A run folder means its best checkpoint by evaluation if training evaluated, else its newest; and its newest if training
-goes on from it. `RUN@best` and `RUN@newest` choose. A folder with a single zip means that zip. All functions with a
-path argument call `resolve()`.
+A run folder means its best checkpoint by evaluation if training evaluated, else its newest. If training continues from
+it, it means its newest. `RUN@best` and `RUN@newest` choose. A folder with a single zip means that zip. All functions
+with a path argument call `resolve()`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from rllib_kd.text import number, printable
 logger = logging.getLogger(__name__)
 
 
-#: The rules by which `RUN@RULE` chooses a checkpoint.
+#: The rules of `RUN@RULE`, by which a checkpoint is chosen.
 BEST, NEWEST = "best", "newest"
 
 
@@ -122,11 +122,11 @@ def resolve(path: str | os.PathLike[str], *, continues: bool = False) -> Locatio
 
     Args:
         path: path or URI of a checkpoint, a run folder, or another library's file.
-        continues: whether training goes on from the checkpoint. A run folder then means its newest one, as in Tune.
+        continues: whether training continues from the checkpoint. A run folder then means its newest one, as in Tune.
 
     Raises:
         CheckpointError: there is nothing; a run has no checkpoint; an experiment has several trials, and none was
-            evaluated, or training is to go on; a folder has several zips; or the results exceed the limits.
+            evaluated, or training is to continue; a folder has several zips; or the results exceed the limits.
     """
     named = _find(os.fspath(path))
     reader = _TrialsReader(named.filesystem)
@@ -145,7 +145,7 @@ def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[st
         names: names that are not paths.
 
     Raises:
-        ValueError: as `resolve()`; the limits on results apply to all paths together. Two students have one name.
+        ValueError: as `resolve()`; the limits on results apply to all paths together. Two students have the same name.
     """
     readers: list[_TrialsReader] = []
     found = [_students_at(*_split_name(os.fspath(path), names), readers, names) for path in paths]
@@ -334,7 +334,7 @@ def _why(why: str, kind: int | None, chosen: _Scored) -> str:
         return f"it is the newest{asked or ', since training was not evaluated'}"
     value = chosen.returns[kind]
     if not math.isfinite(value):
-        return f"it is the newest that is whole{asked}"
+        return f"it is the newest complete one{asked}"
     if kind == _EVALUATION:
         return f"it has the best mean return in evaluation ({number(value)}){asked}"
     return f"it has the best mean return in training ({number(value)}){asked}; there was no evaluation"
@@ -399,7 +399,7 @@ class _TrialsReader(TrialReader):
         return trial if name.startswith(CHECKPOINT) and self.is_trial(trial) else None
 
     def score(self, trial: str, folders: Sequence[str], *, reads_states: bool = True) -> list[_Scored]:
-        """Return the checkpoints among folders of a trial, oldest first, after those that Tune has not numbered.
+        """Return the checkpoints among folders of a trial, oldest first, with those that Tune has not numbered first.
 
         Args:
             trial: folder of the trial.
@@ -425,7 +425,7 @@ class _TrialsReader(TrialReader):
                 return iteration
         except (ValueError, OSError):
             pass
-        return self._iteration_of_state(posixpath.join(checkpoint, _STATE))  # as of RLlib's other algorithms
+        return self._iteration_of_state(posixpath.join(checkpoint, _STATE))  # as RLlib's other algorithms have it
 
     def _iteration_of_state(self, path: str) -> int | None:
         if self._budget.is_used_up:
@@ -440,7 +440,7 @@ class _TrialsReader(TrialReader):
 
 
 def _place(folder: str) -> tuple[int, str]:
-    """Of a checkpoint in the order of a trial's checkpoints; a copy of one, such as `checkpoint_best`, is not newer."""
+    """Return the key that sorts a trial's checkpoints; a copy of one, such as `checkpoint_best`, is not newer."""
     number = posixpath.basename(folder).removeprefix(CHECKPOINT)
     return (int(number) if re.fullmatch(r"[0-9]{1,18}", number) else -1), folder
 
@@ -451,7 +451,7 @@ def _name(value: Any) -> str | None:
 
 def _number(value: Any) -> int | None:
     is_number = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_number and abs(value) < 2**60 else None  # of larger ones many have the same hash
+    return value if is_number and abs(value) < 2**60 else None  # many larger ones have the same hash
 
 
 def _look_up(row: Any, keys: tuple[str, ...]) -> float | None:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint of an Algorithm is whole: a full disk, or a copy that was cut off, leaves half of one."""
+"""Check that an Algorithm's checkpoint is complete: a full disk, or a copy that was cut off, leaves half of one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WRITTEN = re.compile(
 )
 
 
-#: What is in the folder of an Algorithm's checkpoint; the file that its components have not; its folders.
+#: What is in the folder of an Algorithm's checkpoint; the file that its components lack; its folders.
 _MARKS = {"algorithm_state.pkl", "class_and_ctor_args.pkl", "learner_group", "env_runner", "rllib_checkpoint.json"}
 _ALGORITHM = "rllib_checkpoint.json"
 _FOLDERS = {"learner_group", "env_runner", "eval_env_runner", "teacher", REPLAY_FOLDER}
@@ -55,7 +55,7 @@ def first_whole(filesystem: pyarrow.fs.FileSystem, folders: Iterable[str]) -> st
             continue
         for each, why in skipped.items():
             logger.warning(
-                "The checkpoint '%s' is not whole, and is skipped: %s. Was the disk full, or is it being written?",
+                "The checkpoint '%s' is incomplete, and is skipped: %s. Was the disk full, or is it being written?",
                 one_line(each, limit=_MAX_SHOWN),
                 one_line(why, limit=_MAX_SHOWN),
             )
@@ -64,11 +64,11 @@ def first_whole(filesystem: pyarrow.fs.FileSystem, folders: Iterable[str]) -> st
 
 
 def lacking(filesystem: pyarrow.fs.FileSystem, folder: str) -> str | None:
-    """Return what a checkpoint lacks, in words; None if it is whole, or is none of an Algorithm's and not empty.
+    """Return what a checkpoint lacks, in words; None if it is complete, or is not an Algorithm's and not empty.
 
     Args:
-        filesystem: that holds it.
-        folder: of the checkpoint.
+        filesystem: filesystem of the folder.
+        folder: folder of the checkpoint.
     """
     try:
         top = {entry.base_name for entry in list_folder(filesystem, folder)}
@@ -89,11 +89,11 @@ def lacking(filesystem: pyarrow.fs.FileSystem, folder: str) -> str | None:
         lack = _half_file(filesystem, folder, own) or (_missing_file(own) if are_all else None)
         return lack or (None if has_networks else "it has no networks")
     except (CheckpointError, OSError):
-        return None  # whoever reads it says why it cannot be read
+        return None  # the code that reads it reports why it cannot be read
 
 
 def _lacking_of(sizes: Mapping[str, int], written: Mapping[str, int], *, are_all: bool) -> str | None:
-    """What a checkpoint lacks of the files in its manifest. The user may delete a replay, which fills again."""
+    """Return what a checkpoint lacks of the files in its manifest. The user may delete a replay, which fills again."""
     for name, size in written.items():
         if name in sizes and sizes[name] < size:
             return f"its {name} ends in the middle"
@@ -124,7 +124,7 @@ def _missing_file(names: Iterable[str]) -> str | None:
 
 
 def _sizes(filesystem: pyarrow.fs.FileSystem, folder: str) -> tuple[dict[str, int], bool]:
-    """The files in a checkpoint by their paths in it, with their sizes in bytes; and whether these are all."""
+    """Return the sizes in bytes of a checkpoint's files, by their paths in it; and whether these are all files."""
     sizes, folders, num_entries, are_all = {}, [(folder, 0)], 0, True
     while folders and num_entries < _MAX_ENTRIES:  # links may make a few folders look like millions
         current, depth = folders.pop()

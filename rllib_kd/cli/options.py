@@ -21,7 +21,7 @@ def option(help: str, *flags: str, metavar: str | None = None) -> Any:
 
 
 def _writable_option(help: str, *, metavar: str, replaces: bool = False) -> Any:
-    """Return an option for a path that a command writes; `replaces` if an older file is replaced by rename."""
+    """Return an option for a path that a command writes; with `replaces`, an older file is replaced by a rename."""
 
     def parse(text: str) -> Path:
         return _writable(text, is_folder=metavar == "FOLDER", replaces=replaces)
@@ -30,7 +30,7 @@ def _writable_option(help: str, *, metavar: str, replaces: bool = False) -> Any:
 
 
 def _writable(text: str, *, is_folder: bool, replaces: bool) -> Path:
-    """Return the path, once it is clear that a long command can write there at its end."""
+    """Return the path, after checking that a long command can write there at its end."""
     kind = "folder" if is_folder else "file"
     if not text or "\0" in text or "://" in text:
         got = "a URI" if "://" in text else "a path with a null character" if text else "an empty text"
@@ -48,7 +48,7 @@ def _writable(text: str, *, is_folder: bool, replaces: bool) -> Path:
         )
     if replaces and path.exists() and not path.is_file():
         raise typer.BadParameter(f"'{path}' is a device or a pipe, which cannot be replaced. Name a file.")
-    if path.is_fifo() and path.resolve().exists():  # it has a name: pipes that a shell has opened have none
+    if path.is_fifo() and path.resolve().exists():  # a pipe with a name: those that a shell has opened have none
         raise typer.BadParameter(f"'{path}' is a pipe, which waits for a reader. Name a file.")
     whole = path.absolute()
     written = whole.parent if replaces else whole
@@ -60,7 +60,7 @@ def _writable(text: str, *, is_folder: bool, replaces: bool) -> Path:
 
 def _takes_files(folder: Path) -> bool:
     """Return whether a file can be created in a folder: some permissions, such as those in /proc, are misleading."""
-    import tempfile  # which `rllib --help` does without
+    import tempfile  # imported here: `rllib --help` does not need it
 
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -89,7 +89,7 @@ Imports = Annotated[list[str] | None, option("File to import first; can be repea
 Teacher = Annotated[list[str] | None, option(TEACHER_HELP, metavar="PATH")]
 
 
-NoTeacher = Annotated[bool, option("Learn from rewards alone (TD), as DQN.", "--no-teacher")]
+NoTeacher = Annotated[bool, option("Learn from rewards alone, as DQN does.", "--no-teacher")]
 
 
 Compression = Annotated[float | None, option("Student size / teacher size, in (0, 1].", metavar="X")]
@@ -143,10 +143,10 @@ ScoreAttr = Annotated[
 ]
 
 
-MaxFailures = Annotated[int, option("Retries from the last checkpoint; default 0.", metavar="N")]
+MaxFailures = Annotated[int, option("Retries from the last checkpoint (default: 0).", metavar="N")]
 
 
-Restore = Annotated[str | None, option("New run from a checkpoint (a run's newest).", metavar="PATH")]
+Restore = Annotated[str | None, option("Checkpoint or run to start a new run from.", metavar="PATH")]
 
 
 Resume = Annotated[bool, option("Continue an interrupted experiment.", "--resume")]
@@ -225,7 +225,7 @@ NewFolder = Annotated[Path | None, _writable_option("New folder (default: in ~/r
 Returns = Annotated[Path | None, _writable_option("JSON file for all returns.", metavar="FILE")]
 
 
-Video = Annotated[Path | None, _writable_option("Folder for films of the first episodes.", metavar="FOLDER")]
+Video = Annotated[Path | None, _writable_option("Folder for videos of the first episodes.", metavar="FOLDER")]
 
 
 NumVideos = Annotated[int, typer.Option(min=1, help="Episodes to film (default: 3).", metavar="N", show_default=False)]
@@ -245,10 +245,10 @@ Artifact = Annotated[Path, _writable_option("File to write.", metavar="FILE", re
 Format = Annotated[str | None, option("c, onnx, pt2, python, safetensors, web (FILE's ending).", metavar="NAME")]
 
 
-Prefix = Annotated[str | None, option("What names in C begin with (default: student).", metavar="NAME")]
+Prefix = Annotated[str | None, option("Prefix of all names in C (default: student).", metavar="NAME")]
 
 
-Int8 = Annotated[bool, option("Quantize weights of ONNX or C to 8 bits.", "--int8")]
+Int8 = Annotated[bool, option("Quantize weights to 8 bits (ONNX or C).", "--int8")]
 
 
 OtherTeacher = Annotated[str | None, option("Teacher to compare size and latency with.", metavar="PATH")]

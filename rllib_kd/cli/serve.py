@@ -18,7 +18,7 @@ def serve(
     checkpoint: Policy,
     host: Annotated[str, option("Host to listen on (default: 127.0.0.1).", metavar="HOST")] = "127.0.0.1",
     port: Annotated[int, option("Port to listen on (default: 8000).", metavar="N")] = 8000,
-    replicas: Annotated[int, option("Processes that answer (default: 1).", metavar="N")] = 1,
+    replicas: Annotated[int, option("Processes that serve requests (default: 1).", metavar="N")] = 1,
     address: Address = None,
     trust_checkpoint: Trust = False,
 ) -> None:

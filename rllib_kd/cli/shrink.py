@@ -24,9 +24,9 @@ def shrink(
     keep: Annotated[float, option("Share of return or agreement to keep (default: 0.97).", metavar="X")] = 0.97,
     confidence: Annotated[float, option("Certificate's confidence (default: 0.95).", metavar="X")] = 0.95,
     minimize: Annotated[str, option("parameters (default), bytes, int8_bytes, ...", metavar="NAME")] = "parameters",
-    minutes: Annotated[float | None, option("Time for everything (default: 10).", metavar="N")] = None,
+    minutes: Annotated[float | None, option("Minutes for the whole run (default: 10).", metavar="N")] = None,
     env_steps: Annotated[int | None, option("Env steps of training, instead of minutes.", metavar="N")] = None,
-    episodes: Annotated[int, option("Most episodes of a certificate (default: 5,000).", metavar="N")] = 5_000,
+    episodes: Annotated[int, option("Certificate's most episodes (default: 5,000).", metavar="N")] = 5_000,
     trees: Annotated[bool, option("Try decision trees beside networks.", "--trees")] = False,
     restarts: Annotated[int | None, option("Copies of each size (default: 8; images: 1).", metavar="N")] = None,
     bounds: Annotated[
@@ -43,7 +43,7 @@ def shrink(
 ) -> None:
     """Find the smallest student that keeps the return, with a certificate.
 
-    Without --env, --input has recorded rows, on which it is to agree with the teacher.
+    Without --env, students are compared with the teacher on recorded rows: --input.
 
     \b
     rllib shrink --teacher cartpole --env CartPole-v1 --minutes 2
@@ -77,7 +77,7 @@ def shrink(
         "bounds": bounds,
         "parts": parts,
     }
-    if resume and out is not None:  # what is left out is as it was
+    if resume and out is not None:  # options that are left out keep their values
         given = {name for name in options if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
         given |= {"config"} if input else set()
         begun = begun_with(out)

@@ -32,7 +32,7 @@ def sweep(
         option("Results folder (default: sweep-ENV).", "--name", "--experiment-name", "-n", metavar="NAME"),
     ] = None,
     resume: Annotated[bool, option("Continue the sweep of this name.", "--resume")] = False,
-    keep: Annotated[float | None, option("Certify that it keeps this share of return.", "--keep", metavar="X")] = None,
+    keep: Annotated[float | None, option("Share of return to certify (default: none).", "--keep", metavar="X")] = None,
     confidence: Annotated[float, option("Certificate's confidence (default: 0.95).", metavar="X")] = 0.95,
     minimize: Annotated[str, option("parameters (default), bytes, int8_bytes, ...", metavar="NAME")] = "parameters",
     seed: Annotated[int, option("Seed of search and students (default: 0).", metavar="N")] = 0,
@@ -42,8 +42,7 @@ def sweep(
 ) -> None:
     """Search for the smallest student that plays as well as its teacher.
 
-    Without --env, --input has recorded rows, on which it is to agree with the
-    teacher.
+    Without --env, students are compared with the teacher on recorded rows: --input.
 
     \b
     rllib sweep --teacher cartpole --env CartPole-v1

@@ -131,7 +131,7 @@ def train(
     experiment.settings |= {name: value for name, value in shortcuts.items() if value is not None}
     if no_teacher:
         experiment.settings |= _without_teacher(teacher)
-        if not words:  # a file has its own
+        if not words:  # a file sets its own
             experiment.settings.setdefault("epsilon", _EXPLORATION)
     experiment.settings |= parse_settings(config, "--config")
     if changes := parse_settings(env_config, "--env-config"):
@@ -179,7 +179,7 @@ def train(
         raise typer.Exit(1)
 
 
-#: Without a teacher nobody else explores: as RLlib's DQN, at random in the first 10,000 env steps.
+#: Without a teacher, the student must explore: like RLlib's DQN, by random actions in the first 10,000 env steps.
 _EXPLORATION = [[0, 1.0], [10_000, 0.05]]
 
 
@@ -211,7 +211,7 @@ def _experiment(words: list[str] | None, algo: str | None, imports: list[str]) -
 def _loggers(
     checked: CheckedExperiment, key: str | None, project: str | None, run_name: str | None
 ) -> list[tune.Callback]:
-    """Return the logger for Weights & Biases, if a flag of it was given."""
+    """Return the logger for Weights & Biases if one of its flags was given."""
     from rllib_kd.experiment.loggers import wandb_callback
 
     if all(value is None for value in (key, project, run_name)):
@@ -226,10 +226,10 @@ def _print_results(
 
     Args:
         checked: the experiment.
-        results: of its trials.
+        results: results of its trials.
         failure: as `hidden_reason()` takes it.
         interrupted: whether training was interrupted.
-        own_name: whether the name was made here, and not given.
+        own_name: whether the name is a default one, and was not given.
     """
     from rllib_kd.experiment.outcome import comparison, hidden_reason, remedy, summary
 

@@ -1,1 +1,1 @@
-"""Environments: making them, Atari's preprocessing, films."""
+"""Environments: how they are made, Atari's preprocessing, videos."""

@@ -20,7 +20,7 @@ import numpy as np
 with contextlib.suppress(ImportError):  # the extra [atari]
     import ale_py
 
-    gym.register_envs(ale_py)  # wherever a config comes: EnvRunners know the games by their names
+    gym.register_envs(ale_py)  # in every process that reads a config: EnvRunners make the games by their names
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner in the output of commands
 
 
@@ -31,7 +31,7 @@ VECTOR_DEFAULTS = {"reward_clipping": False, "use_fire_reset": False, "num_threa
 _VECTOR_ENTRY_POINT = "ale_py.vector_env:AtariVectorEnv"
 
 
-_NUM_SEEDS = 2**31  # that ALE's vector env tells apart
+_NUM_SEEDS = 2**31  # seeds that ALE's vector env distinguishes
 
 
 #: Settings of the vector env without a meaning in a single environment.
@@ -86,7 +86,7 @@ def make(game: str, *, render_mode: str | None = None, **config: Any) -> gym.Env
 
 
 def make_vector(game: str, num_envs: int, **config: Any) -> gym.vector.VectorEnv:
-    """ALE's own vector env, which shows what `make()` shows.
+    """Return ALE's own vector env, which shows what `make()` shows.
 
     Args:
         game: as in `make()`.

@@ -48,7 +48,7 @@ def record(name: str) -> None:
 def _recorded() -> frozenset[str]:
     try:
         with record_path().open("rb") as file:
-            if os.fstat(file.fileno()).st_uid != os.getuid():  # somebody else's
+            if os.fstat(file.fileno()).st_uid != os.getuid():  # another user's file
                 return frozenset()
             return frozenset(file.read(_MAX_BYTES).decode(errors="replace").splitlines())
     except OSError:

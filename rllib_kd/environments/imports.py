@@ -122,7 +122,7 @@ def _loaded_as(name: str, path: Path) -> ModuleType:
         return sys.modules[name]
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"it is no Python file, whose name ends in .py: {path}")
+        raise ImportError(f"it is not a Python file, whose name ends in .py: {path}")
     module = sys.modules[name] = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -79,13 +79,13 @@ def close(envs: Any) -> None:
 
 
 class EnvMaker:
-    """Makes single environments, each call another one; and vector envs, where the environment has a faster one.
+    """Makes single environments, a new one at each call; and vector envs, if the environment has a faster one.
 
     Args:
         name: of the environment, for errors.
         make: makes one.
-        make_vector: from a number to a vector env of so many, which shows the same; None if there is no such.
-        make_stand_in: the same of one that has random numbers of its own.
+        make_vector: makes a vector env of a given number of environments, which shows the same; None if there is none.
+        make_stand_in: likewise; its vector env has random numbers of its own.
     """
 
     def __init__(
@@ -144,14 +144,14 @@ def check_has_spaces(env: gym.Env, name: str) -> None:
         name: its name, for the message.
 
     Raises:
-        ValueError: one is missing, or is not a space of gymnasium, and the message says which; or it is no environment.
+        ValueError: one is missing, or is not a space of gymnasium, and the message names it; or it is no environment.
     """
     if isinstance(env, MultiAgentEnv):
         return
     if not isinstance(env, gym.Env):
         old = " The package gym is old: import gymnasium as gym." if is_of_old_gym(type(env)) else ""
         raise ValueError(
-            f"What makes the environment '{name}' returned {type(env).__name__}, expected a gymnasium.Env.{old}"
+            f"The maker of the environment '{name}' returned {type(env).__name__}, expected a gymnasium.Env.{old}"
         )
     for space, example in (("observation_space", "Box(low, high, shape)"), ("action_space", "Discrete(n)")):
         value = getattr(env, space, None)
@@ -179,7 +179,7 @@ def env_maker(
         render_mode: gymnasium's render mode; an entry of the config if `env` is not a gymnasium id.
 
     Raises:
-        ValueError: gymnasium does not know the id, or there is no such file, module or class.
+        ValueError: gymnasium has no such id, or there is no such file, module or class.
     """
     pools.register(env)
     name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
@@ -210,7 +210,7 @@ def _own(own: OwnName, env: str) -> str | OwnEnvironment:
 
 
 def names_class(env: str) -> bool:
-    """Return whether RLlib takes the name of an environment for the path of a class."""
+    """Return whether RLlib reads the name of an environment as the path of a class."""
     return "." in env and ":" not in env and not is_registered(env)
 
 
@@ -244,9 +244,9 @@ def check_gymnasium_id(env: str) -> None:
     except (gym.error.Error, ModuleNotFoundError) as error:
         is_missing = env.startswith("ALE/") and isinstance(error, gym.error.NamespaceNotFound)
         hint = " pip install 'rllib-kd[atari]'" if is_missing else ""
-        if not module and not is_missing:  # nothing has been imported that could know it
+        if not module and not is_missing:  # nothing has been imported that could have registered it
             hint = f" If it is in a file or another package, name that first: path/to/file.py:{env} or module:{env}."
         raise ValueError(
-            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: "
+            f"The environment '{env}' is registered neither with Ray nor with gymnasium: "
             f"{str(error).rstrip('. ')}.{hint}"
         ) from error

@@ -1,7 +1,7 @@
 """Environments of the user's own: "path/to/file.py:Name", "module:Name" and imports before them.
 
 What stands before the colon is imported: a Python file or a module; or several, separated by commas. NAME is then an id
-that gymnasium knows, a name that Ray knows, or else a class or function in the last one. Only this text is in configs
+of gymnasium's, a name registered with Ray, or else a class or function in the last one. Only this text is in configs
 and checkpoints. To RLlib the environment is registered with Ray under it, so that every process of a cluster finds it:
 `OwnEnvironment` carries the source of the files.
 """
@@ -108,9 +108,9 @@ def given_environment(env: str | None, imports: Sequence[str] = ()) -> str | Non
 
 
 def settled(env: Any) -> Any:
-    """Make an environment of the user's own known to Ray, and return its name with absolute paths; others unchanged.
+    """Register an environment of the user's own with Ray, and return its name with absolute paths; others unchanged.
 
-    The user has given it: it is imported, and recorded as familiar. A name that Ray knows stays as it is.
+    The user has given it: it is imported, and recorded as familiar. A name registered with Ray stays as it is.
 
     Raises:
         ValueError: it cannot be imported, or has no such environment.
@@ -125,7 +125,7 @@ def settled(env: Any) -> Any:
 
 
 def _located(name: str) -> str:
-    """Return the file of a module of the user's own, say in the working folder; other imports as they are.
+    """Return the file of a module of the user's own, such as one in the working folder; other imports as they are.
 
     A checkpoint that names a module means an installed one, wherever it is evaluated.
     """
@@ -167,7 +167,7 @@ _defined: dict[str, Make] = {}
 
 
 def _is_known_anywhere(env: str) -> bool:
-    """Return whether gymnasium knows an id in every process: its own, ALE's, and those of its plugins."""
+    """Return whether gymnasium has an id in every process: its own, ALE's, and those of its plugins."""
     if env not in gym.registry or is_registered_with_tune(env):
         return False
     entry_point = gym.registry[env].entry_point

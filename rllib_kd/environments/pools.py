@@ -24,7 +24,7 @@ _PREFIX = "envpool/"
 #: Packages that register an environment with gymnasium, by the beginning of its name.
 _PACKAGES = {"highway": "highway_env", "MiniGrid": "minigrid", "BabyAI": "minigrid"}
 
-_NUM_SEEDS = 2**31  # that a pool tells apart
+_NUM_SEEDS = 2**31  # seeds that a pool distinguishes
 
 
 def is_pool(env: Any) -> bool:
@@ -63,10 +63,10 @@ def check(env: str, env_config: Mapping[str, Any]) -> None:
 
 
 def register(env: Any) -> None:
-    """Make gymnasium know the name, in this process, if it is a pool's.
+    """Register the name with gymnasium in this process, if it is a pool's.
 
     Raises:
-        ValueError: gymnasium knows no environment to evaluate in.
+        ValueError: gymnasium has no environment to evaluate in.
     """
     if not is_pool(env) or env in gym.registry:
         return
@@ -78,7 +78,7 @@ def register(env: Any) -> None:
     if name not in gym.registry:
         install = "" if package is None else f" Install it: pip install {package.replace('_', '-')}."
         raise ValueError(
-            f"'{env}' is sampled by envpool and evaluated in gymnasium's '{name}', which gymnasium does not know."
+            f"'{env}' is sampled by envpool and evaluated in gymnasium's '{name}', but gymnasium has no '{name}'."
             f"{install}"
         )
     spec = gym.spec(name)
@@ -98,7 +98,7 @@ def single(*, name: str, num_threads: int = 1, **config: Any) -> gym.Env:
 
     Args:
         name: gymnasium's name.
-        num_threads: of a pool alone.
+        num_threads: not used: it is a setting of the pool.
         config: its keyword arguments.
     """
     return gym.make(name, **config)
@@ -147,10 +147,10 @@ class Pool(gym.vector.VectorEnv):
         return pool
 
     def reset(self, *, seed: Any = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin new episodes. With a seed, or a list of one for each environment, the pool is made anew.
+        """Begin new episodes. With a seed, or a list of one for each environment, a new pool is made.
 
         Raises:
-            ValueError: envpool is not installed, does not know the environment, or shows something else there.
+            ValueError: envpool is not installed, lacks the environment, or has other spaces for it.
         """
         if seed is not None or self._pool is None:
             seed = np.random.default_rng().integers(_NUM_SEEDS, size=self.num_envs) if seed is None else seed
@@ -166,7 +166,7 @@ class Pool(gym.vector.VectorEnv):
         return self._shown(obs), rewards.astype(np.float64), terminateds, truncateds, {}
 
     def close_extras(self, **kwargs: Any) -> None:
-        """End its threads."""
+        """End the pool's threads."""
         if self._pool is not None:
             self._pool.close()
 

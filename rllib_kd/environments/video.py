@@ -1,4 +1,4 @@
-"""Record films of episodes, and check that environments can be rendered."""
+"""Record videos of episodes, and check that environments can be rendered."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class CheckedExperiment:
     trial_resources: dict[str, float]  # {"CPU": 1.0, ...}
     title: str  # algorithm and environment
     settings: dict[str, Any] = field(default_factory=dict)  # as the user has written them, with absolute teachers
-    subject: str = ""  # of the experiment, as names begin that nobody has given
+    subject: str = ""  # beginning of the experiment's default name
 
 
 def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:
@@ -240,7 +240,7 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
 
 
 def _note_other_config(config: DistillDQNConfig, teachers: Sequence[Source]) -> None:
-    """Say it if a teacher was trained in this environment with a config, and this run has another."""
+    """Print a note if a teacher was trained in this environment with another config than this run's."""
     here = PlayedEnvironment(config.env, config.env_config)
     for teacher in teachers:
         there = PlayedEnvironment(*teacher.environment())

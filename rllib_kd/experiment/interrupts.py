@@ -51,18 +51,18 @@ class SaveOnInterrupt(tune.Callback):
         self._saved: set[str] = set()
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """Tune's hook at every result."""
+        """Ask for a checkpoint after a signal: Tune calls this at every result."""
         self._reported.add(trial.trial_id)
         if _interrupt.is_set():
             result[SHOULD_CHECKPOINT] = True
 
     def on_trial_save(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Tune's hook after every checkpoint."""
+        """Note which trials are saved: Tune calls this after every checkpoint."""
         if _interrupt.is_set():
             self._saved.add(trial.trial_id)
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
-        """Tune's hook, several times a second."""
+        """End training once all trials are saved: Tune calls this several times a second."""
         if not _interrupt.is_set():
             return
         running = {trial.trial_id for trial in trials if trial.status == "RUNNING"}

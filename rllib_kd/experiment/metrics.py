@@ -68,7 +68,7 @@ def checked_metric(metric: Any) -> str:
     return metric
 
 
-_PATIENCE = 3  # results in which a metric may be missing: evaluations, say, come later than the first
+_PATIENCE = 3  # results in which a metric may be missing: evaluations, for example, come later than the first
 
 
 class MissingMetrics(tune.Callback):
@@ -82,7 +82,7 @@ class MissingMetrics(tune.Callback):
         self._missing = set(metrics)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
-        """Tune's hook at every result."""
+        """Look for the metrics in a result: Tune calls this at every result."""
         if not self._missing:
             return
         known = flatten_dict(dict(result))

@@ -1,4 +1,4 @@
-"""Names of experiments that nobody has named: `DistillDQN_CartPole-v1_2026-11-26_16-19-05`."""
+"""Default names of experiments: `DistillDQN_CartPole-v1_2026-11-26_16-19-05`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def own_folder(storage: str, name: str) -> Iterator[str]:
         name: as from `new_name()`.
 
     Yields:
-        The name. Where nothing has been written to the folder, it is deleted at the end.
+        The name. If nothing was written to the folder, it is deleted at the end.
 
     Raises:
         ValueError: it cannot be made.
@@ -86,7 +86,7 @@ def own_folder(storage: str, name: str) -> Iterator[str]:
 
 
 def newest(storage: str, subject: str) -> str | None:
-    """Return the name of the newest experiment that nobody has named; None if there is none, or it cannot be found.
+    """Return the name of the newest experiment with a default name; None if there is none, or it cannot be found.
 
     Args:
         storage: path or URI of the folder in which experiments lie.

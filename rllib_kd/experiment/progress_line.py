@@ -37,7 +37,7 @@ class ProgressLine(tune.Callback):
         self._live: Live | None = None
 
     def setup(self, stop: Any = None, num_samples: int | None = None, total_num_samples: int = 1, **info: Any) -> None:
-        """Tune's hook before the first trial."""
+        """Begin the line: Tune calls this before the first trial."""
         self._num_trials = total_num_samples
         if watched():
             self._live = Live(Text("starting"), console=Console(stderr=True), transient=True)
@@ -45,7 +45,7 @@ class ProgressLine(tune.Callback):
             atexit.register(self._live.stop)  # which shows the cursor again, however training ends
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
-        """Tune's hook at every result."""
+        """Update the line: Tune calls this at every result."""
         if self._live is None:
             return
         before = self._results.get(trial.trial_id, {})
@@ -58,7 +58,7 @@ class ProgressLine(tune.Callback):
         self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
 
     def on_experiment_end(self, trials: Any, **info: Any) -> None:
-        """Tune's hook at the end."""
+        """Remove the line: Tune calls this at the end."""
         if self._live is not None:
             self._live.stop()
 

@@ -1,6 +1,6 @@
 """What a resumed experiment takes from its command: another --stop takes effect, other changed flags are refused.
 
-Tune keeps everything else as it was when the experiment began, without a word.
+Tune silently keeps everything else as it was when the experiment began.
 """
 
 from __future__ import annotations
@@ -47,32 +47,32 @@ class StopAt:
         self._stop = dict(stop)
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Whether the trial stops, as Tune asks after each result."""
+        """Return whether the trial stops; Tune calls this after each result."""
         return is_reached(criteria(self._stop), result)
 
 
 def is_reached(stop: Mapping[str, float], result: Mapping[str, Any]) -> bool:
-    """Whether a result meets one of the criteria."""
+    """Return whether a result meets one of the criteria."""
     return any(metric_at(result, path) >= value for path, value in stop.items())
 
 
 def criteria(began_with: Mapping[str, float]) -> Mapping[str, float]:
-    """Return the criteria at which trials stop now: of the command that resumes, else those that they began with."""
+    """Return the criteria at which trials stop now: those of the command that resumes, else those they began with."""
     return _resumed_with or began_with
 
 
 def have_stopped(results: Iterable[tune.Result], stop: Mapping[str, float]) -> bool:
-    """Whether all trials have met the criteria, so that a signal in the meantime has interrupted nothing.
+    """Return whether all trials have met the criteria, so that a signal since then has interrupted nothing.
 
     Args:
-        results: of the trials.
+        results: results of the trials.
         stop: the criteria that they began with.
     """
     return all(result.error is None and is_reached(criteria(stop), result.metrics or {}) for result in results)
 
 
 def begin_with(stop: Mapping[str, float]) -> None:
-    """Let a resumed experiment stop by other criteria; empty: by those that it began with."""
+    """Let a resumed experiment stop by these criteria; if they are empty, by those that it began with."""
     global _resumed_with
     _resumed_with = dict(stop)
 
@@ -86,7 +86,7 @@ def record(uri: str, flags: Mapping[str, Any]) -> None:
 
 
 def recorded(uri: str) -> dict[str, Any]:
-    """The flags that an experiment began with; empty where none are kept."""
+    """Return the flags that an experiment began with; empty if none are kept."""
     filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
     info = filesystem.get_file_info(f"{path}/{_RECORD}")
     if not info.is_file or info.size > _MAX_BYTES:
@@ -103,21 +103,21 @@ def check_unchanged(began_with: Mapping[str, Any], flags: Mapping[str, Any], def
     """Check that a command that resumes asks for nothing but what the experiment began with.
 
     Args:
-        began_with: of `recorded()`.
-        flags: of the command, by name.
-        defaults: of these; a flag that is left out changes nothing.
+        began_with: result of `recorded()`.
+        flags: flags of the command, by name.
+        defaults: their defaults; a flag that is left out changes nothing.
 
     Raises:
         ValueError: a flag has another value; the message names each.
     """
     given = {name: plain(value) for name, value in flags.items()}
     given = {name: value for name, value in given.items() if not _is_same(name, value, plain(defaults.get(name)))}
-    # Older versions kept no record, or fewer flags. Of settings all are in it that were given.
+    # Older versions kept no record, or fewer flags. Of the settings, the record has all that were given.
     known = [name for name in given if name in began_with or (began_with and not name.startswith("--"))]
     if words := differences(began_with, {name: given[name] for name in known}):
         raise ValueError(
-            f"A resumed experiment keeps what it began with, and only --stop may change: {words}. Leave this out, or "
-            "begin a new experiment from a checkpoint: --restore CHECKPOINT --experiment-name NAME."
+            f"A resumed experiment keeps its original settings, and only --stop may change: {words}. Leave this out, "
+            "or begin a new experiment from a checkpoint: --restore CHECKPOINT --experiment-name NAME."
         )
 
 
@@ -156,14 +156,14 @@ def check_unfinished(results: tune.ResultGrid, stop: Mapping[str, float]) -> Non
         return
     checkpoint = short[0].checkpoint
     where = "CHECKPOINT" if checkpoint is None else location(checkpoint)
-    raise ValueError(f"{words}. Go on in a new experiment: --restore {where} --experiment-name NAME, without --resume.")
+    raise ValueError(f"{words}. Continue in a new one: --restore {where} --experiment-name NAME, without --resume.")
 
 
 # --- What a flag means ------------------------------------------------------------------------------------------------
 
 
 def plain(value: Any, *, depth: int = 0) -> Any:
-    """A value in JSON's terms, which are the same in every process: without addresses, and in the order of names.
+    """Return a value in JSON's terms, which are the same in every process: without addresses, in the order of names.
 
     Args:
         value: of any kind.
@@ -190,7 +190,7 @@ def plain(value: Any, *, depth: int = 0) -> Any:
 
 
 def _is_same(name: str, value: Any, other: Any) -> bool:
-    """Whether two values of a flag mean the same: numbers that are none are equal, and so are spellings of a path."""
+    """Return whether two values of a flag mean the same: NaNs are equal, and so are spellings of the same path."""
     if name in _PATHS:
         value, other = _places(value), _places(other)
     return _is_equal(value, other)
@@ -205,7 +205,7 @@ def _is_equal(value: Any, other: Any) -> bool:
 
 
 def _places(value: Any) -> Any:
-    """The paths in a value, each as that of the file or folder that it leads to."""
+    """Return the paths in a value, each as that of the file or folder that it leads to."""
     if isinstance(value, list):
         return [_places(part) for part in value]
     if isinstance(value, dict):  # a search space

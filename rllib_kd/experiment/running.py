@@ -170,22 +170,22 @@ def alone(experiment: CheckedExperiment, options: RunOptions) -> AbstractContext
 
 
 def note_of_earlier_runs(experiment: CheckedExperiment, options: RunOptions) -> str | None:
-    """Return what is to be said if a new run is going to be put beside an earlier one; None if there is none."""
+    """Return a note if a new run will be added beside an earlier one; None if there is no earlier one."""
     folder = folder_of(experiment, options)
     if options.resume or not has_snapshot(folder):
         return None
     return (
-        f"'{folder}' has an earlier run, and this one comes beside it. Give another --experiment-name to keep them "
+        f"'{folder}' has an earlier run, and this one is added beside it. Give another --experiment-name to keep them "
         "apart, or --resume to continue the earlier one."
     )
 
 
 @contextmanager
 def named(experiment: CheckedExperiment, options: RunOptions) -> Iterator[CheckedExperiment]:
-    """Make a folder for an experiment that nobody has named, and yield the experiment with the folder's name.
+    """Make a folder for an experiment without a given name, and yield the experiment with the folder's name.
 
     Raises:
-        ValueError: it is to be resumed; or the folder cannot be made.
+        ValueError: a resumed run needs a name; or the folder cannot be made.
     """
     storage = absolute_uri(options.storage_path)
     if options.resume:
@@ -352,7 +352,7 @@ def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
     if any(kind != FileType.File for kind in file_types(checkpoint.filesystem, files)):
         raise ValueError(missing)
     if (lack := lacking(checkpoint.filesystem, checkpoint.path)) is not None:
-        raise ValueError(f"The checkpoint '{path}' is not whole: {lack}. Restore another one.")
+        raise ValueError(f"The checkpoint '{path}' is incomplete: {lack}. Restore another one.")
     trained_by = opened.algorithm()
     if trained_by is not None and trained_by not in {cls.__name__ for cls in trainable.__mro__}:
         raise ValueError(

@@ -38,12 +38,12 @@ class Snapshots(tune.Callback):
         self._packed_at = 0  # modification time of the state that was packed last, ns
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tune's hook, several times a second, in the thread that writes the files."""
+        """Pack the state: Tune calls this several times a second, in the thread that writes the files."""
         if trials:
             self._pack(trials[0].storage)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Tune's hook after the last state is written."""
+        """Pack the last state: Tune calls this after it is written."""
         if trials:
             self._pack(trials[0].storage)
 

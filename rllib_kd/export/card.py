@@ -46,7 +46,7 @@ class Card:
         origin: where the network comes from.
         num_episodes: episodes of each return.
         teacher: name of the teacher that played the same episodes; None if none did.
-        teacher_deployment: its measurements; None, too.
+        teacher_deployment: its measurements; likewise.
     """
 
     deployment: Deployment
@@ -143,13 +143,13 @@ class Card:
             "In others nothing was measured."
         )
         if exported.format == "web" and math.isnan(self.deployment.return_mean):
-            yield "There was no node, so its JavaScript was not run: its weights alone were compared with PyTorch."
+            yield "Node.js is missing, so its JavaScript was not run: only its weights were compared with PyTorch."
         if not exported.is_checked:
             yield "There was no C compiler, so the file was neither compared with PyTorch nor played."
         elif exported.int8:
-            yield "Its Q-values are not held to a bound: judge it by agreement and return."
+            yield "The difference of its Q-values has no bound: judge it by agreement and return."
             if exported.format == "onnx":
-                yield "Its runtime may need to know opset 21 (onnxruntime from 1.18 on): activations may have 16 bits."
+                yield "Its runtime must support opset 21 (onnxruntime from 1.18 on) if activations have 16 bits."
         else:
             yield (
                 f"A Q-value may differ from PyTorch by up to {exported.max_difference_allowed:.1e}, so that "
@@ -185,7 +185,7 @@ def input_limits(student: Teacher) -> Iterator[str]:
 
 
 def _parts(student: Teacher) -> list[str]:
-    """Return how a vector is made of an observation's parts, whole, as a block; none of what is one array."""
+    """Return in a block how a vector is made of an observation's parts; nothing if an observation is one array."""
     if (parts := observation_parts(student)) is None:
         return []
     lines = ",\n ".join(map(json.dumps, parts))

@@ -1,4 +1,4 @@
-"""What a size costs: parameters, bytes, multiply-adds and latency; and which size is the smallest by one of them."""
+"""The costs of a size: parameters, bytes, multiply-adds and latency; and the smallest size by one of them."""
 
 from __future__ import annotations
 

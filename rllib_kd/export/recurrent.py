@@ -1,6 +1,6 @@
 """Recurrent students as files: one step of a function from observation and state to Q-values and the next state.
 
-States are `[B, units]`, zeros at the beginning of an episode. `runners/remembering.py` keeps them for whoever plays.
+States are `[B, units]`, zeros at the beginning of an episode. `runners/remembering.py` keeps them for the caller.
 """
 
 from __future__ import annotations

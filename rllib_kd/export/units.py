@@ -26,7 +26,7 @@ def measured_cost(measured: Any, minimize: str) -> float | None:
     """Return what is to be minimized, one of `MINIMIZED`: latency in ms; None for what was not measured.
 
     Args:
-        measured: what has these costs as attributes.
+        measured: object with these costs as attributes.
         minimize: which of them.
     """
     return getattr(measured, _ATTRIBUTES[minimize])

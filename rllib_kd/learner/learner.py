@@ -256,7 +256,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         for group in self.groups.values():
             for stack in group.learners:
                 if isinstance(stack, StackedStudents) and (joined := stack.optimizer_state(saved)) is not None:
-                    for student in stack.members:  # RLlib would make these optimizers anew
+                    for student in stack.members:  # RLlib would make new optimizers
                         optimizers.pop(f"{student.name}_{DEFAULT_OPTIMIZER}", None)
                     optimizers[stack.optimizer_name] = joined
         return {**state, COMPONENT_OPTIMIZER: optimizers}

@@ -38,7 +38,7 @@ _HUGE: Final = 1e30
 
 
 def mse(student_q: Tensor, teacher_q: Tensor) -> Tensor:
-    """Squared error of the Q-values, averaged over the legal actions: Σ_a (q_S − q_T)² / A.
+    """Return the squared error of the Q-values, averaged over the legal actions: Σ_a (q_S − q_T)² / A.
 
     Args:
         student_q: `[B, A]`, return units.
@@ -54,7 +54,7 @@ def mse(student_q: Tensor, teacher_q: Tensor) -> Tensor:
 
 
 def huber(student_q: Tensor, teacher_q: Tensor, *, delta: float = 1.0) -> Tensor:
-    """Huber loss of the Q-values, averaged over the legal actions; quadratic below `delta`, linear above.
+    """Return the Huber loss of the Q-values, averaged over the legal actions; quadratic below `delta`, else linear.
 
     Args:
         student_q: `[B, A]`, return units.
@@ -75,7 +75,7 @@ def huber(student_q: Tensor, teacher_q: Tensor, *, delta: float = 1.0) -> Tensor
 
 
 def policy_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, student_temperature: float = 1.0) -> Tensor:
-    """Forward KL(p_T ‖ p_S) between the softened teacher and the student policy.
+    """Return the forward KL(p_T ‖ p_S) between the softened teacher and the student policy.
 
     Rusu et al. 2015, arXiv 1511.06295, eq. 3: only the teacher is divided by the temperature there, and the student's
     outputs are logits (`student_temperature=1`).
@@ -107,7 +107,7 @@ def policy_kl_and_regret(
     student_temperature: float,
     regret_coeff: float | Tensor,
 ) -> Tensor:
-    """Forward KL as in `policy_kl`, plus the student's expected Q-regret: KL + c · E_{a ~ p_S}[max_b q_T(b) − q_T(a)].
+    """Return KL + c · E_{a ~ p_S}[max_b q_T(b) − q_T(a)]: `policy_kl`, plus the student's expected Q-regret.
 
     The KL ignores the cost of a mistake. A student too small to imitate its teacher everywhere must choose its
     mistakes, and the second term is low for cheap ones. It is cost-sensitive as Bastani et al. 2018 (VIPER), arXiv
@@ -197,7 +197,7 @@ class _ForwardKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        if torch.is_grad_enabled():  # what was saved has no graph, so that it would be wrong without a word
+        if torch.is_grad_enabled():  # what was saved has no graph, so that it would be wrong silently
             raise RuntimeError("The forward KL has no second derivative here: call backward() without create_graph.")
         student, teacher, *costs = ctx.saved_tensors
         of_logits = student - teacher
@@ -208,7 +208,7 @@ class _ForwardKL(torch.autograd.Function):
 
 
 def reverse_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, student_temperature: float = 1.0) -> Tensor:
-    """Reverse KL(p_S ‖ p_T): the student may omit actions of the teacher, but pays for actions the teacher never takes.
+    """Return the reverse KL(p_S ‖ p_T): the student may omit the teacher's actions, but pays for those it never takes.
 
     Agarwal et al. 2023 (GKD), arXiv 2306.13649.
 
@@ -232,7 +232,7 @@ def reverse_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, stud
 def jsd(
     student_q: Tensor, teacher_q: Tensor, *, beta: float, temperature: float, student_temperature: float = 1.0
 ) -> Tensor:
-    """Generalised Jensen-Shannon divergence β KL(p_T ‖ m) + (1 − β) KL(p_S ‖ m), with m = β p_T + (1 − β) p_S.
+    """Return the generalised Jensen-Shannon divergence β KL(p_T ‖ m) + (1 − β) KL(p_S ‖ m), m = β p_T + (1 − β) p_S.
 
     Agarwal et al. 2023 (GKD), arXiv 2306.13649, eq. 1. It vanishes as β (1 − β) towards both ends; divided by β it
     becomes the forward KL there, divided by 1 − β the reverse one; β = 0 and β = 1 are defined as these limits.
@@ -263,7 +263,7 @@ def jsd(
 
 
 def nll(student_q: Tensor, teacher_q: Tensor, *, student_temperature: float = 1.0) -> Tensor:
-    """Negative log likelihood of the teacher's greedy action (hard targets); Rusu et al. 2015, eq. 1.
+    """Return the negative log likelihood of the teacher's greedy action (hard targets); Rusu et al. 2015, eq. 1.
 
     Args:
         student_q: `[B, A]`, logits.
@@ -282,7 +282,7 @@ def nll(student_q: Tensor, teacher_q: Tensor, *, student_temperature: float = 1.
 
 
 def margin(student_q: Tensor, teacher_q: Tensor, *, margin: float) -> Tensor:
-    """Large-margin loss max_a[q_S(a) + m · 1(a ≠ a_T)] − q_S(a_T): the teacher's greedy action a_T must win by m.
+    """Return the large-margin loss max_a[q_S(a) + m · 1(a ≠ a_T)] − q_S(a_T): the teacher's action a_T must win by m.
 
     Hester et al. 2017 (DQfD), arXiv 1704.03732, eq. 2.
 
@@ -306,7 +306,7 @@ def margin(student_q: Tensor, teacher_q: Tensor, *, margin: float) -> Tensor:
 
 
 def categorical(student_logits: Tensor, teacher_probs: Tensor) -> Tensor:
-    """Cross-entropy −Σ_z p_T(z | a) log p_S(z | a) of the return distributions, averaged over the legal actions.
+    """Return the cross-entropy −Σ_z p_T(z | a) log p_S(z | a) of the return distributions, averaged over legal actions.
 
     For C51 networks (Bellemare et al. 2017, arXiv 1707.06887) with the same support z. Its minimum is the entropy of
     the teacher's distributions.
@@ -329,7 +329,7 @@ def categorical(student_logits: Tensor, teacher_probs: Tensor) -> Tensor:
 
 
 def feature_matching(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Squared distance ‖f(h_S) − h_T‖² of hidden features.
+    """Return the squared distance ‖f(h_S) − h_T‖² of hidden features.
 
     Parisotto et al. 2015 (Actor-Mimic), arXiv 1511.06342.
 
@@ -348,7 +348,7 @@ def feature_matching(student_features: Tensor, teacher_features: Tensor) -> Tens
 
 
 def gap_weights(teacher_q: Tensor) -> Tensor:
-    """Weights by how much the choice of action matters: max_a q_T − min_a q_T over legal actions, with a mean of 1.
+    """Return max_a q_T − min_a q_T over legal actions, scaled to a mean of 1: how much the choice of action matters.
 
     Bastani et al. 2018 (VIPER), arXiv 1805.08328, eq. 1.
 
@@ -365,7 +365,7 @@ def gap_weights(teacher_q: Tensor) -> Tensor:
 
 
 def value_gate(student_q: Tensor, teacher_q: Tensor) -> Tensor:
-    """1 if the teacher expects a higher return, max_a q_T > max_a q_S over the legal actions, otherwise 0.
+    """Return 1 if the teacher expects a higher return, max_a q_T > max_a q_S over the legal actions, otherwise 0.
 
     Czarnecki et al. 2019, arXiv 1902.02186.
 
@@ -393,7 +393,7 @@ def td_error(
     gamma: float,
     next_mask: Tensor | None = None,
 ) -> Tensor:
-    """TD error of RLlib's DQN, prediction − target: n-step, with or without double Q-learning.
+    """Return the TD error of RLlib's DQN, prediction − target: n-step, with or without double Q-learning.
 
     van Hasselt et al. 2016, arXiv 1509.06461.
 
@@ -425,7 +425,7 @@ def td_error(
 
 
 def td(error: Tensor, *, loss_fn: str = "huber") -> Tensor:
-    """TD loss of RLlib's DQN.
+    """Return the TD loss of RLlib's DQN.
 
     Args:
         error: `[B]`, result of `td_error()`, return units.

@@ -124,7 +124,7 @@ class ObservationStatistics:
             self._sums = sums
 
     def _parts(self) -> tuple[Tensor, Tensor]:
-        """Sums of powers `[4, D]` of values that are not far; number and sums `[5, D]` of those that are."""
+        """Return sums of powers `[4, D]` of values that are not far; number and sums `[5, D]` of those that are."""
         return self._sums[1:].view(9, -1).split([4, 5])
 
     def _is_far(self, x: Tensor) -> Tensor:
@@ -142,16 +142,16 @@ class ObservationStatistics:
 
 
 def _power_sums(x: Tensor) -> Tensor:
-    """Sums `[4, D]` of the first four powers of values `[N, D]`."""
+    """Return the sums `[4, D]` of the first four powers of values `[N, D]`."""
     return torch.stack([power.sum(0) for power in (x, x.square(), x**3, x.square().square())])
 
 
 def _mean_and_scale(sums: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and scale `[D]`, from sums of powers `[4, D]` of so many values (`[D]`, or one number for all)."""
+    """Return mean and scale `[D]`, from sums of powers `[4, D]` of `number` values (`[D]`, or the same for all)."""
     first, second, third, fourth = sums / number.clamp(min=1.0)
     central = fourth - 4.0 * first * third + 6.0 * first**2 * second - 3.0 * first**4
     variance = (second - first**2).clamp(min=0.0)
-    # It is never below the squared variance. Of inputs far from 0 it drowns in rounding: then they count as normal.
+    # It is never below the squared variance. For inputs far from 0 it is lost in rounding: then they count as normal.
     central = torch.where(central > _RESOLVED * fourth, torch.maximum(central, variance**2), 3.0 * variance**2)
     scale = central.div(3.0).pow(0.25)
     # A constant input shows no more than rounding. float32 does not resolve less than 1e-6 of the mean.

@@ -1,6 +1,6 @@
 """Recurrent students: how they learn, from sequences of states.
 
-A row of the replay is a sequence: states of one environment in the order in which it was in them, all of one episode,
+A row of the replay is a sequence: states of one environment in the order in which it visited them, all of one episode,
 followed by padding. Beside them stands the state that each student had in the EnvRunner when the first of them came.
 From it the student runs over the whole sequence, and learns from those states that are marked: not from the burn-in,
 whose states other sequences have, nor from padding. Kapturowski et al. 2019 (R2D2, ICLR).

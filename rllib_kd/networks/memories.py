@@ -88,5 +88,5 @@ class PlayingSideBySide:
             own = memory.step(module, obs[envs])
             q = own.new_empty(len(obs), own.shape[-1]) if q is None else q
             q[envs] = own
-        assert q is not None  # somebody plays
+        assert q is not None  # there is at least one player
         return q

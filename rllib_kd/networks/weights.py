@@ -1,4 +1,4 @@
-"""Weights of a module as arrays, which change no more."""
+"""Weights of a module as arrays that no longer change."""
 
 from __future__ import annotations
 

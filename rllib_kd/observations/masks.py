@@ -3,7 +3,8 @@
 An environment shows its mask in one of three ways: as the part "action_mask" of a Dict (`{"observations": ...,
 "action_mask": ...}` in RLlib, `{"observation": ..., "action_mask": ...}` in PettingZoo, or beside any other parts), as
 `info["action_mask"]` (gymnasium's Taxi), or by a method `action_masks()`, as of Stable-Baselines3, which
-`environments/masked.py` turns into the second way. Behind this file there is one: an array `[N, A]` of truth values.
+`environments/masked.py` turns into the second way. Code behind this file sees only one form: an array `[N, A]` of truth
+values.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Flatten:
         return Flattener(self.space, self.keys_to_remove, scales_images=self.scales_images)
 
     def start(self) -> View:
-        """Remembers nothing."""
+        """Return the running stage, which remembers nothing."""
         flatten = self.flattener
         return lambda shown: flatten(shown.obs, len(shown.first))
 
@@ -106,7 +106,7 @@ class Normalize:
                 raise ValueError(f"a filter of observations has a {name} of {shown}; expected {expected}")
 
     def start(self) -> View:
-        """Remembers nothing."""
+        """Return the running stage, which remembers nothing."""
         return lambda shown: self._normalize(np.asarray(shown.obs))
 
     def _normalize(self, obs: np.ndarray) -> np.ndarray:
@@ -125,7 +125,7 @@ class StackFrames:
     num_frames: int
 
     def start(self) -> View:
-        """Remembers the last frames of each environment."""
+        """Return the running stage, which remembers the last frames of each environment."""
         stack: np.ndarray | None = None
 
         def view(shown: Shown) -> np.ndarray:
@@ -161,7 +161,7 @@ class Images:
         return not self.scaled or space.dtype == np.uint8 or is_0_to_1
 
     def start(self) -> View:
-        """Remembers nothing."""
+        """Return the running stage, which remembers nothing."""
 
         def view(shown: Shown) -> np.ndarray:
             obs = np.asarray(shown.obs)
@@ -182,7 +182,7 @@ class Function:
     function: Callable[[Any], Any]
 
     def start(self) -> View:
-        """Remembers nothing."""
+        """Return the running stage, which remembers nothing."""
         return lambda shown: self.function(shown.obs)
 
 
@@ -199,7 +199,7 @@ class RLlibConnectors:
     rl_module: Any = None
 
     def start(self) -> View:
-        """Remembers the running episodes."""
+        """Return the running stage, which remembers the running episodes."""
         pipeline = copy.deepcopy(self.pipeline)
         for connector in pipeline.connectors:
             _rllib.freeze_statistics(connector)
@@ -243,7 +243,7 @@ class SideBySide:
         return all(pipeline.takes(space) for pipeline in self.pipelines)
 
     def start(self) -> View:
-        """Remembers what they remember."""
+        """Return the running stage, which remembers what the pipelines remember."""
         views = [pipeline.start() for pipeline in self.pipelines]
         return lambda shown: np.concatenate([view(shown).reshape(len(shown.first), -1) for view in views], axis=1)
 

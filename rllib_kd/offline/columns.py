@@ -29,7 +29,7 @@ class Place:
 
 
 def recorded(name: str, values: Any, count: int, num_actions: int, place: Place) -> np.ndarray:
-    """Return a recorded column as it is written, once it is what its name says.
+    """Return a recorded column as it is written, after checking that it fits its name.
 
     Args:
         name: one of RLlib's names.

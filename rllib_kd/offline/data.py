@@ -44,7 +44,7 @@ _MOST_BYTES = 4 * 2**30  # of a replay whose capacity is not set
 _UNITS, _TD_BYTES = 256, 24  # of a teacher's last layer, if its number is unknown; of the columns of TD
 
 
-_AGAIN = "Name the teacher that has labelled them, or label them anew: rllib label"
+_AGAIN = "Name the teacher that has labelled them, or label them again: rllib label"
 
 
 _CHECKED = 256  # whose labels are compared with the teacher's own
@@ -139,7 +139,7 @@ class LabelledData(OfflineData):
         self.is_multi_agent = config.is_multi_agent
         self.spaces = self.locality_hints = self.learner_handles = self.module_spec = None
         self.files: RecordedFiles | None = None
-        #: Rows that nothing is learned from: columns `obs` and `teacher_q`, once the teacher is known.
+        #: Held-out rows, which are not learned from: columns `obs` and `teacher_q`, once the teacher is known.
         self.held_out: dict[str, np.ndarray] = {}
         self._stream: Stream | None = None
         self._columns: LearnerColumns | None = None
@@ -195,7 +195,7 @@ class LabelledData(OfflineData):
         found = plain(piece)[TEACHER_Q]
         seen = {name: piece.columns[name] for name in (Columns.OBS, MASK) if name in piece.columns}
         expected = own(seen, file=piece.path)[column]
-        legal = np.isfinite(found) & np.isfinite(expected)  # what is illegal, a file without masks does not tell
+        legal = np.isfinite(found) & np.isfinite(expected)  # files without masks do not show illegal actions
         gap = np.abs(np.where(legal, found, 0.0) - np.where(legal, expected, 0.0)).max(initial=0.0)
         if gap > _TOLERANCE * max(1e-6, np.abs(expected[legal]).max(initial=0.0)):
             raise DataError(
@@ -287,7 +287,7 @@ class LabelledData(OfflineData):
     # --- State --------------------------------------------------------------------------------------------------------
 
     def replays_are(self, *, restored: bool) -> None:
-        """Note whether a restored checkpoint has brought the rows of the replays; otherwise they are filled again.
+        """Note whether a restored checkpoint contained the rows of the replays; otherwise they are filled again.
 
         Rows that all fit are not in checkpoints: they are read again, into their former places.
         """
@@ -298,7 +298,7 @@ class LabelledData(OfflineData):
                 self._stream.set_state(self._first)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the position in the rows, and what must be equal where it is continued."""
+        """Return the position in the rows, and what must be equal when a run continues from it."""
         assert self._stream is not None
         assert self.files is not None
         return {
@@ -310,7 +310,7 @@ class LabelledData(OfflineData):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue at a position of `get_state()`; if the files are others now, at their beginning."""
+        """Continue at a position of `get_state()`; if the files have changed, at their beginning."""
         assert self._stream is not None
         assert self.files is not None
         if state["files"] != self.files.fingerprint():

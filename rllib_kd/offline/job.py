@@ -69,7 +69,7 @@ _MAX_SHOWN = 8  # names of columns
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a job has done.
+    """The result of a job.
 
     Args:
         output: URI of the folder.
@@ -89,13 +89,13 @@ class Labelled:
 
     def __str__(self) -> str:
         rate = f", {self.num_rows / self.seconds:,.0f} rows/s" if self.num_rows else ""
-        files = f"files: {self.num_files:,}, of which {self.num_skipped:,} were there"
+        files = f"files: {self.num_files:,}, of which {self.num_skipped:,} were there already"
         return f"{self.output}\n{self.num_rows:,} rows labelled{rate}; {files}"
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What each actor needs to know."""
+    """What each actor needs."""
 
     teacher: Teacher
     also: tuple[str, ...]
@@ -108,10 +108,10 @@ class _Plan:
 
 
 class LabelJob:
-    """Labels recorded files with a teacher. Finished files are skipped, so that a killed job goes on where it was.
+    """Labels recorded files with a teacher. Finished files are skipped: a killed job continues where it stopped.
 
-    All files are checked when the job is made, as far as their footers and headers tell, and some rows of the first are
-    labelled: neither Ray nor a GPU is needed before `run()`.
+    When the job is made, the footers and headers of all files are checked, and some rows of the first are labelled:
+    neither Ray nor a GPU is needed before `run()`.
 
     Args:
         teacher: the teacher.
@@ -127,7 +127,7 @@ class LabelJob:
 
     Raises:
         DataError: the files cannot be labelled; the message names file and column.
-        ValueError: an argument is out of its range, or the teacher has not the labels.
+        ValueError: an argument is out of its range, or the teacher does not have the labels.
     """
 
     def __init__(
@@ -206,14 +206,14 @@ def _mapped(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[An
 
 
 def _note_what_is_left_out(inputs: Inputs, first: Contents, output: str, num_others: int) -> None:
-    """Note which files and columns are not read, and which labelled files are of no recorded one."""
+    """Note which files and columns are not read, and which labelled files belong to no recorded one."""
     if inputs.ignored:
         say(f"note: {inputs.ignored:,} other files in '{inputs.uri}' are not read.")
     if left_out := first.left_out:
         more = ", ..." if len(left_out) > _MAX_SHOWN else ""
         say(f"note: columns left out: {', '.join(left_out[:_MAX_SHOWN])}{more}.")
     if num_others:
-        say(f"note: {num_others:,} files in '{output}' are of no file of the input; they stay.")
+        say(f"note: {num_others:,} files in '{output}' belong to no file of the input. They are kept.")
 
 
 def pool_of(
@@ -222,8 +222,8 @@ def pool_of(
     """Return the pool of actors for `concurrency`.
 
     Each actor has its next task beside the one it works on: Ray Data looks for finished ones only every 0.1 s if there
-    are several actors, and a pool grows only if each actor has two. With few tasks, the actors that start first would
-    leave none to the others: they get the next one when they are done.
+    are several actors, and a pool grows only if each actor has two. If there are few tasks, the actors that start first
+    would take all of them: then each gets its next task when it is done.
 
     Args:
         concurrency: number of actors, or the least and the most; None: as many as Ray has room for.
@@ -336,7 +336,7 @@ def _labelled(
 
 
 class _Tries:
-    """Counts how often each file was begun: Ray Data begins it anew for ever, if reading it ends the process."""
+    """Counts how often each file was begun: if reading it kills the process, Ray Data restarts it without limit."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -347,7 +347,7 @@ class _Tries:
 
 
 def count_tries() -> Any:
-    """Start the actor that counts tries, beside the driver: a node that is lost must not take it along.
+    """Start the actor that counts tries, beside the driver: the loss of a node must not end it.
 
     `soft=True` would also admit other nodes: Ray then places an actor without CPUs anywhere.
     """
@@ -357,11 +357,11 @@ def count_tries() -> Any:
 
 
 class LabelFiles:
-    """Labels whole files: what an actor does. Errors are returned as rows: Ray Data would show where it called us.
+    """Labels whole files: what an actor does. Errors are returned as rows: Ray Data would add its own traceback.
 
     Args:
         plan: the job.
-        tries: the actor that counts how often each file is begun; None: nobody counts.
+        tries: the actor that counts how often each file is begun; None: tries are not counted.
     """
 
     def __init__(self, plan: _Plan, tries: Any = None):
@@ -393,7 +393,7 @@ class LabelFiles:
         if self._tries is not None and ray.get(self._tries.add.remote(path)) > _MAX_TRIES:
             raise DataError(
                 f"The actors that read it died {_MAX_TRIES} times. Is it broken, or is there too little memory? Lower "
-                "--batch-size, or move it away: the same command goes on with the others.",
+                "--batch-size, or move it away: the same command continues with the others.",
                 file=path,
             )
 

@@ -203,7 +203,7 @@ class Labeller:
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that it is read-only, as Arrow's memory is: nobody writes
+            warnings.simplefilter("ignore", UserWarning)  # it is read-only, as Arrow's memory is
             return torch.from_numpy(array).to(self._device)
 
     def _view_of_vectors(self) -> Any:
@@ -237,7 +237,7 @@ def _check_sees_rows(teacher: Teacher) -> None:
             if isinstance(stage, SideBySide):
                 pipelines += stage.pipelines
             elif isinstance(stage, StackFrames | RLlibConnectors):
-                what = "stacks frames" if isinstance(stage, StackFrames) else "has connectors of its own"
+                what = "stacks frames" if isinstance(stage, StackFrames) else "has custom connectors"
                 raise ValueError(
                     f"The teacher '{one_line(teacher.source)}' {what}, which remember earlier steps; rows of files are "
                     "labelled one by one. Use a teacher whose environment stacks the frames, and record its stacks."
@@ -248,7 +248,7 @@ def _check_has(teacher: Teacher, also: Sequence[str]) -> None:
     """Check that a teacher has further labels.
 
     Raises:
-        ValueError: it has not, or there are no such labels.
+        ValueError: it does not, or there are no such labels.
     """
     there = {TEACHER_PROBS: teacher.support is not None, TEACHER_FEATURES: hasattr(teacher.module, "af")}
     for name in also:

@@ -194,7 +194,7 @@ def read_metadata(filesystem: FileSystem, folder: str) -> tuple[dict[str, Any], 
             try:
                 metadata = parse_json(content)
             except ValueError as error:
-                raise DataError(f"is no JSON of a dataset: {error}", file=path) from error
+                raise DataError(f"is not the JSON of a dataset: {error}", file=path) from error
             if isinstance(metadata, dict) and ("data_format" in metadata or "observation_space" in metadata):
                 return metadata, path
     return None
@@ -290,7 +290,7 @@ def _images(packed: list[bytes], space: gym.Space, file: str, column: str) -> np
                 images[i] = np.asarray(image).reshape(shape)
         except (OSError, ValueError, TypeError, SyntaxError) as error:
             raise DataError(
-                f"row {i} of a batch is no JPEG of this shape: {error}", file=file, column=column
+                f"row {i} of a batch is not a JPEG of this shape: {error}", file=file, column=column
             ) from error
     return images
 

@@ -121,7 +121,7 @@ def _is_packed(kind: pa.DataType) -> bool:
 
 
 def _sizes(metadata: pq.FileMetaData, used: dict[str, str], file: str) -> dict[str, int]:
-    """Return the numbers in one row of each column, of which the footer knows the sums.
+    """Return how many numbers one row of each column has; the footer contains the sums.
 
     Raises:
         DataError: rows of a column differ in their size, or are too large.

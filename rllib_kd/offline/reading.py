@@ -1,4 +1,4 @@
-"""What readers of recorded files share: what is known of a file before its rows are read, and sizes of batches."""
+"""Shared code of the readers of recorded files: what is known before a file's rows are read, and sizes of batches."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Contents:
         """Check that another file has the same columns.
 
         Raises:
-            DataError: it has not; the message has the column, and what was found in both.
+            DataError: it does not; the message has the column, and what was found in both.
         """
         for name in dict.fromkeys((*self.types, *other.types)):
             mine, others = self.types.get(name), other.types.get(name)

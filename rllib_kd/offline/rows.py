@@ -19,7 +19,7 @@ from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHE
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
 
-#: Columns of files that tell a row's successor.
+#: Columns of files that determine a row's successor.
 SUCCESSION = (Columns.EPS_ID, Columns.T, Columns.TERMINATEDS, Columns.TRUNCATEDS)
 
 
@@ -58,7 +58,8 @@ class LearnerColumns:
         """Return columns `[R, ...]`, in which every number is finite; −inf in labels marks illegal actions.
 
         Raises:
-            DataError: a number is not finite, an action is none of the teacher's, or it does not take the observations.
+            DataError: a number is not finite, an action is not one of the teacher's, or the teacher does not take the
+                observations.
         """
         columns = dict(piece.columns)
         rows = columns.pop(ROW, None)

@@ -62,10 +62,10 @@ RECORDED: dict[str, pa.DataType | None] = {
 OBS_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
 
 
-_MAX_FRAMES = 16  # of a stack: so many times as much memory as the rows of a file
+_MAX_FRAMES = 16  # of a stack: it takes this many times the memory of a file's rows
 
 
-#: Column of the frames before a stack's newest one, where the row before has not the same.
+#: Column of the frames before a stack's newest one, if the row before lacks them.
 FRAMES_BEFORE = "frames_before"
 
 
@@ -227,7 +227,7 @@ class LabelledSchema:
 
     @classmethod
     def from_arrow(cls, schema: pa.Schema, file: str = "") -> LabelledSchema:
-        """Return what the schema of a file says.
+        """Return the schema that a file's Arrow schema records.
 
         Args:
             schema: with metadata. Columns of other names may be there, too.
@@ -258,7 +258,7 @@ class LabelledSchema:
             file: its path or URI.
 
         Raises:
-            DataError: it has not; the message has the column, this schema's value and the other's.
+            DataError: it does not; the message has the column, this schema's value and the other's.
         """
         for name in dict.fromkeys((*self.columns, *other.columns)):
             if (name in self.columns) != (name in other.columns):
@@ -440,7 +440,7 @@ def _content(schema: pa.Schema, file: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise DataError("the metadata 'rllib_kd' are no JSON object of at most 8 MiB", file=file)
+        raise DataError("the metadata 'rllib_kd' are not a JSON object of at most 8 MiB", file=file)
     version = content.pop("format_version", None)
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise DataError(

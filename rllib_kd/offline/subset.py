@@ -1,8 +1,8 @@
 """Some of the rows of recorded files: whole episodes, or blocks of rows, whose hash is in a range.
 
-Which rows are learned from, and which ones judge, must not depend on what they show, nor on how files are cut. So each
-*unit* has a place in [0, 1) that is a hash of its name alone: an episode has the name in `eps_id`, over all row groups
-and files. Rows without `eps_id` are in blocks of consecutive rows.
+Which rows are learned from, and which ones judge, must depend neither on their content nor on how files are cut. So
+each *unit* has a place in [0, 1) that is a hash of its name alone: an episode has the name in `eps_id`, over all row
+groups and files. Rows without `eps_id` are in blocks of consecutive rows.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def scatter(
     values = []
     for report, colour, marker in marks:
         value = measure(report)
-        if value is None or math.isnan(value):  # not measured, or not known of a function
+        if value is None or math.isnan(value):  # not measured, or unknown, as for a function
             continue
         values.append(value)
         mean, interval = as_drawn((report.return_mean, report.return_ci95))

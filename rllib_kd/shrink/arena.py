@@ -1,4 +1,4 @@
-"""Where students are judged: in episodes of an environment, or by held-out rows where there is none."""
+"""Where students are judged: in episodes of an environment, or by held-out rows if there is none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class InEnvironment:
     Args:
         played: the environment, with its config.
         make_env: makes one.
-        observation_space: of the environment, without a mask.
+        observation_space: observation space of the environment, without a mask.
     """
 
     rows, looks, measured, new_test = None, EPISODES, RETURN_RATIO, RatioTest
@@ -59,7 +59,7 @@ class OnRows:
 
     Args:
         rows: the rows.
-        observation_space: of the teacher, without a mask.
+        observation_space: observation space of the teacher, without a mask.
     """
 
     env, name, measured = None, "recorded rows", AGREEMENT
@@ -80,7 +80,7 @@ class OnRows:
         return min(asked, self.rows.test.num_units)
 
     def strip_of(self, student: Teacher, seed: int) -> None:
-        """Return None: nobody plays."""
+        """Return None: no episode is played."""
 
     def config_as_json(self) -> dict[str, Any]:
         """Return an empty config."""

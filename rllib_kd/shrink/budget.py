@@ -10,10 +10,10 @@ from collections.abc import Callable
 _TRAINING_SHARE = 0.55
 #: The certificate has at least this share, also if training and validation have taken longer than theirs.
 _LEAST_SHARE = 0.25
-#: Training is saved after this time, s, and after at least so many times as long as a save takes.
+#: Training is saved after this time, s, and after at least this many times the duration of a save.
 _SAVE_EVERY, _SAVES_TAKE = 60.0, 20.0
-#: With env steps as the limit, it is saved after this share of them, and not before so many. If an environment cannot
-#: be captured, a save begins new episodes, so that equal runs must save at the same places.
+#: With env steps as the limit, it is saved after this share of them, and after at least this many. If an environment
+#: cannot be captured, a save begins new episodes, so that equal runs must save at the same places.
 _SAVE_SHARE, _LEAST_TO_SAVE = 0.02, 10_000
 
 
@@ -21,11 +21,11 @@ class Budget:
     """Time, or env steps, of a run that begins or continues now.
 
     Args:
-        minutes: of the whole run; None: not limited.
-        env_steps: of training, if `minutes` is None.
+        minutes: limit of the whole run; None: not limited.
+        env_steps: env steps of training, if `minutes` is None.
         max_episodes: certificate episodes of each candidate.
-        spent: time that the run has taken before it was interrupted, s.
-        end: `end` of then; None: training had not ended.
+        spent: time that the run took before it was interrupted, s.
+        end: `end` of the interrupted run; None: its training had not ended.
         clock: returns a time, s.
     """
 
@@ -77,7 +77,7 @@ class Budget:
         return env_steps - self._saved_after >= max(_LEAST_TO_SAVE, _SAVE_SHARE * self._env_steps)
 
     def saved(self, env_steps: int, *, took: float = 0.0) -> None:
-        """Training was saved, or restored, after so many env steps.
+        """Note that training was saved, or restored, after `env_steps`.
 
         Args:
             env_steps: env steps of training so far.

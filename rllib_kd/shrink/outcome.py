@@ -1,4 +1,4 @@
-"""What came of a run: every size, the certified student, and why none is certified."""
+"""The outcome of a run: every size, the certified student, and why none is certified."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Shrunk:
 
     def _size(self, student: ShrunkStudent) -> str:
         words = f"{student.num_parameters:,} parameters"
-        if math.isfinite(self.teacher_parameters):  # of a function it is not known
+        if math.isfinite(self.teacher_parameters):  # unknown for a function
             words += f" ({share_text(student, self)} % of the teacher's)"
         if self.minimize == "parameters":
             return words

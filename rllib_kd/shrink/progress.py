@@ -1,4 +1,4 @@
-"""What a run has done so far, on disk, so that it can be continued after a kill at any moment.
+"""The progress of a run on disk, so that it can be continued after a kill at any moment.
 
 `FOLDER/progress` has `state.json`, a file with the weights of all copies at each round of validation, and during
 training a checkpoint of it. Each is written beside its place and renamed. `state.json` comes last: it names the others,

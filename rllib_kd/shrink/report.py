@@ -31,7 +31,7 @@ def write(result: Shrunk, folder: Path, strip: Strip | None = None) -> None:
     Args:
         result: the result.
         folder: where to.
-        strip: pictures of the student that was found; None: of nobody.
+        strip: pictures of the student that was found; None: there are none.
     """
     content = result.to_dict()
     text = json.dumps(content, indent=1, allow_nan=False)

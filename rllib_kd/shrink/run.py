@@ -131,7 +131,7 @@ class Run:
             raise InterruptedRunError
 
     def _check_teacher(self) -> str:
-        """Let the teacher and a random policy play; return why the teacher does not do, or an empty text."""
+        """Let the teacher and a random policy play; return why the teacher is not good enough, or an empty text."""
         if "checks" not in self.state:
             self._show("teacher and random policy play" + self._budget.left())
             self._keep(checks=self._games.validation_baselines(FIRST_CHECK, _NUM_CHECKS).tolist())
@@ -149,7 +149,7 @@ class Run:
     # --- Training and choice ------------------------------------------------------------------------------------------
 
     def _search(self) -> tuple[str, Snapshot | None]:
-        """Train, choose and test; return the reason for no certificate, or an empty text, and whom to save."""
+        """Train, choose and test; return the reason for no certificate, or an empty text, and which student to save."""
         if reason := self._check_teacher():
             return reason, None
         self._end_if_interrupted()
@@ -169,7 +169,7 @@ class Run:
         return reason, self._best_of_all()
 
     def _best_of_all(self) -> Snapshot | None:
-        """Return the candidate with the highest return ratio in validation; None if nobody has played."""
+        """Return the candidate with the highest return ratio in validation; None if none has played."""
         return max(self._tournament.candidate_of_each_size(), key=self._tournament.ratio, default=None)
 
     def _prepare(self, trainer: Trainer | SpreadTrainer) -> None:

@@ -44,7 +44,7 @@ from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
 
-#: With less, Ray's start and the certificate leave nothing for training.
+#: With less, Ray's start and the certificate leave no time for training.
 LEAST_MINUTES = 0.5
 DEFAULT_MINUTES = 10.0
 #: Fewer cannot certify anything near a return ratio of 1: about ln(1/α) / (1 − keep).
@@ -160,7 +160,7 @@ class Shrink:
     ) -> Shrunk:
         """Train, choose, certify, and write all files.
 
-        Uses the Ray of this process, or joins or starts one. Ctrl-C or SIGTERM ends the run after what is being played,
+        Uses the Ray of this process, or joins or starts one. Ctrl-C or SIGTERM ends the run after the current episodes,
         or after this iteration of training; a second one ends it at once. In both cases it can be resumed.
 
         Args:
@@ -174,7 +174,7 @@ class Shrink:
 
         Raises:
             ValueError: the teacher cannot be loaded or does not fit the environment; a setting is refused; the folder
-                is not empty, or another run uses it; or a run is resumed that is not there, or differs from this one.
+                is not empty, or another run uses it; or the run to resume does not exist, or differs from this one.
         """
         options = options_of(self)
         begun = self._begun(options) if resume else {}
@@ -243,7 +243,7 @@ class Shrink:
         """Return the state of the run that is resumed, which began with the same options."""
         if self.out is None:
             raise ValueError(
-                "To resume a run, its folder is needed, which was printed when it began: --out FOLDER (out=...)."
+                "To resume a run, give its folder, which was printed when it began: --out FOLDER (out=...)."
             )
         state = Progress(Path(self.out).absolute()).read()
         check_unchanged(Path(self.out), state["options"], options)
@@ -290,10 +290,10 @@ def _free_parts(needs: Mapping[str, float], address: str | None) -> int:
 
 
 def _check_machine(num_parts: int, needs: Mapping[str, float], address: str | None) -> None:
-    """Check that a Ray without other nodes has the CPUs of all parts, which would wait for them forever.
+    """Check that a Ray on this machine alone has the CPUs of all parts, which would otherwise wait forever.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it does not.
     """
     if num_parts == 1 or address is not None or "RAY_ADDRESS" in os.environ:
         return

@@ -39,9 +39,9 @@ from rllib_kd.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
 
-#: An actor is started again so many times, elsewhere if its node has gone.
+#: An actor is restarted at most this many times, elsewhere if its node has gone.
 _MAX_DEATHS = 3
-#: How long the driver waits for an iteration before it looks whether it is to end, s.
+#: How long the driver waits for an iteration before it checks whether to end, s.
 _PATIENCE = 0.5
 #: How long it waits at the end until Ray has taken back the resources of the actors, s.
 _PATIENCE_WITH_RESOURCES = 10.0
@@ -379,7 +379,7 @@ class SpreadGames(Games):
         return [value for played in self._crew.share("returns", jobs) for value in played]
 
     def _player_of(self, player: Player, first_seed: int) -> Player | None:
-        """Return who plays a job: the actors have the teacher, and each job has random actions of its own."""
+        """Return the policy that plays a job: the actors have the teacher, and each job has its own random actions."""
         if isinstance(player, RandomActions):
             return self._randomly(first_seed)
         return None if isinstance(player, GreedyQ) and player.network is self._teacher else player

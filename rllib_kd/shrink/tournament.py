@@ -1,4 +1,4 @@
-"""Who may be certified: copies of students at several times of training, compared in validation episodes.
+"""Candidates for the certificate: copies of students at several times of training, compared in validation episodes.
 
 At each round some copies of each size play; a copy at a round is a *snapshot*. The best snapshot of a size, over copies
 and rounds, is its candidate: what DAgger promises, it promises for the best student of the sequence (Ross et al. 2011,
@@ -19,7 +19,8 @@ from rllib_kd.students.restarts import by_student
 
 #: How many snapshots of a size play on in a round.
 _NUM_SECOND = 2
-#: From this round on, the better half of each size's copies play, by their best snapshots so far, and at least so many.
+#: From this round on, the better half of each size's copies play, by their best snapshots so far, and at least this
+#: many.
 _FIRST_OF_HALF, _LEAST_COPIES = 1, 3
 #: How many snapshots of a size play once more at the end.
 _NUM_LAST = 2
@@ -29,7 +30,7 @@ _SLACK = (math.inf, math.inf, 0.5, 0.25, 0.1)
 _FIRST_FINAL = 3
 #: Candidates that are tested, at most.
 _NUM_TESTED = 3
-#: Larger sizes play on beside the smallest one that seems to be good enough, in case that its certificate fails.
+#: Larger sizes play on beside the smallest one that seems to be good enough, in case its certificate fails.
 _NUM_LARGER = 1
 
 
@@ -65,7 +66,7 @@ class Snapshot:
         size: name of its size.
         copy: ID of its module in training.
         env_steps: env steps of training before.
-        module: RLModule, which changes no more.
+        module: RLModule, which no longer changes.
         returns: undiscounted return by number of the validation episode.
     """
 

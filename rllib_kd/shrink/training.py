@@ -75,7 +75,7 @@ def training_config(
 def reachable(
     teacher: Teacher, env: Any, settings: Mapping[str, Any], sizes: Sequence[Size], *, seed: int
 ) -> list[Size]:
-    """Return those sizes that can be had: shares of a teacher's parameters may be too small, and presets too large.
+    """Return those sizes that are possible: shares of a teacher's parameters may be too small, and presets too large.
 
     Args:
         teacher: as in `training_config()`.
@@ -85,7 +85,7 @@ def reachable(
         seed: as in `training_config()`.
 
     Raises:
-        ValueError: none can be had; the message has the reason of the last one.
+        ValueError: none is possible; the message has the reason of the last one.
     """
     left, reason = [], ""
     for size in sizes:

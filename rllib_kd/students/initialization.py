@@ -220,7 +220,7 @@ def choose_kept(paths: Sequence[Path], i: int, obs: Tensor, targets: Sequence[Ta
 
 
 def fit(gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
-    """Ridge regression towards a prior: argmin_B ‖Y − X B‖² + ridge · ‖B − prior‖², the constant column not drawn.
+    """Fit a ridge regression towards a prior: argmin_B ‖Y − X B‖² + ridge · ‖B − prior‖², without the constant column.
 
     Args:
         gram: XᵀX, `[P + 1, P + 1]`; the last column of X is constant.

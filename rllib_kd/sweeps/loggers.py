@@ -50,7 +50,7 @@ class SettingLines(tune.Callback):
     """A callback that prints one line for each setting that ends."""
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune's hook at the end of a trial."""
+        """Print a line for the setting: Tune calls this at the end of a trial."""
         result = trial.last_result
         metric = _metric(result)
         size, mean, lower = map(result.get, ("student_params", metric, f"{metric}_lower"))
@@ -58,7 +58,7 @@ class SettingLines(tune.Callback):
         self._print(trials, trial, f"{size:>9,} parameters  {metric.replace('_', ' ')} {ratio(mean):>6}{bound}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune's hook at a failure, also if the trial is retried."""
+        """Print that the setting failed: Tune calls this at a failure, also if the trial is retried."""
         self._print(trials, trial, f"failed: see error.txt in {trial.path}")
 
     def _print(self, trials: list[Any], trial: Any, line: str) -> None:
@@ -80,12 +80,12 @@ class MinuteLines(tune.Callback):
         self._began = self._printed = clock()
 
     def setup(self, stop: Any = None, num_samples: int | None = None, total_num_samples: int = 1, **info: Any) -> None:
-        """Tune's hook before the first trial."""
+        """Start the clock: Tune calls this before the first trial."""
         self._total = total_num_samples
         self._began = self._printed = self._clock()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tune's hook, several times a second."""
+        """Print a line if it is time for one: Tune calls this several times a second."""
         now = self._clock()
         if now - self._printed < self._seconds or sys.stdout.isatty():
             return

@@ -15,7 +15,7 @@ class WaitingPopulation(PopulationBasedTraining):
     lead: if not all trials run at once, no weights would be exchanged.
 
     Tune's own way to wait, `synch=True`, exchanges weights when the last member reports. Others may still save then: a
-    member that is to take the weights of another one is stopped for good after its next save, and the rest of the
+    member that is to take the weights of another one is stopped permanently after its next save, and the rest of the
     population waits for it without end (ray 2.60). It also waits for members that have failed. Here all are paused
     first.
 

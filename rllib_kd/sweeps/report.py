@@ -94,7 +94,7 @@ def write(result: SweepResult, folder: Path, *, at: str | None = None) -> None:
     If the recommended student was tested, `certificate.json` and `README.md`, too.
 
     Args:
-        result: of the sweep.
+        result: result of the sweep.
         folder: folder to write to.
         at: path or URI of the folder in which the page will lie, for its links to checkpoints; None: `folder`.
     """

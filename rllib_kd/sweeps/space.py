@@ -55,8 +55,8 @@ def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict
         # oscillate.
         "lr": tune.loguniform(5e-4, 2e-2),
         # β, share of the teacher's actions, over env steps: from its states to the student's own, or half way. Late:
-        # the student sees good states for longer; early, or never the teacher's (0): it learns sooner to mend its own
-        # mistakes.
+        # the student sees good states for longer; early, or never the teacher's (0): it learns sooner to correct its
+        # own mistakes.
         "teacher_fraction": tune.choice(
             [0.0, *([[0, 1.0], [round(share * env_steps), end]] for end in (0.0, 0.5) for share in (0.25, 1.0))]
         ),
@@ -75,8 +75,8 @@ def _student_size(teacher: Teacher) -> dict[str, Domain]:
     if has_images(first.input_space) or model_config.get("conv_filters"):
         # Student parameters / teacher parameters: the teacher's convolutions with fewer channels.
         return {"compression": tune.loguniform(0.005, 0.2)}
-    # Units of each hidden layer. [] is linear, the least that there is; two layers see what one of as many parameters
-    # does not.
+    # Units of each hidden layer. [] is linear, the smallest network; two layers represent functions that one layer with
+    # as many parameters cannot.
     return {"fcnet_hiddens": tune.choice([[], [2], [4], [8], [16], [32], [64], [8, 8], [16, 16], [32, 32]])}
 
 

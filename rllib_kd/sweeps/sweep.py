@@ -312,7 +312,7 @@ class Sweep:
         fixed = given | sizes if given & {*sizes, "student", TREE} else given
         if TREE in given or TREE in (self.config.get("student") or ()):
             fixed |= OF_NETWORKS
-        if has_input(self.config):  # nobody acts, and TD needs whole episodes
+        if has_input(self.config):  # no policy acts, and TD needs whole episodes
             files = all_files(student_config(self.env, teacher, self.config, seed=self.seed))
             fixed |= {*OF_BEHAVIOUR, *(() if set(TD_IN_FILES) <= set(files.columns) else ("td_coeff",))}
         return {name: domain for name, domain in space.items() if name not in fixed}
@@ -369,7 +369,7 @@ class Sweep:
 
     def _searcher(self, space: Mapping[str, Domain], points: list[dict[str, Any]]) -> Searcher | SearchAlgorithm:
         if self.search == "random":
-            return BasicVariantGenerator(random_state=self.seed)  # takes no points that hold lists
+            return BasicVariantGenerator(random_state=self.seed)  # Optuna's searcher takes no points that hold lists
         import optuna
         from ray.tune.search.optuna import OptunaSearch
 
@@ -412,7 +412,7 @@ class Sweep:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
         with filesystem.open_input_stream(f"{path}/{SWEEP}") as stream:
             begun = json.loads(stream.read())
-        begun = {"minimize": "parameters", **begun}  # of a version that knew nothing else
+        begun = {"minimize": "parameters", **begun}  # of a version that had no other
         if changed := [name for name, value in self._spec().items() if begun.get(name) != value]:
             changes = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
             raise ValueError(

@@ -169,7 +169,7 @@ def student_cost(student: Teacher, minimize: str) -> float:
 
 
 def _train_until(student: DistillDQN, env_steps: int) -> None:
-    while student.num_env_steps < env_steps:  # none, where a trial has ended and its driver did not live to note it
+    while student.num_env_steps < env_steps:  # none, if a trial has ended and its driver died before it noted that
         student.train()
 
 

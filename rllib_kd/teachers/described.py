@@ -87,7 +87,7 @@ def read_description(content: bytes) -> dict[str, Any]:
 def described_network(
     given: Mapping[str, Any] | None, description: bytes | None, uri: str, *, keys: Collection[str]
 ) -> dict[str, Any]:
-    """Return what the user says of a network: in a config, or else in the JSON beside the file.
+    """Return the user's description of a network: from a config, or else from the JSON beside the file.
 
     Args:
         given: the description in the config; None if there is none.

@@ -77,7 +77,7 @@ def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
     """Return the name, URI or absolute path of a teacher, valid in every working directory.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is not one of these.
     """
     if not isinstance(teacher, str | os.PathLike):
         raise ValueError(

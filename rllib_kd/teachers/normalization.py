@@ -1,7 +1,7 @@
 """Statistics of observations of Stable-Baselines3: which file of a `VecNormalize` belongs to a zip.
 
 Stable-Baselines3 saves them apart from the network, and nothing in the zip names their file. Files under the names that
-it documents are used. Others are recognised by their content, and named.
+it documents are used. Others are recognised by their content, and named in a warning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rllib_kd.text import one_line
 logger = logging.getLogger(__name__)
 
 
-#: Names of files that somebody may take for statistics of observations.
+#: Names that suggest statistics of observations.
 _LOOKS_LIKE_NORMALIZATION = re.compile(
     r"(normali[sz]|vec_?norm|norm_?(obs|stat)|(obs|ret)_?(rms|stat|norm)|running_?mean|mean_?std)"
     r".*\.(pkl|pickle|npz|npy|json|ya?ml|pth?)$",
@@ -33,7 +33,7 @@ _LOOKS_LIKE_NORMALIZATION = re.compile(
 )
 
 
-#: Of `VecNormalize.save()`: in the zoo of Stable-Baselines3, and in the documentation and on its hub.
+#: Names of `VecNormalize.save()`: in the zoo of Stable-Baselines3, in its documentation and on its hub.
 _NORMALIZATION = ("vecnormalize.pkl", "vec_normalize.pkl")
 
 
@@ -45,7 +45,7 @@ _STEPS = re.compile(r"(?P<name>.*)_(?P<steps>\d+)_steps")
 _ZOO_RUN = re.compile(r"(?P<env>.*[^.].*)_\d+(_[0-9a-f-]{36})?")
 
 
-#: Endings of what nobody writes a pickle to, which is not even opened.
+#: Endings of files that are never pickles, and are not opened.
 _NO_PICKLES = (".csv", ".json", ".log", ".md", ".mp4", ".npy", ".npz", ".png", ".py", ".txt", ".yaml", ".yml", ".zip")
 
 
@@ -60,13 +60,13 @@ class NormalizationFile(NamedTuple):
 
 
 def find_normalization(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> NormalizationFile | None:
-    """The statistics that belong to a zip, under one of their documented names.
+    """Return the statistics that belong to a zip, under one of their documented names.
 
-    What is a `VecNormalize`, or has the name of statistics, and is not used, is named in a warning.
+    A warning names other files that are a `VecNormalize`, or have the name of statistics, and are not used.
 
     Args:
-        filesystem: that holds the zip.
-        path: of the zip.
+        filesystem: filesystem of the zip.
+        path: path of the zip.
         uri: the same, for messages.
 
     Raises:
@@ -91,7 +91,7 @@ def find_normalization(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -
 
 
 def is_vec_normalize(tag: Any) -> bool:
-    """Whether what was read of a pickle is a `VecNormalize`, by the name of its class."""
+    """Return whether what was read of a pickle is a `VecNormalize`, by the name of its class."""
     return isinstance(tag, Tag) and tag.of.name == "VecNormalize" and isinstance(tag.state, dict)
 
 
@@ -99,7 +99,7 @@ def is_vec_normalize(tag: Any) -> bool:
 
 
 def _documented_names(path: str) -> list[str]:
-    """Where the statistics of a zip may lie, below its folder: what names the zip itself first."""
+    """Return where the statistics of a zip may lie, below its folder: names with the zip's own name first."""
     folder, _, name = path.rpartition("/")
     stem = name.rpartition(".")[0] or name
     zoo_run = _ZOO_RUN.fullmatch(folder.rpartition("/")[2])
@@ -108,12 +108,12 @@ def _documented_names(path: str) -> list[str]:
 
 
 def _names_in(folder: str) -> list[str]:
-    """Names in a folder, which may be called after a zip beside it."""
+    """Return the names in a folder, which may be named after a zip beside it."""
     return [f"{folder}/{name}" for name in _NORMALIZATION]
 
 
 def _own_names(zip_name: str) -> list[str]:
-    """Names that belong to one zip alone."""
+    """Return the names that belong to one zip alone."""
     stem = zip_name.rpartition(".")[0] or zip_name
     steps = _STEPS.fullmatch(stem)
     names = [f"{stem}_{name}" for name in _NORMALIZATION]
@@ -141,8 +141,8 @@ class _Surroundings:
     """The files around a zip: in its folder, in the folders in that one, and in the folder above.
 
     Args:
-        filesystem: that holds them.
-        path: of the zip.
+        filesystem: their filesystem.
+        path: path of the zip.
     """
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem, path: str):
@@ -153,7 +153,7 @@ class _Surroundings:
         self._budget = ReadBudget()
 
     def unused(self, documented: Sequence[str], used: str | None) -> list[str]:
-        """Files that look like normalisation, but for the one that is used and those of other zips.
+        """Return files that look like normalisation, except for the one that is used and those of other zips.
 
         Args:
             documented: where the statistics of this zip may lie.
@@ -184,7 +184,7 @@ class _Surroundings:
         return sorted(by_name | {name for name in others if self._normalizes(name, files[name])})
 
     def _list(self, folder: str) -> list[pyarrow.fs.FileInfo]:
-        """What is in a folder around the zip; nothing if it cannot be listed, or holds too much."""
+        """Return the entries of a folder around the zip; none if it cannot be listed, or holds too much."""
         path = posixpath.dirname(self._folder) if folder == _ABOVE else posixpath.join(self._folder, folder)
         is_root = folder == _ABOVE and path in ("", self._folder)  # above which there is nothing
         if self._num_entries <= 0 or is_root:
@@ -197,7 +197,7 @@ class _Surroundings:
         return entries
 
     def _normalizes(self, name: str, file: pyarrow.fs.FileInfo) -> bool:
-        """Whether a file is a `VecNormalize` of observations: read as data, within the limits of all of them."""
+        """Return whether a file is a `VecNormalize` of observations. It is read as data, within limits for all."""
         if name.lower().endswith(_NO_PICKLES) or not file.size:
             return False
         if self._num_files <= 0 or file.size > min(limits.MAX_DESCRIPTION, self._num_bytes):
@@ -215,7 +215,7 @@ class _Surroundings:
 
 
 def _by_name(folder: str, entries: Iterable[pyarrow.fs.FileInfo]) -> dict[str, pyarrow.fs.FileInfo]:
-    """The files in a folder, by their names as seen from the zip."""
+    """Return the files in a folder, by their names as seen from the zip."""
     files = (entry for entry in entries if entry.type == pyarrow.fs.FileType.File)
     return {posixpath.join(folder, file.base_name): file for file in files}
 
@@ -225,7 +225,7 @@ def _is_zip(name: str) -> bool:
 
 
 def _unlikely(name: str) -> tuple[int, str]:
-    """Sorts files: pickles by their ending first, then those without an ending, then the others."""
+    """Return the key that sorts files: pickles by their ending, then those without an ending, then the others."""
     ending = posixpath.splitext(name)[1].lower()
     return (0 if ending in (".pkl", ".pickle") else 1 if not ending else 2), name
 
@@ -236,6 +236,6 @@ def _check_is_pickle(head: bytes) -> None:
 
 
 def _quoted(names: Sequence[str]) -> str:
-    """At most five of the names."""
+    """Return at most five of the names, in a text."""
     shown = ", ".join(f"'{one_line(name)}'" for name in names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

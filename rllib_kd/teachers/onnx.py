@@ -29,7 +29,7 @@ def load_onnx(content: bytes, uri: str) -> Teacher:
     too much are refused. What runs is what was checked.
 
     Args:
-        content: of the file.
+        content: content of the file.
         uri: its path, for messages.
 
     Raises:
@@ -57,8 +57,8 @@ class OnnxFunction:
     """An ONNX model as a function, run by onnxruntime on the CPU.
 
     Args:
-        content: of an ONNX file, as it was checked.
-        num_numbers: that its operators make of one observation; 0 if nobody has counted.
+        content: content of an ONNX file, as it was checked.
+        num_numbers: numbers that its operators make of one observation; 0 if it was not counted.
         uri: path of the file, for messages.
 
     Raises:

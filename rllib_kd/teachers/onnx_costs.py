@@ -1,4 +1,4 @@
-"""What an ONNX model takes of so many observations: numbers and multiply-adds, known before it runs."""
+"""The cost of an ONNX model for a number of observations, known before it runs: numbers and multiply-adds."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ NUMBERS = _EIGHT_BYTES | {
 
 
 def count_numbers(model: Any, num_observations: int) -> int:
-    """How many numbers all operators make of so many observations.
+    """Return how many numbers all operators make of `num_observations` observations.
 
     Raises:
-        ValueError: these are too many, take too many multiply-adds, or nobody can know.
+        ValueError: these are too many, take too many multiply-adds, or are unknown.
     """
     graph = model.graph
     opsets = {domain_of(opset.domain): opset.version for opset in model.opset_import}
@@ -43,7 +43,7 @@ def count_numbers(model: Any, num_observations: int) -> int:
     total, numbers = CostMeter(), 0
     for node in graph.node:
         if missing := [name for name in node.input if name and name not in types]:
-            raise ValueError(f"its operator '{node.op_type}' takes '{missing[0]}', which nothing makes before")
+            raise ValueError(f"its operator '{node.op_type}' takes '{missing[0]}', which no earlier operator makes")
         inputs = [_shape(types[name], node.op_type) for name in node.input if name]
         check_parameters(node, list(map(len, inputs)), types, values)
         made = _infer(model, node, opsets, types, values)
@@ -58,7 +58,7 @@ def count_numbers(model: Any, num_observations: int) -> int:
         steps, copies = OPERATORS[domain_of(node.domain), node.op_type](call)
         numbers += copies
         steps += sum(map(math.prod, (*inputs, *shapes)))
-        # An even share of each observation, but for what does not depend on them.
+        # An even share for each observation, except for work that does not depend on them.
         total.add(what, 0, math.ceil(steps / num_observations))
         if numbers > num_observations * limits.MAX_NUMBERS:
             raise ValueError(
@@ -86,7 +86,7 @@ def _check_shape(shape: Shape, what: str, num_observations: int) -> None:
 
 
 def _given(graph: Any, num_observations: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Types of weights and inputs by name, and small weights themselves, which may be lengths."""
+    """Return types of weights and inputs by name, and small weights themselves, which may be lengths."""
     types = {value.name: value.type for value in graph.input}
     values = {}
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -105,7 +105,7 @@ def _given(graph: Any, num_observations: int) -> tuple[dict[str, Any], dict[str,
 def _infer(
     model: Any, node: Any, opsets: Mapping[str, int], types: Mapping[str, Any], values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Types of what an operator makes, by name."""
+    """Return the types of what an operator makes, by name."""
     domain = domain_of(node.domain)
     schema = onnx.defs.get_schema(node.op_type, opsets[domain], domain)
     own = [name for name in node.input if name]
@@ -119,12 +119,12 @@ def _infer(
     )
     for name in filter(None, node.output):
         if name not in made or made[name].tensor_type.elem_type not in NUMBERS:
-            raise ValueError(f"its operator '{node.op_type}' makes no numbers, or nobody knows of which shape")
+            raise ValueError(f"its operator '{node.op_type}' makes no numbers, or numbers of unknown shape")
     return made
 
 
 def _shape(value: Any, operator: str) -> Shape:
-    """The lengths of a tensor; −1 for one that depends on values."""
+    """Return the lengths of a tensor; −1 for one that depends on values."""
     if value is None or not value.tensor_type.HasField("shape"):
         return (-1,)
     dims = value.tensor_type.shape.dim
@@ -137,7 +137,7 @@ def _shape(value: Any, operator: str) -> Shape:
 
 
 def _remember(node: Any, inputs: Sequence[Shape], values: dict[str, Any], types: Mapping[str, Any]) -> None:
-    """What an operator makes of shapes and small weights: it may be the shape of something."""
+    """Compute what an operator makes of shapes and small weights, which may be a shape; add it to `values`."""
     compute = _COMPUTED.get(node.op_type)
     if compute is None or domain_of(node.domain) != "" or len(node.output) != 1:
         return
@@ -159,14 +159,14 @@ def _remember(node: Any, inputs: Sequence[Shape], values: dict[str, Any], types:
         return  # then it stays unknown
     expected = _shape(types[name], node.op_type)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(types[name].tensor_type.elem_type)
-    # Libraries do not agree on what comes out where it overflows or is rounded.
+    # Libraries give different results if a number overflows or is rounded.
     is_small = node.op_type not in _ARITHMETIC or bool(np.all((array > -(2**31)) & (array < 2**31)))
     if array.shape == expected and is_small:
         values[name] = numpy_helper.from_array(array.astype(dtype), name)
 
 
 def _is_small(tensor: Any) -> bool:
-    """Whether nothing that is computed of it could overflow, or be rounded."""
+    """Return whether nothing that is computed from it could overflow, or be rounded."""
     array = numpy_helper.to_array(tensor)
     return tensor.data_type in _LENGTHS and bool(np.all((array > -(2**31)) & (array < 2**31)))
 
@@ -203,13 +203,13 @@ def _constant(attributes: dict[str, Any], *_: Any) -> Any:
 
 
 def _divide(_attributes: Any, _shapes: Any, a: Any, b: Any) -> Any:
-    """Of integers, toward zero."""
+    """Divide integers, rounding toward zero."""
     if not np.all(b):
         raise ZeroDivisionError
     return np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))
 
 
-#: Of attributes, the shape of the first input, and the inputs.
+#: Functions of the attributes, the shape of the first input, and the inputs.
 _COMPUTED: dict[str, Callable[..., Any]] = {
     "Add": lambda _a, _s, a, b: a + b,
     "Cast": lambda _a, _s, x: x,

@@ -1,8 +1,8 @@
-"""ONNX models of others: what is run is what was checked, and what it takes is known before it runs.
+"""ONNX models of others: only what was checked is run, and its cost is known before it runs.
 
 Two libraries read a model: onnx, which checks it, and onnxruntime, which runs it. They read some files differently
-(bytes 4 to 8 `ORTM` make a file another model to onnxruntime; it reads metadata, and fields of its own). So the model
-that was checked is written anew, without anything else, and onnxruntime gets that.
+(bytes 4 to 8 `ORTM` make a file another model to onnxruntime; it reads metadata, and fields of its own). So onnxruntime
+gets a new file that contains only the checked model.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def check_model(content: bytes, uri: str) -> CheckedModel:
 
 
 class Outline:
-    """A model without its large weights: what it takes of any number of observations.
+    """A model without its large weights: it shows the cost of any number of observations.
 
     Lengths may be computed of the number of observations, and be huge for one number only: each number is checked.
 
@@ -78,7 +78,7 @@ class Outline:
                     tensor.ClearField(field)
 
     def check(self, num_observations: int) -> None:
-        """Refuse so many observations if they take too much.
+        """Refuse this number of observations if it costs too much.
 
         Raises:
             CheckpointError: they do.
@@ -95,7 +95,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 
 
 def _check_fields(content: bytes, uri: str) -> None:
-    """Count the fields of a file, which two bytes each suffice for, before each takes memory."""
+    """Count the fields of a file before each takes memory: two bytes are enough for a field."""
     num_fields = num_packed = 0
     view = memoryview(content)
     parts = [(0, len(content), onnx.ModelProto.DESCRIPTOR, 0)]
@@ -122,7 +122,7 @@ def _check_fields(content: bytes, uri: str) -> None:
             elif wire_type in (_FIXED32, _FIXED64):
                 start += 4 if wire_type == _FIXED32 else 8
             else:
-                raise ValueError("it has parts of a kind that ONNX has not")
+                raise ValueError("it has parts of a kind that ONNX does not have")
         if start != end:
             raise ValueError("it ends in the middle of a part")
 
@@ -131,7 +131,7 @@ _INTEGERS = (1, 2, 3, 4, 8)  # cpp_type of int32, int64, uint32, uint64, enum
 
 
 def _varint(view: memoryview, start: int, end: int) -> tuple[int, int]:
-    """An integer, and where it ends."""
+    """Return an integer, and where it ends."""
     value = shift = 0
     while start < end and shift < 70:
         byte = view[start]
@@ -143,7 +143,7 @@ def _varint(view: memoryview, start: int, end: int) -> tuple[int, int]:
 
 
 def _plain(model: Any, uri: str) -> Any:
-    """What a model computes, and nothing that anyone could read into the rest of it."""
+    """Return a model with what it computes alone, without fields that libraries may read differently."""
     if model.functions:
         raise CheckpointError(f"'{uri}' was refused: it defines functions. Inline them with onnx.inliner.")
     model.DiscardUnknownFields()
@@ -180,8 +180,8 @@ def _check_nodes(graph: Any, uri: str) -> None:
             raise CheckpointError(f"'{uri}' was refused: '{node.op_type}' is control flow, which no Q-network needs.")
         if (domain_of(node.domain), node.op_type) not in OPERATORS:
             raise CheckpointError(
-                f"'{uri}' was refused: its operator '{node.domain}.{node.op_type}' is none of those of ONNX whose work "
-                "is known beforehand. Export the network with others, or as safetensors."
+                f"'{uri}' was refused: its operator '{node.domain}.{node.op_type}' is not one of ONNX's operators "
+                "whose work is known beforehand. Export the network with others, or as safetensors."
             )
         _check_attributes(node, uri)
         for name in filter(None, node.output):

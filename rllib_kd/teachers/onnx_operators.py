@@ -12,28 +12,28 @@ Shape = tuple[int, ...]
 
 
 class Node(NamedTuple):
-    """An operator with the shapes of what it takes and makes."""
+    """An operator with the shapes of its inputs and outputs."""
 
     inputs: list[Shape]
     outputs: list[Shape]
     attributes: dict[str, Any]
 
     def attribute(self, name: str, default: Any) -> Any:
-        """One of its attributes by name."""
+        """Return one of its attributes by name."""
         return onnx.helper.get_attribute_value(self.attributes[name]) if name in self.attributes else default
 
 
 def domain_of(domain: str) -> str:
-    """The one of two names of ONNX's own operators that `OPERATORS` has."""
+    """Return the domain by which `OPERATORS` lists an operator: ONNX's own operators have two names for theirs."""
     return "" if domain == "ai.onnx" else domain
 
 
-#: Steps beside one for each number that goes in and comes out, and numbers that are copied on the way.
+#: Returns the steps beside one for each number that goes in and comes out, and the numbers that are copied.
 _Work = Callable[[Node], tuple[int, int]]
 
 
 def _times(steps: int) -> _Work:
-    """So many for each number that goes in or comes out."""
+    """Return the work of this many steps for each number that goes in or comes out."""
     return lambda node: (steps * sum(map(math.prod, (*node.inputs, *node.outputs))), 0)
 
 
@@ -70,7 +70,7 @@ def _local_response(node: Node) -> tuple[int, int]:
 
 
 def _recurrent(node: Node) -> tuple[int, int]:
-    """Each step in time takes some of its own, however few numbers it has."""
+    """Return the work of a recurrent layer: each step in time has a cost of its own, however few numbers it has."""
     length, batch = node.inputs[0][:2]
     hidden = node.inputs[2][-1]
     work = length * batch * sum(map(math.prod, node.inputs[1:3]))
@@ -78,19 +78,19 @@ def _recurrent(node: Node) -> tuple[int, int]:
 
 
 def _einsum(node: Node) -> tuple[int, int]:
-    """Letters stand for loops in loops; of more than two inputs, parts of the sum lie in memory."""
+    """Return the work of nested loops, one for each letter; with more than two inputs, parts of the sum take memory."""
     terms = node.attribute("equation", b"").decode().replace(" ", "").partition("->")[0].split(",")
     lengths: dict[str, int] = {}
     for term, shape in zip(terms, node.inputs, strict=True):
         letters = term.replace("...", "." * (len(shape) - len(term.replace("...", ""))))
         for i, (letter, length) in enumerate(zip(letters, shape, strict=True)):
-            key = f".{i - len(shape)}" if letter == "." else letter  # axes that no letter names are each their own
+            key = f".{i - len(shape)}" if letter == "." else letter  # each axis without a letter is a loop of its own
             lengths[key] = max(lengths.get(key, 1), length)
     work = len(terms) * math.prod(lengths.values())
     return work, work if len(terms) > 2 else 0
 
 
-#: Some steps for each number that goes in or comes out.
+#: Operators that take some steps for each number that goes in or comes out.
 _ELEMENTWISE = """
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh BatchNormalization BitShift BitwiseAnd BitwiseNot
     BitwiseOr BitwiseXor Cast CastLike Ceil Celu Clip Concat Constant ConstantOfShape Cos Cosh CumSum DepthToSpace

@@ -19,7 +19,7 @@ from rllib_kd import limits
 _INTEGERS = frozenset(getattr(TensorProto, f"{kind}INT{bits}") for kind in ("", "U") for bits in (8, 16, 32, 64))
 
 
-#: Attributes that are 0 or 1. Of other numbers onnx and onnxruntime think differently.
+#: Attributes that are 0 or 1. onnx and onnxruntime read other numbers differently.
 _FLAGS = frozenset(
     {
         *("allowzero", "antialias", "ceil_mode", "count_include_pad", "detect_negative", "detect_positive"),
@@ -84,8 +84,8 @@ def check_parameters(node: Any, ranks: Sequence[int], types: Mapping[str, Any], 
     Args:
         node: the operator.
         ranks: numbers of axes of what it takes.
-        types: of all tensors before it, by name.
-        values: of small weights, and what is computed of them, by name.
+        types: types of all tensors before it, by name.
+        values: values of small weights, and what is computed of them, by name.
 
     Raises:
         ValueError: a parameter is outside of its range.
@@ -114,7 +114,7 @@ def check_parameters(node: Any, ranks: Sequence[int], types: Mapping[str, Any], 
 
 
 def check_lengths(node: Any, inputs: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> None:
-    """Refuse tensors without numbers, but for where lengths are computed: at some, onnxruntime ends its process.
+    """Refuse tensors without numbers, except where lengths are computed: some of them crash onnxruntime.
 
     Args:
         node: the operator.
@@ -159,9 +159,9 @@ def _check_division(node: Any, types: Mapping[str, Any], values: Mapping[str, An
 
 
 def _check_range(node: Any, inputs: Sequence[Any]) -> None:
-    """Count it here: onnx computes limit − start in 32 bits, if they have 32."""
+    """Refuse a Range of too many numbers, counted here: onnx computes limit − start in 32 bits, if they have 32."""
     if any(array is None for array in inputs):
-        return  # then nobody knows how many there are, and it is refused for that
+        return  # then the number is unknown, and the operator is refused for that
     start, limit, delta = (np.ravel(array).tolist() for array in inputs)
     if not (len(start) == len(limit) == len(delta) == 1 and all(map(math.isfinite, (*start, *limit, *delta)))):
         raise ValueError(f"its operator '{node.op_type}' takes {start}, {limit}, {delta}; expected finite numbers")
@@ -173,7 +173,7 @@ def _check_range(node: Any, inputs: Sequence[Any]) -> None:
 
 
 def _check_slice(node: Any, inputs: Sequence[Any]) -> None:
-    """Backwards, the largest integers are past the end to onnx, and the start to onnxruntime."""
+    """Refuse backward slices with large ends: to onnx they are past the end, to onnxruntime they are the start."""
     ends, steps = _at(inputs, 2), _at(inputs, 4)
     if ends is not None and steps is not None and np.any(steps < 0) and np.any(ends > limits.MAX_INPUTS):
         raise _refusal(node, "ends", ends, f"integers up to {limits.MAX_INPUTS} where it steps backwards")

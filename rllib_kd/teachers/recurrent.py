@@ -1,4 +1,4 @@
-"""Recurrent Q-networks as frozen policies: only a view, which goes through an episode, knows their state."""
+"""Recurrent Q-networks as frozen policies: only a view, which goes through an episode, has their state."""
 
 from __future__ import annotations
 

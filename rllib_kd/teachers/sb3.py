@@ -125,7 +125,7 @@ def _check_policy_class(data: Mapping[str, Any], uri: str) -> None:
     module = entry.get("__module__") if isinstance(entry, dict) else None
     if isinstance(module, str) and module.partition(".")[0] not in LIBRARIES:
         raise CheckpointError(
-            f"'{uri}' has a policy of a class of its own, in the module {one_line(module, limit=100)!r}; expected one "
+            f"'{uri}' has a policy of a custom class, in the module {one_line(module, limit=100)!r}; expected one "
             f"of Stable-Baselines3. {_LOAD_IT}"
         )
 

@@ -133,7 +133,7 @@ def _read_extractor(
     normalizes_images = bool(policy_kwargs.get("normalize_images", True))
     if isinstance(observation_space, gym.spaces.Dict):
         if not is_flattened(observation_space):
-            raise ValueError("it is a multi-input policy with parts that are no vectors or images")
+            raise ValueError("it is a multi-input policy with parts that are neither vectors nor images")
         layers = _read_branches(tensors, f"{extractor}extractors.", observation_space, normalizes_images)
         return layers, [Flatten(observation_space)], (flat_size(observation_space),)
     is_box = isinstance(observation_space, gym.spaces.Box)

@@ -112,7 +112,7 @@ def _forks_differ() -> bool:
 
 
 def _request(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """Return what the worker is to be like, and its files: standard input, output and errors."""
+    """Return the description of the requested worker, and its files: standard input, output and errors."""
     from rllib_kd.workers.ray_worker import is_of_this_user
 
     files: list[int] = []
@@ -195,7 +195,7 @@ def _become(wanted: dict[str, Any], environment: dict[str, str], files: list[int
 
 
 def _has_begun(connection: socket.socket) -> None:
-    """Tell the process that has asked for this one that it is no longer needed."""
+    """Notify the process that requested this one that it is no longer needed."""
     connection.sendall(b"1")
     connection.close()
 

@@ -58,7 +58,7 @@ class ForkServer:
 
     @contextmanager
     def forking(self) -> Iterator[None]:
-        """In this context, workers of a Ray that is started are forks, where they can be."""
+        """In this context, workers of a Ray that is started are forks if that is possible."""
         from rllib_kd import _rllib
 
         own = {ray_worker.SERVER: self.name, ray_worker.WORKER: _rllib.path_of_ray_worker()}
@@ -87,7 +87,7 @@ def is_possible() -> bool:
 def begin(*, address: str | None = None) -> None:
     """Start the server now, so that it imports the package while this process still does so itself.
 
-    Does nothing where workers cannot be forked, or Ray will be joined, or runs in this process already.
+    Does nothing if workers cannot be forked, or Ray will be joined, or runs in this process already.
 
     Args:
         address: of a Ray to join; None: RAY_ADDRESS, or there will be a local Ray.
@@ -103,7 +103,7 @@ def _ray_runs() -> bool:
 
 @contextmanager
 def forked_workers() -> Iterator[None]:
-    """In this context, workers of a Ray that is started are forks, where they can be."""
+    """In this context, workers of a Ray that is started are forks if that is possible."""
     global _begun
     begin()
     server, _begun = _begun, None

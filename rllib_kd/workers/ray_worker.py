@@ -43,7 +43,7 @@ def is_of_this_user(connection: socket.socket) -> bool:
 
 
 def _this_process() -> dict[str, object]:
-    """Return what the fork is to have of this process."""
+    """Return what the fork takes from this process."""
     import resource  # here: Windows has none, and forking.py imports this file everywhere
 
     with open("/proc/self/oom_score_adj") as file:

@@ -47,10 +47,10 @@ def test_when_all_fail_once_it_is_a_warning_and_no_old_results_are_reported(grou
     group.failed.update({1: NO_LICENCE, 2: None})
     assert each.checked(results(1), group) == {}
     assert (
-        "Evaluation EnvRunner 1 failed, and is restarted if fault_tolerance() allows: The environment 'X' raised"
+        "Evaluation EnvRunner 1 failed. It is restarted if fault_tolerance() allows: The environment 'X' raised"
         in caplog.text
     )
-    assert "Evaluation EnvRunner 2 failed, and is restarted if fault_tolerance() allows: it has died." in caplog.text
+    assert "Evaluation EnvRunner 2 failed. It is restarted if fault_tolerance() allows: it has died." in caplog.text
     assert "All evaluation EnvRunners failed, so this iteration has no evaluation." in caplog.text
     with pytest.raises(EnvFailedError, match="no licence"):
         each.checked(results(1), group)

@@ -98,7 +98,7 @@ def test_several_agents(build, tmp_path):
 def test_rllibs_dqn_is_told_that_it_knows_no_masks(caplog):
     check_environment(DQNConfig().environment(InDict), (InDict().observation_space, InDict.action_space))
     (record,) = (record for record in caplog.records if record.name.startswith("rllib_kd"))
-    assert "RLlib's DQN does not know masks" in record.getMessage()
+    assert "RLlib's DQN does not support masks" in record.getMessage()
     caplog.clear()
     spaces = (InInfo.observation_space, InInfo.action_space)
     check_environment(DQNConfig().environment(InInfo), spaces)

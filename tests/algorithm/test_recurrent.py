@@ -204,7 +204,7 @@ def of_family(config, shape):
             lambda c: c.rl_module(model_config={**MEMORY, "max_seq_len": 10**8}),
             "at most 10,000 env steps, got 100,000,000",
         ),
-        (lambda c: c.training(burn_in_len=6), "max_seq_len=6 env steps, the first burn_in_len=6"),
+        (lambda c: c.training(burn_in_len=6), "max_seq_len=6 env steps, and the first burn_in_len=6"),
         (lambda c: c.training(burn_in_len=-1), "`burn_in_len` must be an integer of at least 0"),
         (lambda c: c.rl_module(model_config={**MEMORY, "recurrent_layer_type": "GRU"}), "Did you mean 'gru'"),
         (lambda c: c.rl_module(model_config={**MEMORY, "lstm_use_prev_action": True}), "RLlib does not read it"),

@@ -93,7 +93,7 @@ class Raises(Continuous):
 
 REGISTERED = {
     "lacks": (lambda config: NoSpaces(), r"The environment 'lacks' has no observation_space\. Set it in __init__"),
-    "none": (lambda config: None, r"What makes the environment 'none' returned NoneType, expected a gymnasium\.Env"),
+    "none": (lambda config: None, r"The maker of the environment 'none' returned NoneType, expected a gymnasium\.Env"),
     "raises": (
         lambda config: Raises(),
         r"The environment 'raises' cannot be made: RuntimeError: boom \(.*test_refusals",

@@ -121,9 +121,9 @@ def test_half_a_checkpoint_is_refused_before_anything_changes(cartpole_config, b
     algo.train()
     before = student_weights(algo)
     (path / "learner_group" / "state.pkl").unlink()
-    with pytest.raises(ValueError, match=r"is not whole: its learner_group/state\.pkl is missing\. Restore another"):
+    with pytest.raises(ValueError, match=r"is incomplete: its learner_group/state\.pkl is missing\. Restore another"):
         algo.restore_from_path(path)
     assert_equal_weights(student_weights(algo), before)
     again = Experiment("again", "DistillDQN", settings={"env": "CartPole-v1", "teacher": "cartpole"}).checked()
-    with pytest.raises(ValueError, match="is not whole"):  # before Ray starts
+    with pytest.raises(ValueError, match="is incomplete"):  # before Ray starts
         check_options(again, RunOptions(storage_path=str(tmp_path), restore=str(path)))

@@ -279,7 +279,7 @@ def test_an_environment_that_fails_somewhere_is_a_warning_with_its_reason(group,
     assert set(of(requests.fetch(weights_seq_no=0))) <= {2}
     wait_for(lambda: (requests.fetch(weights_seq_no=0) and "EnvRunner 1 failed" in caplog.text) or send(requests, 0))
     assert (
-        "EnvRunner 1 failed, and is restarted if fault_tolerance() allows: The environment 'X' raised in step()"
+        "EnvRunner 1 failed. It is restarted if fault_tolerance() allows: The environment 'X' raised in step()"
         in caplog.text
     )
     # It is RLlib that ends and restarts it.

@@ -24,8 +24,8 @@ def tree_config(**distillation) -> DistillDQNConfig:
     ("change", "reason"),
     [
         ({"td_coeff": 0.5}, "`td_coeff`=0.5 is not supported for trees. TD needs gradients"),
-        ({"init": "teacher", "restarts": 1}, "`init`='teacher' is not supported for trees. It has no units"),
-        ({"feature_coeff": 0.1}, "`feature_coeff`=0.1 is not supported for trees. It has no features"),
+        ({"init": "teacher", "restarts": 1}, "`init`='teacher' is not supported for trees. A tree takes no units"),
+        ({"feature_coeff": 0.1}, "`feature_coeff`=0.1 is not supported for trees. A tree has no hidden features"),
         ({"teacher": None, "td_coeff": 1.0}, "A tree learns from a teacher's labels alone"),
         ({"student": {"tree": {"max_leaf_nodes": 0}}}, "`max_leaf_nodes` of `student`"),
         ({"student": {"tree": {}, "fcnet_hiddens": [4]}}, "must have either `compression`, `tree` or widths"),
@@ -50,7 +50,7 @@ def test_a_tree_in_a_model_config_is_the_whole_shape(other):
 def test_distributions_and_several_learners_are_refused():
     for change, reason in (
         ({"num_atoms": 11}, "no return distributions. Set num_atoms=1"),
-        ({"num_learners": 2}, "Each Learner would grow another one"),
+        ({"num_learners": 2}, "Each Learner would grow its own tree"),
     ):
         config = tree_config()
         (config.learners if "num_learners" in change else config.training)(**change)

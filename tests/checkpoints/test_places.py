@@ -47,8 +47,8 @@ def test_nothing_is_saved_below_a_file(tmp_path, place):
     [
         ("~nosuchuser/x", "begins with a home folder that is not known here"),
         ("", "A path is empty"),
-        ("a\0b", "A path has no null character, got 'a\N{REPLACEMENT CHARACTER}b'. Name another path."),
-        ("file:///a%00b", "A path has no null character"),
+        ("a\0b", "A path cannot contain a null character, got 'a\N{REPLACEMENT CHARACTER}b'. Name another path."),
+        ("file:///a%00b", "A path cannot contain a null character"),
         (
             "b/" + "a" * 256,
             "is too long: it has 258 bytes, and its longest name 256. Expected at most 4095, and 255",
@@ -238,7 +238,7 @@ def test_the_root_of_the_filesystem_is_no_place(root):
 def test_links_in_a_circle_are_no_place(tmp_path, place):
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
-    message = f"is a link that leads back to itself, so '{tmp_path / place}' is no folder. Name another path."
+    message = f"is a link that leads back to itself, so '{tmp_path / place}' is not a folder. Name another path."
     with pytest.raises(ValueError, match=re.escape(message)) as raised, replacing(tmp_path / place):
         pytest.fail("something would have been written")
     assert "\n" not in str(raised.value)

@@ -183,8 +183,8 @@ def test_a_checkpoint_that_no_evaluation_came_before_is_taken_if_no_other_is_who
     (evaluated / "checkpoint_000003" / "model.pt").write_bytes(b"whole")
     with caplog.at_level(logging.INFO, logger="rllib_kd"):
         assert name_of(evaluated) == "checkpoint_000003"
-    assert caplog.messages[-1].endswith(": it is the newest that is whole.")
-    assert sum("is not whole, and is skipped" in message for message in caplog.messages) == 3
+    assert caplog.messages[-1].endswith(": it is the newest complete one.")
+    assert sum("is incomplete, and is skipped" in message for message in caplog.messages) == 3
 
 
 def test_a_report_lists_all_trials_of_an_experiment_by_path_or_uri(tmp_path):

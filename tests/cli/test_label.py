@@ -32,7 +32,7 @@ def test_a_job_that_is_done_says_so_without_ray(tmp_path, capsys, without_ray):
     label_here(job)
 
     assert label("--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n0 rows labelled; files: 1, of which 1 were there\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n0 rows labelled; files: 1, of which 1 were there already\n"
     assert read(tmp_path / "out" / "a.parquet")["teacher_q"].shape == (10, 2)
 
 

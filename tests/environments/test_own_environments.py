@@ -249,7 +249,7 @@ def test_processes_of_ray_make_it_without_the_file(files, cluster):
 def test_an_unknown_name_says_how_to_name_a_file_or_package(own_folder, name):
     with pytest.raises(ValueError, match=rf"name that first: path/to/file\.py:{name} or module:{name}\.$"):
         env_maker(name)
-    with pytest.raises(ValueError, match="known to gymnasium") as error:
+    with pytest.raises(ValueError, match="nor with gymnasium") as error:
         check_gymnasium_id("gymnasium:Nowhere-v0")
     assert "name that first" not in str(error.value)
 

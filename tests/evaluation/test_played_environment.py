@@ -350,7 +350,7 @@ def test_an_id_of_gymnasium_that_somebody_registered_anew_is_theirs(tmp_path, mo
 
 def test_an_environment_that_nobody_has_is_gymnasiums_error(tmp_path):
     for env in ("Nowhere-v0", "ALE/Nowhere-v5"):
-        with pytest.raises(ValueError, match="neither registered with Ray nor known to gymnasium"):
+        with pytest.raises(ValueError, match="registered neither with Ray nor with gymnasium"):
             evaluate(write_checkpoint(tmp_path / env, env), num_episodes=1)
 
 

@@ -79,7 +79,7 @@ def of_op(op: str) -> tuple[dict, dict[str, np.ndarray], np.ndarray]:
 
 def test_the_page_lists_every_layer_that_there_is():
     assert set(OPS) == {*ELEMENTWISE, *layers_module._BUILDERS}
-    with pytest.raises(ValueError, match="does not know the layer 'none'"):
+    with pytest.raises(ValueError, match="does not support the layer 'none'"):
         numpy_runner.run([{"op": "none"}], {}, np.zeros((1, 4)))
     page: dict = {}
     exec(PAGE_CODE, page)

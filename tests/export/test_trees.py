@@ -155,9 +155,9 @@ def test_an_exported_tree_can_be_compared_and_can_teach(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("left", [0, 2], "a tree that is none"),
-        ("left", "ab", "no lists of integers"),
-        ("left", [1, True], "no lists of integers"),
+        ("left", [0, 2], "a tree that is not valid"),
+        ("left", "ab", "not lists of integers"),
+        ("left", [1, True], "not lists of integers"),
         ("first", [-1, 0], "lack an entry"),
         ("operation", ["/", ""], "operations"),
     ],

@@ -53,7 +53,7 @@ def rows(teacher, tmp_path_factory):
         (["--config", '{"set_aside": 0.1}'], "'set_aside' cannot be in the config"),
         (["--config", '{"held_out": 0}'], "held_out=0 leaves no rows to judge students by"),
         (["--config", '{"held_out": 0.7}'], "`held_out` must be in [0, 0.5]"),
-        (["--config", '{"teacher_fraction": 0.5}'], "Nobody acts where rows are recorded"),
+        (["--config", '{"teacher_fraction": 0.5}'], "No policy acts while a run learns from recorded rows"),
         (["--teacher", "/does/not/exist"], "no checkpoint at '/does/not/exist'"),
     ],
 )

@@ -141,7 +141,7 @@ def test_an_environment_whose_file_has_changed_is_refused(refused, tmp_path):
 
 
 def test_what_is_needed_to_resume(refused, tmp_path):
-    assert "its folder is needed" in refused(*SHRINK, "--resume")
+    assert "give its folder, which was printed when it began" in refused(*SHRINK, "--resume")
     assert "no run was begun there" in refused("shrink", "--resume", "--out", str(tmp_path / "none"))
     assert "--teacher is missing" in refused("shrink", "--env", "CartPole-v1")
     assert "Neither an environment nor recorded rows are given" in refused("shrink", "--teacher", "cartpole")

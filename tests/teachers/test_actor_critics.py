@@ -128,9 +128,7 @@ class OwnPolicy(ActorCriticPolicy):
 
 def test_sb3_policies_of_the_users_class_say_so(tmp_path):
     A2C(OwnPolicy, "CartPole-v1", device="cpu").save(tmp_path / "model.zip")
-    with pytest.raises(
-        ValueError, match=r"a policy of a class of its own, in the module 'tests\.teachers\..*'.*callable"
-    ):
+    with pytest.raises(ValueError, match=r"a policy of a custom class, in the module 'tests\.teachers\..*'.*callable"):
         load_teacher(tmp_path / "model.zip")
 
 

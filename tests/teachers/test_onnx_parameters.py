@@ -439,7 +439,9 @@ def test_lengths_that_depend_on_values_have_a_remedy():
 )
 def test_operators_whose_work_is_not_known_beforehand(op):
     assert ("", op) not in OPERATORS
-    with pytest.raises(CheckpointError, match=rf"its operator '\.{op}' is none of those of ONNX .* or as safetensors"):
+    with pytest.raises(
+        CheckpointError, match=rf"its operator '\.{op}' is not one of ONNX's operators .* or as safetensors"
+    ):
         load_onnx(model_of([node(op, "obs")]).SerializeToString(), "a.onnx")
 
 
@@ -449,7 +451,9 @@ def test_operators_of_other_domains(domain):
     assert {op for own, op in OPERATORS if own == domain} == others
     model = model_of([helper.make_node("TreeEnsembleRegressor", ["obs"], ["x"], domain=domain)])
     model.opset_import.add(domain=domain, version=3)
-    with pytest.raises(CheckpointError, match=f"its operator '{domain}.TreeEnsembleRegressor' is none of those"):
+    with pytest.raises(
+        CheckpointError, match=f"its operator '{domain}.TreeEnsembleRegressor' is not one of ONNX's operators"
+    ):
         load_onnx(model.SerializeToString(), "a.onnx")
 
 

@@ -23,7 +23,7 @@ _ELEMENTWISE_C = {
 }
 
 
-#: The C functions, in an order in which each knows those that it calls.
+#: The C functions, each after those that it calls.
 FUNCTIONS = {
     "dot": """\
 /* Four sums, which a processor can add at the same time. */

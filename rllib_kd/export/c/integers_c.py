@@ -28,7 +28,7 @@ static void p_NAME(const int16_t *x, TYPE *y, const int8_t *weight, const int32_
 """
 
 
-#: The C functions, in an order in which each knows those that it calls.
+#: The C functions, each after those that it calls.
 _FUNCTIONS = {
     "quantize": """\
 /* Observations to integers: x * factor to the nearest integer, halves away from zero, between -limit and limit.

@@ -20,12 +20,12 @@ def checked_prefix(prefix: str) -> str:
     """Return the prefix of all names, if it is a C identifier.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not.
     """
     if not re.fullmatch(rf"[A-Za-z][A-Za-z0-9_]{{0,{_MAX_PREFIX - 1}}}", prefix) or prefix.endswith("_"):
         raise ValueError(
             f"The prefix {prefix[:80]!r} is not a C identifier that names can begin with. Expected a letter, then "
-            f"letters, digits and underscores, up to {_MAX_PREFIX} characters, the last one no underscore."
+            f"letters, digits and underscores, up to {_MAX_PREFIX} characters, and no underscore at its end."
         )
     return prefix
 

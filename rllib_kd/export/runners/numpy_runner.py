@@ -48,7 +48,7 @@ def load(path: str) -> Callable[..., np.ndarray]:
 
 
 def run(layers: list[dict[str, Any]], tensors: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Outputs of the layers for inputs `x`; images are `[B, H, W, C]` throughout."""
+    """Return the outputs of the layers for inputs `x`; images are `[B, H, W, C]` throughout."""
     for layer in layers:
         op = layer["op"]
         if op in ELEMENTWISE:
@@ -91,12 +91,12 @@ def run(layers: list[dict[str, Any]], tensors: dict[str, np.ndarray], x: np.ndar
         elif op == "tree":
             x = _tree(layer, tensors, x)
         else:
-            raise ValueError(f"This runner does not know the layer '{op}'.")
+            raise ValueError(f"This runner does not support the layer '{op}'.")
     return x
 
 
 def _tree(layer: dict[str, Any], tensors: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Values at the leaves that rows `x` reach: to the left where a node's number is at most its threshold."""
+    """Return the values at the leaves that rows `x` reach: they go left if a node's number is at most its threshold."""
     first, second, left, right = (np.array(layer[name], np.int64) for name in ("first", "second", "left", "right"))
     operation, one, other = np.array(layer["operation"]), x[:, first], x[:, second]
     compared = np.where(operation == "*", one * other, one)
@@ -130,7 +130,7 @@ def _remembering(
 def _cell(
     layer: dict[str, Any], tensors: dict[str, np.ndarray], x: np.ndarray, state: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """State after one step of an LSTM or a GRU, with PyTorch's order of gates."""
+    """Return the state after one step of an LSTM or a GRU, with PyTorch's order of gates."""
     sigmoid, h = ELEMENTWISE["sigmoid"], state["state_h"]
     inputs = x @ tensors[layer["weight_ih"]].T + tensors[layer["bias_ih"]]
     hidden = h @ tensors[layer["weight_hh"]].T + tensors[layer["bias_hh"]]

@@ -16,7 +16,7 @@ _Out = TypeVar("_Out")
 class Batches(Generic[_In, _Out]):
     """A function of many items, called by many tasks with one each. No item waits while the function is idle.
 
-    The function runs in a thread, so that the event loop accepts requests meanwhile; one call at a time.
+    The function runs in a thread, so that the event loop can accept requests at the same time; one call runs at a time.
 
     Args:
         function: from items to one result each.
@@ -48,11 +48,11 @@ class Batches(Generic[_In, _Out]):
         try:
             while self._waiting:
                 batch = self._take()
-                if not batch:  # all who asked have left
+                if not batch:  # all clients have left
                     continue
                 try:
                     results = await asyncio.to_thread(self._function, [item for item, _ in batch])
-                except Exception as error:  # of any network; all who wait for it learn of it
+                except Exception as error:  # raised by any network; passed on to all that wait for it
                     for _, future in batch:
                         if not future.done():
                             future.set_exception(error)

@@ -34,7 +34,7 @@ def application(policy: ServedPolicy, *, num_replicas: int = 1) -> Any:
 
     Args:
         policy: the policy; each replica has a copy.
-        num_replicas: processes that answer, ≥ 1, with a CPU each.
+        num_replicas: processes that serve requests, ≥ 1, with a CPU each.
 
     Raises:
         ValueError: Ray Serve is not installed.
@@ -59,7 +59,7 @@ def application(policy: ServedPolicy, *, num_replicas: int = 1) -> Any:
     @serve.ingress(build)
     class Policy:
         def check_health(self) -> None:
-            """Serve replaces a replica for which this raises."""
+            """Raise if the policy fails: Serve then replaces the replica."""
             policy.check()
 
     deployed: Any = Policy  # a Deployment, which type checkers take for the class
@@ -78,7 +78,7 @@ def serving(
         policy: the policy.
         host: host name or address on which HTTP is served.
         port: its port, 1 to 65535.
-        num_replicas: processes that answer, ≥ 1.
+        num_replicas: processes that serve requests, ≥ 1.
         ends_serve: whether Serve ends, too, if it has no other applications. A Ray that ends next takes it along.
 
     Yields:

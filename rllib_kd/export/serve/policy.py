@@ -26,7 +26,7 @@ from rllib_kd.text import one_line
 
 @dataclass(frozen=True)
 class Question:
-    """What a request asks.
+    """The content of a request.
 
     Args:
         obs: observations `[N, ...]`, or a dict or tuple of such arrays.
@@ -70,7 +70,7 @@ class ServedPolicy:
         return RequestReader(self._pipeline.observation_space, self.num_actions)
 
     def question(self, request: Any) -> Question:
-        """Return what a request asks.
+        """Return the content of a request.
 
         Raises:
             RequestError: it does not fit this policy.

@@ -56,7 +56,7 @@ def parsed(body: bytes) -> Any:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise RequestError(f"The body has {name}, which is no JSON number. Expected finite numbers.")
+    raise RequestError(f"The body has {name}, which is not a JSON number. Expected finite numbers.")
 
 
 class RequestReader:

@@ -39,7 +39,7 @@ _MAX_SLIDERS = 32
 
 
 _NO_NODE = (
-    "There is no node, so the page's JavaScript was not run: only its weights were compared with PyTorch. "
+    "Node.js is not installed, so the page's JavaScript was not run: only its weights were compared with PyTorch. "
     "Install node, and export again."
 )
 
@@ -100,7 +100,7 @@ def publish(
         student: the Q-network.
         out: path of the page; missing folders are created.
         played: the environment.
-        teacher: whose regret and actions the page shows; None: none.
+        teacher: teacher whose regret and actions the page shows; None: the page shows none.
         teacher_name: its name on the page; None: where it was loaded from.
         num_episodes: episodes of PyTorch, and as many of the page, ≥ 1; the first three are recorded.
         advance: called with the number of episodes that have ended since its last call, of 2 × `num_episodes`.

@@ -84,7 +84,7 @@ def record(
         student: the student.
         view: starts a view of the exported network's inputs.
         seed: seed of the reset.
-        teacher: whose regret is recorded; None: nobody's.
+        teacher: teacher by which regret is recorded; None: no regret is recorded.
         with_frames: whether the environment is rendered.
     """
     recording = Recording(seed)

@@ -88,7 +88,7 @@ def build_tree(layer: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TreeL
         raise ValueError(f"a tree with thresholds {list(threshold.shape)} and values {list(values.shape)}")
     lists = [layer[name] for name in ("first", "second", "left", "right")]
     if not all(isinstance(own, list) and all(type(number) is int for number in own) for own in lists):
-        raise ValueError("a tree whose entries or children are no lists of integers")
+        raise ValueError("a tree whose entries or children are not lists of integers")
     first, second, left, right = lists
     operation = layer["operation"]
     if not isinstance(operation, list) or not all(sign in _CODES for sign in operation):
@@ -100,5 +100,5 @@ def build_tree(layer: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TreeL
     try:
         tree = Tree(np.zeros(len(first)), numbers[0], np.array(left), np.array(right), numbers[1], num_features=1)
     except ValueError as error:
-        raise ValueError(f"a tree that is none: {error}") from error
+        raise ValueError(f"a tree that is not valid: {error}") from error
     return TreeLayer(first, second, operation, tree)

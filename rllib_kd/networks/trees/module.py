@@ -56,7 +56,7 @@ class TreeRLModule(TorchRLModule, QNetAPI):
 
     @property
     def max_parameters(self) -> int:
-        """Return how many numbers must be stored of a tree with all leaves that it may have."""
+        """Return how many numbers must be stored for a tree with all leaves that it may have."""
         return 4 * (self.shape.max_leaf_nodes - 1) + self.values.numel()
 
     @override(QNetAPI)
@@ -110,4 +110,4 @@ class TreeRLModule(TorchRLModule, QNetAPI):
         try:
             return Tree(**own, num_features=len(self.features))
         except ValueError as error:
-            raise ValueError(f"The arrays are no tree: {error}.") from error
+            raise ValueError(f"The arrays are not a tree: {error}.") from error

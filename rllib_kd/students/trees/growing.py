@@ -96,7 +96,7 @@ def _most_used(
 
 
 def numbers_read(num_states: int, num_features: int) -> int:
-    """Return how many numbers, states times features, are read to grow a tree: what it takes is about in proportion.
+    """Return how many numbers, states times features, are read to grow a tree: the time is about proportional.
 
     With the first tree, many features take as long as three times those that are kept.
     """

@@ -14,9 +14,9 @@ import numpy as np
 
 from rllib_kd.networks.trees.arrays import Tree, rounded_down
 
-#: Rounds over all nodes. Most of what they gain, they gain in the first two.
+#: Rounds over all nodes. Most of the gain comes from the first two.
 _ROUNDS = 3
-#: States by which a better test is sought, of those whose cost depends on it. Whether it is better, all states tell.
+#: States by which a better test is sought, of those whose cost depends on it. All states then check that it is better.
 _MAX_SEARCHED = 4_000
 #: The same for a further test in place of a leaf.
 _MAX_SEARCHED_AT_LEAF = 1_500

@@ -38,7 +38,7 @@ def rules(
         names: names of the observation's entries; none: "x[0]" and so on.
         actions: names of the actions; none: their numbers.
         thresholds: other thresholds than the tree's, in other units, `[I]`; None: its own.
-        note: what is said at the end of a leaf's line.
+        note: text at the end of a leaf's line.
     """
     named, chosen = names_of_entries(names, features.num_inputs), tree.actions
     shown = tree.threshold if thresholds is None else thresholds

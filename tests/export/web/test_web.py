@@ -381,7 +381,7 @@ def test_an_environment_without_pictures(tmp_path, monkeypatch, caplog):
     done = publish(student, tmp_path / "new" / "s.html", PlayedEnvironment(Corridor, {}), num_episodes=2)
     assert np.isnan(done.return_mean)
     assert done.torch_return == -4.0
-    assert "There is no node, so the page's JavaScript was not run" in caplog.text
+    assert "Node.js is not installed, so the page's JavaScript was not run" in caplog.text
     data = data_of((tmp_path / "new" / "s.html").read_text())
     assert data["cartpole"] is None
     assert data["noFrames"].startswith("There are no pictures: ")

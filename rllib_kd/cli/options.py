@@ -89,7 +89,7 @@ Imports = Annotated[list[str] | None, option("File to import first; can be repea
 Teacher = Annotated[list[str] | None, option(TEACHER_HELP, metavar="PATH")]
 
 
-NoTeacher = Annotated[bool, option("Learn from rewards alone, as DQN does.", "--no-teacher")]
+NoTeacher = Annotated[bool, option("Learn from rewards alone, as DQN.", "--no-teacher")]
 
 
 Compression = Annotated[float | None, option("Student size / teacher size, in (0, 1].", metavar="X")]
@@ -143,7 +143,7 @@ ScoreAttr = Annotated[
 ]
 
 
-MaxFailures = Annotated[int, option("Retries from the last checkpoint (default: 0).", metavar="N")]
+MaxFailures = Annotated[int, option("Retries from checkpoints (default: 0).", metavar="N")]
 
 
 Restore = Annotated[str | None, option("Checkpoint or run to start a new run from.", metavar="PATH")]

@@ -158,7 +158,7 @@ def test_a_mask_without_sense_names_the_environment(env, legal, message):
             self.legal = np.array(legal, np.int8)
             return pays
 
-    expected = f"environment 'Broken' has a mask .* after reset.*{message}.*Return one"
+    expected = f"environment 'Broken' has a mask .* after reset.*{message}.*Return a mask"
     if env is InDict and len(legal) == 2:  # a vector env cannot hold such an observation
         expected = r"environment 'Broken' returned, in reset\(\), an observation\['action_mask'\] of shape \(2,\)"
     with pytest.raises(EnvFailedError, match=expected):

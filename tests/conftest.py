@@ -109,18 +109,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(mark.name == "slow" for mark in item.listchain()[-2].own_markers):
             num_long[item.path] += 100
     items.sort(key=lambda item: -num_long[item.path])
+    if is_possible() and any("cluster" in getattr(item, "fixturenames", ()) for item in items):
+        starting_fork_server()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_registry() -> Iterator[None]:
-    """For every export, PyTorch parses the source of its five hundred translations to ONNX: once is enough."""
+    """For every export, PyTorch parses the source of its five hundred translations to ONNX, and looks up its two
+    thousand operators: once is enough."""
     try:
+        from torch._export import utils
         from torch.onnx._internal.exporter._registration import ONNXRegistry
-    except ImportError:  # of another PyTorch: exports take their time
+
+        look_up = utils._materialize_cpp_cia_ops
+    except (ImportError, AttributeError):  # of another PyTorch: exports take their time
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        patch.setattr(utils, "_materialize_cpp_cia_ops", cache(look_up))
         yield
 
 
@@ -174,13 +181,18 @@ def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @cache
-def fork_server() -> ForkServer:
-    """One for all tests of this process, which has imported the package.
-
-    Beside other tests that may take a minute, and Ray's workers wait for half of one.
-    """
+def starting_fork_server() -> ForkServer:
+    """One for all tests of this process. It imports the package while this process does something else."""
     server = ForkServer(differing=("PYTEST_", "XDG_"))
     atexit.register(server.close)
+    return server
+
+
+@cache
+def fork_server() -> ForkServer:
+    """The same, which has imported the package: beside other tests that may take a minute, and Ray's workers wait for
+    half of one."""
+    server = starting_fork_server()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(300)
         connection.connect(f"\0{server.name}")
@@ -196,7 +208,8 @@ def forked_workers() -> AbstractContextManager[None]:
 
 def start_ray(**kwargs: Any) -> None:
     """Start or join Ray, and tell it the algorithm's name, which it forgets when a test has shut it down before."""
-    with forked_workers():
+    joins = kwargs.get("address") != "local"  # a Ray whose workers others fork
+    with nullcontext() if joins else forked_workers():
         ray.init(log_to_driver=False, **kwargs)
     register_trainable("DistillDQN", DistillDQN)
 

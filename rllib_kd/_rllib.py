@@ -176,6 +176,46 @@ def trials_in_waiting_workers() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def algorithm_init_put_off(algorithm: Any) -> Iterator[None]:
+    """At the end of this context, run the callbacks `on_algorithm_init` of an algorithm.
+
+    RLlib runs them at the end of its own `setup()`, when that of a subclass is not done.
+    """
+    from ray.rllib.algorithms import algorithm as module  # here: most processes that import this file need no Algorithm
+
+    original, calls = module.make_callback, []
+
+    def make_callback(name: str, *args: Any, **settings: Any) -> None:
+        call = partial(original, name, *args, **settings)
+        if name == "on_algorithm_init" and settings["kwargs"]["algorithm"] is algorithm:
+            calls.append(call)
+        else:
+            call()
+
+    with _replaced(module, make_callback=make_callback):
+        yield
+    for call in calls:
+        call()
+
+
+# --- Tune -------------------------------------------------------------------------------------------------------------
+
+
+def is_registered(category: str, name: str) -> bool:
+    """Return whether there is an environment or a trainable of this name: Tune's functions only register them."""
+    from ray.tune import registry  # here: processes that only relay warnings need no Tune
+
+    return registry._global_registry.contains(category, name)
+
+
+def registered(category: str, name: str) -> Any:
+    """Return the environment's maker or the trainable of this name."""
+    from ray.tune import registry
+
+    return registry._global_registry.get(category, name)
+
+
 def callbacks_uncounted() -> AbstractContextManager[None]:
     """In this context, Tune does not count the kinds of its callbacks, as it would for Ray's usage statistics.
 

@@ -85,15 +85,6 @@ def test_the_program_of_a_user_that_mypy_checks_has_every_public_name():
 
 
 @pytest.mark.slow
-def test_types_are_known_to_users_whose_mypy_follows_ray(tmp_path):
-    command = [sys.executable, "-m", "mypy", "--config-file=", "--follow-imports=silent", "--ignore-missing-imports"]
-    done = subprocess.run(
-        [*command, f"--cache-dir={tmp_path}", "tests/typed.py"], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.slow
 def test_public_names_and_teachers_are_unpickled_in_a_fresh_process():
     """By their public names, so that pickles survive when a class or a function moves to another file."""
     public = [getattr(rllib_kd, name) for name in rllib_kd.__all__]

@@ -13,6 +13,7 @@ from ray._private import parameter, ray_constants, services, utils, worker
 from ray._private.node import Node
 from ray.air._internal import usage
 from ray.experimental import internal_kv
+from ray.rllib.algorithms import algorithm
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
@@ -24,6 +25,7 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+from ray.tune import registry
 from ray.tune.execution import class_cache
 from ray.tune.trainable import Trainable
 
@@ -86,6 +88,8 @@ REACHED_IN_MODULES = {
     parameter: ("RayParams",),
     utils: ("set_sigterm_handler", "set_omp_num_threads_if_unset"),
     usage: ("tag_callbacks",),
+    algorithm: ("make_callback",),
+    registry: ("_global_registry",),
     class_cache: ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"),
     ray_constants: ("OBJECT_STORE_MINIMUM_MEMORY_BYTES",),
     internal_kv: tuple(f"_internal_kv_{name}" for name in ("initialized", "list", "get", "put", "exists", "del")),
@@ -117,10 +121,14 @@ def missing_in(cls: type, names) -> set[str]:
     return {name for name in names if not hasattr(cls, name) and f"self.{name}" not in rllibs}
 
 
-def private_names(cls: type) -> set[str]:
-    """`self._x` and `super()._x` in the body of a class, that it neither defines nor assigns."""
+#: Files with base classes of ours, whose attributes the classes above set.
+PARTS = ("rllib_kd.algorithm.checkpoint", "rllib_kd.algorithm.derived")
+
+
+def private_names(classes) -> set[str]:
+    """`self._x` and `super()._x` in the bodies of classes, that none of them defines or assigns."""
     used, own = set(), set()
-    for node in ast.walk(ast.parse(source(cls))):
+    for node in ast.walk(ast.parse(source_of(classes))):
         if isinstance(node, ast.FunctionDef):
             own.add(node.name)
         if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
@@ -141,8 +149,8 @@ def message(cls: type, missing: set[str]) -> str:
 @pytest.mark.parametrize("cls", OUR_CLASSES)
 def test_what_our_classes_use_of_their_base_classes_is_there(cls):
     inherited = source_of(base for base in cls.__mro__[1:] if base.__module__.startswith("rllib_kd"))
-    parts = [base for base in cls.__mro__ if base is cls or base.__module__ == "rllib_kd.algorithm.derived"]
-    names = {name for part in parts for name in private_names(part) if f"def {name}" not in inherited}
+    parts = [base for base in cls.__mro__ if base is cls or base.__module__ in PARTS]
+    names = {name for name in private_names(parts) if f"def {name}" not in inherited}
     assert names
     missing = missing_in(cls, names)
     assert not missing, message(cls, missing)
@@ -174,8 +182,11 @@ def nodes_of(code: str) -> list[ast.AST]:
 
 
 def private_names_of_others(nodes: list[ast.AST]) -> set[str]:
-    """`x._y` in a file, but for those of `self`, `cls` and `super()`; and modules below `ray._private`."""
-    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and "._private" in str(node.module)}
+    """`x._y` in a file, but for those of `self`, `cls` and `super()`; and what it imports from Ray."""
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    names = {node.module for node in imports if "._private" in str(node.module)}
+    of_ray = (alias.name for node in imports if str(node.module).startswith("ray") for alias in node.names)
+    names |= {name for name in of_ray if name.startswith("_") and name != "__version__"}
     for node in nodes:
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             owner = getattr(node.value, "id", None) or getattr(getattr(node.value, "func", None), "id", None)
@@ -200,8 +211,11 @@ def test_no_private_name_of_ray_is_reached_from_another_file():
     reached = {path.name: private_names_of_others(nodes) - own for path, nodes in files.items()}
     del reached["_rllib.py"]
     assert {name: names for name, names in reached.items() if names} == {}
-    assert private_names_of_others(nodes_of("from ray._private import worker\nrunner._gone = worker._node")) == {
+    assert private_names_of_others(
+        nodes_of("from ray._private import worker\nrunner._gone = worker._node\nfrom ray.x import _y")
+    ) == {
         "ray._private",
+        "_y",
         "_gone",
         "_node",
     }

@@ -26,6 +26,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import given_up, kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
 from rllib_kd.algorithm.checkpoint import CheckpointedDQN
@@ -38,7 +39,6 @@ from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_e
 from rllib_kd.algorithm.gradient_steps import ReplayRatio
 from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.patience import Patience
-from rllib_kd.algorithm.postponed import Postponed
 from rllib_kd.algorithm.preflight import (
     actor_resources,
     check_environment,
@@ -68,7 +68,7 @@ _SECONDS_TO_STOP = 10.0  # for an EnvRunner to finish its current sample
 
 @public
 class DistillDQNConfig(DistillationConfig):
-    """Configures `DistillDQN`: everything in RLlib's `DQNConfig`, and `.distillation(...)`.
+    """Configures `DistillDQN`: the settings of RLlib's `DQNConfig`, and `.distillation(...)`.
 
     Defaults that differ from `DQNConfig`: ε 0.05 from the start (Rusu et al. 2015), a student that is not dueling, 16
     environments for each EnvRunner in fragments of 32 steps, a columnar replay in the Learner, and evaluation in a
@@ -97,7 +97,7 @@ class DistillDQN(CheckpointedDQN):
 
     SAVED: ClassVar = ("_returns", "_replay_ratio", "_first_weights", "_sampling", "_restarts", "_patience")
     #: The other attributes of this class, which follow from the config, or belong to one process.
-    NOT_SAVED: ClassVar = frozenset({"config", "_postponed", "_students", "_unusable_states", "_evaluations"})
+    NOT_SAVED: ClassVar = frozenset({"config", "_students", "_unusable_states", "_evaluations"})
 
     @classmethod
     @override(DQN)
@@ -117,7 +117,10 @@ class DistillDQN(CheckpointedDQN):
         Raises:
             ValueError: a teacher cannot be loaded, or does not fit the environment or the student.
         """
-        self._postponed = Postponed()
+        with _rllib.algorithm_init_put_off(self):
+            self._set_up()
+
+    def _set_up(self) -> None:
         limit_threads(self.config.num_cpus_for_main_process)
         spaces = spaces_known_here(self.config)
         if spaces is not None:
@@ -153,7 +156,6 @@ class DistillDQN(CheckpointedDQN):
         check_vector_env(self.env_runner_group)
         if self._teachers.are_loaded:
             self._meet_teachers()
-        self._postponed.catch_up()
 
     def _meet_teachers(self) -> None:
         """Check that teachers and students fit, send the teachers to EnvRunners, and play the baselines there."""
@@ -311,8 +313,7 @@ class DistillDQN(CheckpointedDQN):
         """
         if (family := self.config.students) and module_id not in family:
             raise ValueError(f"This is a family of students. Name one of {sorted(family)}, got '{module_id}'.")
-        if self._postponed.is_set_up:  # otherwise a callback called this, before there are samples
-            self._sampling.show_newest_student()
+        self._sampling.show_newest_student()
         self._choose_restarts()
         if not self.config.members:
             return super().get_module(module_id)

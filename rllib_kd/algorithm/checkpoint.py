@@ -65,7 +65,7 @@ class CheckpointedDQN(DQN):
         is_wanted = partial(self._check_component, components=components, not_components=not_components)
         state = super().get_state(components, not_components=not_components, **kwargs)
         state |= self._teachers.get_state(is_wanted)
-        if is_wanted(STATE_ENTRY) and self._postponed.is_set_up:  # otherwise a callback called this, before setup
+        if is_wanted(STATE_ENTRY):
             own = {name.lstrip("_"): getattr(self, name).get_state() for name in self.SAVED}
             state[STATE_ENTRY] = {"format_version": FORMAT_VERSION, **own}
         return state
@@ -145,8 +145,6 @@ class CheckpointedDQN(DQN):
     @override(DQN)
     @names_dead_learners
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
-        if self._postponed.put_off(partial(self.restore_from_path, path, *args, **kwargs)):
-            return
         path = str(local_folder(path, kwargs.get("filesystem")) or path)
         is_whole = "component" not in kwargs
         resolved, filesystem = resolve_filesystem(path, kwargs.get("filesystem"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
+from rllib_kd.algorithm.learner_checks import check_learner_class
 from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.algorithm.quantization_checks import check_quantize
 from rllib_kd.algorithm.recurrent_checks import check_recurrent
@@ -21,7 +22,6 @@ from rllib_kd.algorithm.tree_checks import check_trees
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner
-from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.learner.losses import LOSSES, POLICY_LOSSES
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE
 from rllib_kd.networks.trees.shape import TREE
@@ -395,8 +395,7 @@ def check_replay_type(config: DistillationConfig) -> None:
 
 def check_classes(config: DistillationConfig) -> None:
     """Check that classes of the user's own are subclasses of those that replace RLlib's here."""
-    if not issubclass(config.learner_class, DistillDQNTorchLearner):
-        raise ValueError(f"`learner_class` must be a DistillDQNTorchLearner, got {config.learner_class.__name__}.")
+    check_learner_class(config)
     if config.in_evaluation:
         return
     expected: type = DistillMultiAgentEnvRunner if config.is_multi_agent else DistillEnvRunner

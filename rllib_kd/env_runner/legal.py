@@ -24,12 +24,15 @@ _PASSES = ("forward_inference", "forward_exploration")
 def choosing_legally(module: Any, mask_of: Callable[[Mapping[str, Any]], np.ndarray | Tensor | None]) -> Iterator[None]:
     """In this context, a module's passes choose legal actions: the best legal one instead of an illegal one.
 
+    Passes that are replaced already stay as they are: π chooses legally. So do those of modules without PyTorch.
+
     Args:
         module: an RLModule.
         mask_of: returns the legal actions `[N, A]` of a batch, or None if all are legal.
     """
-    passes = {name: _legally(module, getattr(module, name), mask_of) for name in _PASSES}
-    with replaced_passes(module, passes):
+    is_torch = isinstance(module, torch.nn.Module)
+    names = [name for name in _PASSES if name not in vars(module)] if is_torch else []
+    with replaced_passes(module, {name: _legally(module, getattr(module, name), mask_of) for name in names}):
         yield
 
 

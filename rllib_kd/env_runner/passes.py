@@ -11,18 +11,19 @@ from typing import Any
 def replaced_passes(module: Any, passes: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """In this context, functions are called instead of a module's passes.
 
-    The passes of this object alone are replaced: connectors and callbacks expect RLlib's class. A pass that is replaced
-    already stays as it is.
+    The passes of this object alone are replaced: connectors and callbacks expect RLlib's class.
 
     Args:
         module: an RLModule.
         passes: functions by the names of the passes, such as `forward_exploration`.
     """
-    new = {name: function for name, function in passes.items() if name not in vars(module)}
-    for name, function in new.items():
+    own = {name: vars(module)[name] for name in passes if name in vars(module)}  # that the object had before
+    for name, function in passes.items():
         setattr(module, name, function)
     try:
         yield
     finally:
-        for name in new:
+        for name in passes:
             delattr(module, name)
+        for name, function in own.items():
+            setattr(module, name, function)

@@ -12,8 +12,9 @@ from typing import Any
 import gymnasium as gym
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
-from ray.tune.registry import ENV_CREATOR, _global_registry
+from ray.tune.registry import ENV_CREATOR
 
+from rllib_kd import _rllib
 from rllib_kd.environments import atari, pools
 from rllib_kd.environments.failures import described
 from rllib_kd.environments.imports import make_importable
@@ -185,7 +186,7 @@ def env_maker(
     name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
     config = dict(env_config or {}) | ({} if render_mode is None else {"render_mode": render_mode})
     if isinstance(env, str) and is_registered_with_tune(env):
-        env = _global_registry.get(ENV_CREATOR, env)
+        env = _rllib.registered(ENV_CREATOR, env)
     elif (own := parsed(env)) is not None:
         env = _own(own, str(env))
     if isinstance(env, str):

@@ -22,8 +22,9 @@ from typing import Any
 import gymnasium as gym
 from ray import cloudpickle
 from ray.rllib.env.env_context import EnvContext
-from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
+from ray.tune.registry import ENV_CREATOR, register_env
 
+from rllib_kd import _rllib
 from rllib_kd.environments.familiar import record
 from rllib_kd.environments.imports import absolute, import_own, is_file_name, make_importable
 from rllib_kd.environments.sources import Sources, own_file
@@ -151,7 +152,7 @@ def registered(own: OwnName) -> str:
 
 def is_registered_with_tune(env: str) -> bool:
     """Return whether a name is registered with Ray Tune, which RLlib prefers to gymnasium's ids."""
-    return _global_registry.contains(ENV_CREATOR, env)
+    return _rllib.is_registered(ENV_CREATOR, env)
 
 
 def _is_registered(env: str) -> bool:
@@ -211,7 +212,7 @@ class OwnEnvironment:
         if name in gym.registry:
             return lambda config: gym.make(name, **config)
         if is_registered_with_tune(name):
-            return _in_context(_global_registry.get(ENV_CREATOR, name))
+            return _in_context(_rllib.registered(ENV_CREATOR, name))
         return _maker(_environment_in(module, self._own), self._own)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -255,7 +256,7 @@ def defined_in(file: Path, env: Any, imports: Sequence[str] = ()) -> Any:
         if ":" in env or not _is_registered(env) or _is_known_anywhere(env):
             return env
         own = OwnName((*map(_located, imports), str(file)), env)
-        make = _in_context(_global_registry.get(ENV_CREATOR, env)) if is_registered_with_tune(env) else None
+        make = _in_context(_rllib.registered(ENV_CREATOR, env)) if is_registered_with_tune(env) else None
     elif _is_environment(env) and "<" not in env.__qualname__:
         if env.__module__ != RUN_NAME:
             beside = own_file(sys.modules.get(env.__module__))

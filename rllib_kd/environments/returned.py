@@ -112,7 +112,7 @@ def unusable_mask(env: Any, error: Exception, *, doing: str) -> EnvFailedError:
     """
     return EnvFailedError(
         f"The environment '{name_of(env)}' has a mask of legal actions that cannot be used, after {doing}(): {error}. "
-        "Return a mask with every state in which an action follows: as part 'action_mask' of a Dict, as "
+        "Return a mask with every state except the last one of an episode: as part 'action_mask' of a Dict, as "
         "info['action_mask'], or by a method action_masks()."
     )
 

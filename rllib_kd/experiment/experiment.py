@@ -15,7 +15,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.tune.registry import TRAINABLE_CLASS, _global_registry
+from ray.tune.registry import TRAINABLE_CLASS
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
@@ -148,8 +148,8 @@ def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:
             return ALGORITHMS[algorithm]()[0]
         except ImportError as error:
             raise ValueError(f"The algorithm '{algorithm}' needs a package that is not installed: {error}") from error
-    if _global_registry.contains(TRAINABLE_CLASS, algorithm):
-        return _global_registry.get(TRAINABLE_CLASS, algorithm)
+    if _rllib.is_registered(TRAINABLE_CLASS, algorithm):
+        return _rllib.registered(TRAINABLE_CLASS, algorithm)
     if "." in algorithm:
         return _imported(algorithm)
     known = [DistillDQN.__name__, *ALGORITHMS]

@@ -14,6 +14,13 @@ from rllib_kd.algorithm import config as config_module
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 from rllib_kd.environments import atari
+from rllib_kd.learner.learner import DistillDQNTorchLearner
+
+
+class ClipsGradients(DistillDQNTorchLearner):
+    def postprocess_gradients(self, gradients_dict):
+        return gradients_dict
+
 
 #: Those with an underscore are behind a property of RLlib's name.
 OWN_FIELDS = {name for name in vars(DistillDQNConfig()) if not name.startswith("_")} - set(
@@ -100,6 +107,7 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: c.training(gamma=2.0).distillation(td_coeff=1.0), "`gamma` must be in"),
         (lambda c: c.training(learner_connector=lambda *_: None), "`learner_connector` is not supported"),
         (lambda c: c.training(learner_class=DQNTorchLearner), "must be a DistillDQNTorchLearner"),
+        (lambda c: c.training(learner_class=ClipsGradients), r"overrides postprocess_gradients\(\), which .* not call"),
         (lambda c: c.env_runners(env_runner_cls=SingleAgentEnvRunner), "must be a DistillEnvRunner"),
         (lambda c: c.env_runners(batch_mode="complete_episodes"), "`batch_mode` must be"),
         (lambda c: c.training(replay_buffer_config={"type": "EpisodeReplayBuffer"}), "a replay of its own"),

@@ -112,7 +112,6 @@ def test_when_its_replay_is_handed_over(dead, tmp_path):
 def test_when_it_is_restored(dead, monkeypatch, tmp_path):
     monkeypatch.setattr(DQN, "restore_from_path", lambda self, *args, **kwargs: self.learner_group.get_state())
     algo = algorithm(dead)
-    algo._postponed = SimpleNamespace(put_off=lambda call: False)
     algo._sampling = SimpleNamespace(forget=lambda: None)
     with pytest.raises(LearnerDiedError, match=SAID):
         algo.restore_from_path(str(tmp_path), component="learner_group")

@@ -18,7 +18,6 @@ from rllib_kd.algorithm import algorithm
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, check_format, check_format_at
 from rllib_kd.algorithm.gradient_steps import ReplayRatio
-from rllib_kd.algorithm.postponed import Postponed
 from rllib_kd.algorithm.results import distillation_results
 from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.algorithm.sampling import Sampling, StudentState
@@ -61,7 +60,7 @@ def attributes_set_in(module, cls: str, method: str) -> set[str]:
 def test_every_attribute_of_the_algorithm_is_saved_or_named_as_not_saved():
     cls = algorithm.DistillDQN
     # The teachers are components of the Algorithm.
-    assert attributes_set_in(algorithm, "DistillDQN", "setup") == {*cls.SAVED, *cls.NOT_SAVED, "_teachers"}
+    assert attributes_set_in(algorithm, "DistillDQN", "_set_up") == {*cls.SAVED, *cls.NOT_SAVED, "_teachers"}
 
 
 @pytest.mark.parametrize(
@@ -351,18 +350,6 @@ def test_first_states_go_on_from_a_checkpoint():
     again.set_state(first.get_state())
     np.testing.assert_equal(again.get_state(), first.get_state())
     assert len(again.get_state()["states"]["default_policy"][0][0]) == 8
-
-
-def test_a_call_waits_for_the_end_of_setup():
-    made, postponed = [], Postponed()
-    assert postponed.put_off(lambda: made.append(1))
-    assert postponed.put_off(lambda: made.append(2))
-    assert not made
-    postponed.catch_up()
-    assert made == [2]
-    assert not postponed.put_off(lambda: made.append(3))
-    postponed.catch_up()
-    assert made == [2]
 
 
 def test_an_algorithm_of_another_version_is_refused_before_it_is_built(tmp_path):

@@ -10,7 +10,7 @@ import torch
 import tree
 from ray.rllib.algorithms.algorithm import Algorithm
 
-from rllib_kd import DistillDQN
+from rllib_kd import DistillDQN, load_teacher
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.running import RunOptions, check_options
 from tests.algorithm.weights import assert_equal_weights, bytes_of, student_weights
@@ -30,6 +30,26 @@ def test_a_callback_restores_before_setup_has_ended(cartpole_config, build, tmp_
     assert_equal_weights(student_weights(restored), student_weights(algo))
     expected = algo.train()["distillation"]["teacher_return"]
     assert restored.train()["distillation"]["teacher_return"] == expected > 0
+
+
+def test_a_callback_at_the_start_has_the_whole_algorithm(cartpole_config, build, tmp_path):
+    algo = build(cartpole_config)
+    algo.train()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    got = {}
+
+    def look(*, algorithm, **kwargs):
+        algorithm.restore_from_path(f"{path}/learner_group", component="learner_group")
+        algorithm.restore_from_path(f"{path}/env_runner", component="env_runner")
+        got.update(module=algorithm.get_module(), steps=algorithm.num_gradient_steps)
+        got["saved"] = algorithm.save_to_path(str(tmp_path / "at the start"))
+
+    begun = build(cartpole_config.copy(copy_frozen=False).callbacks(on_algorithm_init=look))
+    assert_equal_weights(student_weights(begun), student_weights(algo))
+    assert got["module"] is begun.get_module()
+    assert got["steps"] == 0
+    obs = torch.as_tensor(states(4))
+    assert torch.equal(load_teacher(got["saved"]).q_values(obs), load_teacher(path).q_values(obs))
 
 
 @pytest.mark.parametrize(

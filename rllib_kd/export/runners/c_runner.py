@@ -165,7 +165,7 @@ def build(source: Path, out: Path, *options: str) -> None:
     """
     command = compiler()
     if command is None:
-        raise ValueError("There is no C compiler: neither cc, gcc nor clang, or not the one in $CC. Install one.")
+        raise ValueError("There is no C compiler: expected the one in $CC, or else cc, gcc or clang. Install one.")
     done = subprocess.run(
         [*command, *FLAGS, *options, str(source), "-o", str(out), *(() if "-c" in options else ("-lm",))],
         capture_output=True,

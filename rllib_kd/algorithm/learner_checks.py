@@ -1,0 +1,37 @@
+"""Checks of the user's own Learner class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rllib_kd.learner.learner import DistillDQNTorchLearner
+
+if TYPE_CHECKING:
+    from rllib_kd.algorithm.config import DistillationConfig
+
+#: Hooks of RLlib's Learner that are not called: all gradient steps of an iteration are one tight loop.
+_UNCALLED = (
+    "apply_gradients",
+    "compute_gradients",
+    "compute_losses",
+    "postprocess_gradients",
+    "postprocess_gradients_for_module",
+)
+
+
+def check_learner_class(config: DistillationConfig) -> None:
+    """Check that a Learner class extends that of this package, by hooks that are called.
+
+    Raises:
+        ValueError: it does not.
+    """
+    cls = config.learner_class
+    if not issubclass(cls, DistillDQNTorchLearner):
+        raise ValueError(f"`learner_class` must be a DistillDQNTorchLearner, got {cls.__name__}.")
+    for name in _UNCALLED:
+        if getattr(cls, name) is not getattr(DistillDQNTorchLearner, name):
+            raise ValueError(
+                f"{cls.__name__} overrides {name}(), which DistillDQN does not call: it makes all gradient steps of an "
+                "iteration in one loop. Override compute_loss_for_module(), configure_optimizers_for_module() or "
+                "after_gradient_based_update() instead."
+            )

@@ -133,6 +133,7 @@ def test_every_row_is_a_config(results):
         config.validate()
 
 
+@pytest.mark.slow
 def test_a_row_is_trained_once_and_goes_on_where_it_was(results, cluster, tmp_path, monkeypatch):
     monkeypatch.setitem(results.TASKS, "cartpole", replace(results.TASKS["cartpole"], env_steps=3_000, num_episodes=5))
     monkeypatch.setattr(results, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)

@@ -55,6 +55,7 @@ def student_path(learned):
     return learned[0]
 
 
+@pytest.mark.slow
 def test_neither_part_alone_suffices(student_path):
     done = compare(oracle(), student_path, Crossing, num_episodes=10)
     assert done.teacher.return_mean == done.student.return_mean == 8.0

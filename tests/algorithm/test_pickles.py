@@ -49,6 +49,7 @@ def test_tunes_registry_has_the_class(cluster):
     assert _global_registry.get(TRAINABLE_CLASS, "DistillDQN") is DistillDQN
 
 
+@pytest.mark.slow
 def test_a_process_that_has_not_imported_the_package_reads_pickles_and_checkpoints(cartpole_config, build, tmp_path):
     path = tmp_path / "checkpoint"
     build(cartpole_config).save_to_path(str(path))

@@ -38,6 +38,7 @@ def recurrent_resumable(**env_runners):
     return resumable_config(**env_runners).rl_module(model_config={**MEMORY, "max_seq_len": 5}).training(burn_in_len=2)
 
 
+@pytest.mark.slow
 def test_only_a_memory_can_remember(build, tmp_path):
     algo = build(cue_config())
     assert algo.env_runner._samples_directly

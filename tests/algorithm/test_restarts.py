@@ -300,6 +300,7 @@ class TestLooks:
         assert not restarts._kept
 
 
+@pytest.mark.slow
 def test_a_run_looks_at_its_copies_and_what_is_saved_or_cached_does_not_matter(cluster, tmp_path, monkeypatch):
     """The second run is saved, and has the baselines that the first one had to play on its EnvRunner."""
     monkeypatch.setattr("rllib_kd.algorithm.restarts._FIRST_LOOK", 1_000)

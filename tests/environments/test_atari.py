@@ -76,6 +76,7 @@ class ByWhatIsSeen:
         return act
 
 
+@pytest.mark.slow
 def test_episodes_of_a_game_are_the_same_in_any_number_of_environments():
     make_env = env_maker("ALE/MsPacman-v5", {"repeat_action_probability": 0.25, "max_num_frames_per_episode": 400})
     seeds = [7, 2**40, 3]
@@ -189,6 +190,7 @@ def test_trains_evaluates_and_compares(config, build, tmp_path):
     assert comparison.confusion_on_teacher_states == again.confusion_on_teacher_states
 
 
+@pytest.mark.slow
 def test_without_a_teacher_a_preset_is_dqn(config, build):
     algo = build(config.distillation(teacher=None, student="rusu-net3", td_coeff=1.0, num_baseline_episodes=0))
     algo.train()
@@ -223,6 +225,7 @@ def test_vector_env_and_single_ones_give_the_same_labels(config, game):
     np.testing.assert_allclose(vector["teacher_q"][vector["valid"]], expected.detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_state_takes_less_than_8_kb(config, build):
     config.training(num_steps_sampled_before_learning_starts=10_000)  # it only samples
     algo = build(config.distillation(student="rusu-net3", td_coeff=0.5).env_runners(rollout_fragment_length=32))

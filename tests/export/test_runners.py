@@ -149,7 +149,7 @@ print(torch.jit.load(path + ".torchscript")(obs).tolist())
     ("formats", "code", "without"),
     [
         (["onnx"], WITH_ONNXRUNTIME, ("torch", "onnx")),
-        (["pt2", "torchscript"], WITH_TORCH, ()),
+        pytest.param(["pt2", "torchscript"], WITH_TORCH, (), marks=pytest.mark.slow),
     ],
     ids=["onnxruntime", "torch"],
 )

@@ -102,6 +102,7 @@ def test_training_goes_on_without_rounding_from_the_weights_before_it():
     assert not any(torch.equal(before, now) for before, now in zip(first, student_of(plain).params, strict=True))
 
 
+@pytest.mark.slow
 def test_it_learns_for_its_rounding():
     """After the same steps, it is closer to its labels than a student that is rounded afterwards."""
     obs = fragment(1024)["obs"]

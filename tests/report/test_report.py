@@ -238,6 +238,7 @@ def many(tmp_path_factory):
         return write_report(students, tmp_path_factory.mktemp("many"), curves=curves).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_every_colour_of_the_plots_follows_the_theme(many):
     styles = [value for name, value in Page(many).attributes if name in ("style", "fill", "stroke")]
     assert any("var(--c5)" in style for style in styles)

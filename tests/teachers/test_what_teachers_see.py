@@ -100,6 +100,7 @@ class Frames(gym.Env):
         return self.np_random.random((84, 84, 4), dtype=np.float32), 0.0, self.t > 5, False, {}
 
 
+@pytest.mark.slow
 def test_a_teacher_of_bytes_and_a_student_of_floats(build, tmp_path):
     weights = sb3_weights(nature_cnn(4, 3), has_images=True)
     path = sb3_zip(tmp_path / "a.zip", weights, gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), 3)

@@ -100,6 +100,7 @@ def test_variables_that_imports_may_have_read_are_the_same_or_nothing_is_forked(
     assert environment == (wanted | added if is_possible else None)
 
 
+@pytest.mark.slow
 def test_variables_that_libraries_set_for_themselves_change_nothing():
     libraries = ("mlflow", "pygame", "sklearn", "tensorboardX")
     if missing := [name for name in libraries if importlib.util.find_spec(name) is None]:
@@ -200,6 +201,7 @@ def test_a_path_may_have_entries_that_imports_ignore(monkeypatch):
     assert json.loads(started[0][-1])["path"] == ["/of/text"]
 
 
+@pytest.mark.slow
 def test_another_driver_has_workers_too(cluster):
     code = "import ray, sys; ray.init(sys.argv[1]); print(ray.get(ray.remote(lambda: 42).remote(), timeout=50))"
     command = [sys.executable, "-c", code, ray_address()]

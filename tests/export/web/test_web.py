@@ -433,6 +433,7 @@ def test_a_browser_shows_which_actions_are_legal(tmp_path):
     assert re.search(r'<fieldset id="legal" class="row">', seen)
 
 
+@pytest.mark.slow
 def test_pictures_are_small_and_evenly_spaced():
     class Noise(Corridor):
         def step(self, action):

@@ -85,7 +85,7 @@ def log_values(metrics: Any, key: str | tuple[str, ...], values: Sequence[float]
             stats.push(value)
 
 
-# --- Connectors and configs -------------------------------------------------------------------------------------------
+# --- Connectors, configs and callbacks --------------------------------------------------------------------------------
 
 
 def has_batch_size(config: Any) -> bool:
@@ -107,6 +107,56 @@ def has_env_to_module(config: Any) -> bool:
 def included_in_model_config(config: Any) -> dict[str, Any]:
     """Return the entries that an algorithm's config adds to its model config."""
     return config._model_config_auto_includes
+
+
+@contextmanager
+def algorithm_init_put_off(algorithm: Any) -> Iterator[None]:
+    """At the end of this context, run the callbacks `on_algorithm_init` of an algorithm.
+
+    RLlib runs them at the end of its own `setup()`, when that of a subclass is not done.
+    """
+    from ray.rllib.algorithms import algorithm as module  # here: most processes that import this file need no Algorithm
+
+    original, calls = module.make_callback, []
+
+    def make_callback(name: str, *args: Any, **settings: Any) -> None:
+        call = partial(original, name, *args, **settings)
+        if name == "on_algorithm_init" and settings["kwargs"]["algorithm"] is algorithm:
+            calls.append(call)
+        else:
+            call()
+
+    with _replaced(module, make_callback=make_callback):
+        yield
+    for call in calls:
+        call()
+
+
+# --- Tune -------------------------------------------------------------------------------------------------------------
+
+
+def is_registered(category: str, name: str) -> bool:
+    """Return whether there is an environment or a trainable of this name: Tune's functions only register them."""
+    from ray.tune import registry  # here: processes that only relay warnings need no Tune
+
+    return registry._global_registry.contains(category, name)
+
+
+def registered(category: str, name: str) -> Any:
+    """Return the environment's maker or the trainable of this name."""
+    from ray.tune import registry
+
+    return registry._global_registry.get(category, name)
+
+
+def callbacks_uncounted() -> AbstractContextManager[None]:
+    """In this context, Tune does not count the kinds of its callbacks, as it would for Ray's usage statistics.
+
+    To find out which kind one is, Tune imports MLflow, Weights & Biases and Comet if they are installed: some seconds.
+    """
+    from ray.air._internal import usage  # here: processes that only relay warnings need no Tune
+
+    return _replaced(usage, tag_callbacks=lambda callbacks: False)
 
 
 # --- Ray --------------------------------------------------------------------------------------------------------------
@@ -174,56 +224,6 @@ def trials_in_waiting_workers() -> Iterator[None]:
         os.environ.setdefault(name, value)
     with _replaced(class_cache, DEFAULT_ENV_VARS={}, ENV_VARS_TO_PROPAGATE=set()):
         yield
-
-
-@contextmanager
-def algorithm_init_put_off(algorithm: Any) -> Iterator[None]:
-    """At the end of this context, run the callbacks `on_algorithm_init` of an algorithm.
-
-    RLlib runs them at the end of its own `setup()`, when that of a subclass is not done.
-    """
-    from ray.rllib.algorithms import algorithm as module  # here: most processes that import this file need no Algorithm
-
-    original, calls = module.make_callback, []
-
-    def make_callback(name: str, *args: Any, **settings: Any) -> None:
-        call = partial(original, name, *args, **settings)
-        if name == "on_algorithm_init" and settings["kwargs"]["algorithm"] is algorithm:
-            calls.append(call)
-        else:
-            call()
-
-    with _replaced(module, make_callback=make_callback):
-        yield
-    for call in calls:
-        call()
-
-
-# --- Tune -------------------------------------------------------------------------------------------------------------
-
-
-def is_registered(category: str, name: str) -> bool:
-    """Return whether there is an environment or a trainable of this name: Tune's functions only register them."""
-    from ray.tune import registry  # here: processes that only relay warnings need no Tune
-
-    return registry._global_registry.contains(category, name)
-
-
-def registered(category: str, name: str) -> Any:
-    """Return the environment's maker or the trainable of this name."""
-    from ray.tune import registry
-
-    return registry._global_registry.get(category, name)
-
-
-def callbacks_uncounted() -> AbstractContextManager[None]:
-    """In this context, Tune does not count the kinds of its callbacks, as it would for Ray's usage statistics.
-
-    To find out which kind one is, Tune imports MLflow, Weights & Biases and Comet if they are installed: some seconds.
-    """
-    from ray.air._internal import usage  # here: processes that only relay warnings need no Tune
-
-    return _replaced(usage, tag_callbacks=lambda callbacks: False)
 
 
 def workers_started_by(script: str) -> AbstractContextManager[None]:

@@ -1,7 +1,6 @@
 """A user's program, which is not run: mypy checks the types of what the public names give.
 
-Ray's own types are Any here, since mypy skips Ray (pyproject.toml). Users need not skip it: a slow test of
-`tests/test_package.py` checks this program for them.
+Ray's own types are Any here, since mypy skips Ray (pyproject.toml).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -117,7 +117,7 @@ def plain_trees(algo: Any, chosen: Any) -> dict[str, Any]:
 
 
 def _order(feature: np.ndarray, threshold: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return scikit-learn's nodes in a `Structure`'s order, which shows if their numbers are the thresholds."""
+    """Return the numbers of scikit-learn's nodes in a `Structure`'s order: as thresholds, they move with nodes."""
     return Structure.of(feature, np.arange(len(feature), dtype=np.float32), left, right).threshold.astype(int)
 
 

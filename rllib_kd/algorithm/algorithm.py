@@ -311,7 +311,8 @@ class DistillDQN(CheckpointedDQN):
         Raises:
             ValueError: there is a family, and the name is missing or not in it.
         """
-        if (family := self.config.students) and module_id not in family:
+        family = self.config.students
+        if family and module_id not in family:
             raise ValueError(f"This is a family of students. Name one of {sorted(family)}, got '{module_id}'.")
         self._sampling.show_newest_student()
         self._choose_restarts()

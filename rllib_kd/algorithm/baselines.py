@@ -17,11 +17,11 @@ import numpy as np
 import ray.cloudpickle
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
-from ray.tune.registry import ENV_CREATOR
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import answers, reason_of
 from rllib_kd.checkpoints.results import finite_number
+from rllib_kd.environments.own import is_registered_with_tune
 from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean
 from rllib_kd.paths import replace_file
 from rllib_kd.teachers.base import Teacher
@@ -172,7 +172,7 @@ def baseline_key(teacher: Teacher, env: Any, env_config: Mapping[str, Any], sett
     Returns:
         The key; None if the environment may change under its name.
     """
-    if not isinstance(env, str) or env not in gym.registry or _rllib.is_registered(ENV_CREATOR, env):
+    if not isinstance(env, str) or env not in gym.registry or is_registered_with_tune(env):
         return None
     package = str(gym.registry[env].entry_point).split(".")[0]
     if package not in _FIXED_ENVIRONMENTS:

@@ -317,8 +317,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 them later, in [0, 0.9]; if files lack `eps_id`, share of blocks of 64 rows. A hash of their names
                 chooses them, so that a larger share contains those of a smaller one. Default: 0.
             patience: env steps after which the run ends by itself if no student's regret on new states has fallen by
-                2 %; ≥ 1. The regret is averaged over about a quarter of them, which are counted from the end of the
-                schedule of `teacher_fraction`. Low: an early end by chance; high: steps that no longer help. Usually
+                2 %; ≥ 1. They are counted from the end of the schedule of `teacher_fraction`. The regret is averaged
+                over about a quarter of them. Low: an early end by chance; high: steps that no longer help. Usually
                 50,000 to 200,000. The result's `done` is True then, which ends a trial of Tune. None (default): it does
                 not end.
 

@@ -25,7 +25,7 @@ from rllib_kd.students.restarts import by_student, student_of
 
 logger = logging.getLogger(__name__)
 
-#: A look plays this share of the validation episodes. Of the snapshots of all looks, at most this many are kept.
+#: A look plays this share of the validation episodes. The best snapshots of all looks are kept, at most this many.
 _SHARE_OF_LOOK, _NUM_KEPT = 0.25, 4
 #: The first look comes after at least this many env steps, and each further one after this many times as many.
 _FIRST_LOOK, _FACTOR = 20_000, 1.5

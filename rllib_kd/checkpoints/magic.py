@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 
-#: How many first bytes of a file show its kind.
-NUM_BYTES = 9
-
 
 def file_kind(head: bytes, size: float = math.inf) -> str | None:
-    """Return "zip", "safetensors" or "onnx"; None if a file is none of them.
+    """Return the kind of a file: "zip", "safetensors" or "onnx", or None for any other kind.
 
     Args:
-        head: its first bytes, at least `NUM_BYTES` if it has as many.
+        head: its first bytes, at least nine if it has as many; or all of them.
         size: its size in bytes, if it is known.
     """
     # First, since the length of its JSON header may be any number. Where this has a brace, a zip file has a method of

@@ -399,7 +399,7 @@ class _TrialsReader(TrialReader):
         return trial if name.startswith(CHECKPOINT) and self.is_trial(trial) else None
 
     def score(self, trial: str, folders: Sequence[str], *, reads_states: bool = True) -> list[_Scored]:
-        """Return the checkpoints among folders of a trial, oldest first, with those that Tune has not numbered first.
+        """Return a trial's checkpoints: those that Tune has not numbered, then the others, oldest first.
 
         Args:
             trial: folder of the trial.

@@ -1,7 +1,7 @@
 """Environments of the user's own: "path/to/file.py:Name", "module:Name" and imports before them.
 
 What stands before the colon is imported: a Python file or a module; or several, separated by commas. NAME is then an id
-of gymnasium's, a name registered with Ray, or else a class or function in the last one. Only this text is in configs
+of gymnasium, a name registered with Ray, or else a class or function in the last one. Only this text is in configs
 and checkpoints. To RLlib the environment is registered with Ray under it, so that every process of a cluster finds it:
 `OwnEnvironment` carries the source of the files.
 """

@@ -98,7 +98,7 @@ def single(*, name: str, num_threads: int = 1, **config: Any) -> gym.Env:
 
     Args:
         name: gymnasium's name.
-        num_threads: not used: it is a setting of the pool.
+        num_threads: not used; it is a setting of `Pool`.
         config: its keyword arguments.
     """
     return gym.make(name, **config)

@@ -369,7 +369,7 @@ class Sweep:
 
     def _searcher(self, space: Mapping[str, Domain], points: list[dict[str, Any]]) -> Searcher | SearchAlgorithm:
         if self.search == "random":
-            return BasicVariantGenerator(random_state=self.seed)  # Optuna's searcher takes no points that hold lists
+            return BasicVariantGenerator(random_state=self.seed)  # it takes no points that hold lists
         import optuna
         from ray.tune.search.optuna import OptunaSearch
 

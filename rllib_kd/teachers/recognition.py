@@ -9,7 +9,7 @@ import pyarrow.fs
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.archives import Archive, is_pt2, is_torchscript
-from rllib_kd.checkpoints.magic import NUM_BYTES, file_kind
+from rllib_kd.checkpoints.magic import file_kind
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.tune import Location
 from rllib_kd.checkpoints.uris import is_file, is_folder, read_file
@@ -79,7 +79,7 @@ def _check_head(head: bytes, uri: str) -> None:
 
 
 def _origin(content: bytes, uri: str) -> str:
-    kind = file_kind(content[:NUM_BYTES], len(content))
+    kind = file_kind(content, len(content))
     if kind == "zip":
         names = Archive(content, uri).names
         if names >= sb3.FILES:

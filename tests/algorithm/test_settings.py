@@ -77,7 +77,7 @@ def test_names_of_the_old_api_stack_still_mean_what_they_meant():
         ({"evaluation_config": {"explroe": False}}, r"Did you mean 'explore'\?"),
         ({"num_env_runners": None}, None),
         ({"model_config": None}, "'model_config' cannot be None. Leave it out."),
-        ({"model_config": {"fcnet_hiddens": None}}, "cannot be None: expected a list"),
+        ({"model_config": {"fcnet_hiddens": None}}, r"model_config\['fcnet_hiddens'\] cannot be None: expected a list"),
         ({"model_config": {"conv_filters": [[16, 8, 4], [32, [4, 4], 2, "valid"]]}}, None),
         ({"model_config": {"conv_filters": [[16, 0, 1]]}}, r"expected a list of \[channels, kernel, stride\]"),
         ({"model_config": {"conv_filters": [[16, 8]]}}, r"expected a list of \[channels, kernel, stride\]"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from rllib_kd.checkpoints.magic import NUM_BYTES, file_kind
+from rllib_kd.checkpoints.magic import file_kind
+from rllib_kd.export.runners.flatten import parts_in
 
 
 def zip_file(method: int) -> bytes:
@@ -19,29 +21,35 @@ def zip_file(method: int) -> bytes:
     return file.getvalue()
 
 
-def safetensors(header: bytes) -> bytes:
+def safetensors(header: bytes, **metadata: str) -> bytes:
     """Return a file whose JSON header has a length with these first bytes."""
-    content = save({"q": np.zeros(2, np.float32)}, metadata={"note": ""})
+    content = save({"q": np.zeros(2, np.float32)}, metadata={"note": "", **metadata})
     length = int.from_bytes(header.ljust(8, b"\0"), "little")
     padding = length - int.from_bytes(content[:8], "little")
-    return save({"q": np.zeros(2, np.float32)}, metadata={"note": "x" * padding})
+    return save({"q": np.zeros(2, np.float32)}, metadata={"note": "x" * padding, **metadata})
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_zip_files(method):
-    assert file_kind(zip_file(method)[:NUM_BYTES], 1_000) == "zip"
+    assert file_kind(zip_file(method)[:9], 1_000) == "zip"
 
 
 @pytest.mark.parametrize("header", [b"\xe8\x03", b"PK", b"\x08\x08"])
 def test_safetensors_have_headers_of_any_length(header):
     content = safetensors(header)
     assert content.startswith(header)
-    assert file_kind(content[:NUM_BYTES], len(content)) == "safetensors"
+    assert file_kind(content[:9], len(content)) == "safetensors"
+
+
+def test_the_runner_without_this_package_recognises_it_likewise(tmp_path):
+    parts = [{"path": ["a"], "op": "array"}]
+    (tmp_path / "student").write_bytes(safetensors(b"PK", observation_parts=json.dumps(parts)))
+    assert parts_in(str(tmp_path / "student")) == parts
 
 
 def test_a_header_longer_than_its_file_is_none():
     content = safetensors(b"\xe8\x03")
-    assert file_kind(content[:NUM_BYTES], 1_000) is None
+    assert file_kind(content[:9], 1_000) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"import torch\n"])

@@ -87,7 +87,10 @@ BAD = {
     ),
     "number that is too large": ([*RUN, "-c", '{"gamma": 5}'], "between 0 and 1"),
     "half a process": ([*RUN, "-c", '{"num_env_runners": 1.5}'], "expected an integer"),
-    "unknown activation": ([*RUN, "-c", '{"model_config": {"fcnet_activation": "no"}}'], "activation'] cannot be 'no'"),
+    "unknown activation": (
+        [*RUN, "-c", '{"model_config": {"fcnet_activation": "no"}}'],
+        "model_config['fcnet_activation'] cannot be 'no'",
+    ),
     "widths that are none": ([*RUN, "-c", '{"model_config": {"fcnet_hiddens": ["x"]}}'], "list of integers"),
     "unknown replay": ([*RUN, "-c", '{"replay_buffer_config": {"type": "Replay"}}'], "no replay buffer 'Replay'"),
     "string for a number": ([*RUN, "-c", '{"lr": "fast"}'], "expected a list or a number"),

@@ -113,24 +113,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         starting_fork_server()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_registry() -> Iterator[None]:
-    """For every export, PyTorch parses the source of its five hundred translations to ONNX, and looks up its two
-    thousand operators: once is enough."""
-    try:
-        from torch._export import utils
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        look_up = utils._materialize_cpp_cia_ops
-    except (ImportError, AttributeError):  # of another PyTorch: exports take their time
-        yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
-        patch.setattr(utils, "_materialize_cpp_cia_ops", cache(look_up))
-        yield
-
-
 def pytest_collection_finish() -> None:
     """From here on, garbage is looked for in what tests make: rarely, since it would take 6 % of their time."""
     gc.freeze()

@@ -32,11 +32,11 @@ from rllib_kd.export.formats import (
     input_shape,
     inside_stages,
     outside_stages,
-    write_onnx,
     write_pt2,
     write_safetensors,
     write_torchscript,
 )
+from rllib_kd.export.onnx.write import write_onnx
 from rllib_kd.export.recurrent import check_recurrent_exportable, recurrent_parity
 from rllib_kd.export.runners import c_runner
 from rllib_kd.export.trees import check_python, is_tree, write_python
@@ -127,7 +127,7 @@ def export(
             takes a mask as its second input, `action_mask`, and illegal actions have Q-values of −inf. None: it does
             not.
         int8: weights of 8 bits, for C and ONNX. Activations are quantised by the ranges that they have on `obs`; in
-            ONNX at run time instead, if that is closer to PyTorch (`export/onnx_integers.py`). The difference is not
+            ONNX at run time instead, if that is closer to PyTorch (`export/onnx/integers.py`). The difference is not
             checked against `tolerance`: judge it by `agreement`, and by the return of the artifact.
         prefix: what the names in C begin with, a C identifier (default: "student"); for C only.
         tolerance: largest allowed difference from PyTorch in any Q-value, ≥ 0, return units. If Q-values are so large
@@ -326,7 +326,7 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
             raise ValueError(f"A prefix is for format='c' only, got format='{format}'.")
         checked_prefix(prefix)
     if format == "onnx":
-        require("onnx", "onnxscript", "onnxruntime")
+        require("onnx", "onnxruntime")
     exportable_stages(student)
     if format == "python":
         check_python(student, has_stages=bool(inside_stages(student)))

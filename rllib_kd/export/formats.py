@@ -1,4 +1,4 @@
-"""Write ONNX, `.pt2`, TorchScript and safetensors."""
+"""Describe students as layers, and write `.pt2`, TorchScript and safetensors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rllib_kd.export.onnx_integers import QUANTIZATION, closest_onnx_integers
 from rllib_kd.export.recurrent import StepNetwork, describe_recurrent, state_sizes
-from rllib_kd.export.trees import onnx_model, tree_layer
+from rllib_kd.export.trees import tree_layer
 from rllib_kd.networks.dqn_module import QF_PREDS, FlattenEncoder
 from rllib_kd.networks.layers import Flat, Normalized, OneHot, Pixels, describe_layer
 from rllib_kd.networks.mixed import MixedEncoder
@@ -48,9 +47,6 @@ PARTS = "observation_parts"  # the name of that description in the metadata of e
 
 
 _COARSE = 1e-6  # of its std: larger errors of a filter's mean could be seen in Q-values
-
-
-_OPSET = 18  # the oldest that torch's exporter writes: the most devices can run it
 
 
 class _ExportedNetwork(nn.Module):
@@ -200,7 +196,7 @@ def _one_hot_lengths(space: gym.Space) -> tuple[int, ...] | None:
     return None
 
 
-def _inputs(student: Teacher, *, takes_mask: bool) -> tuple[Tensor, ...]:
+def example_inputs(student: Teacher, *, takes_mask: bool) -> tuple[Tensor, ...]:
     """Return inputs of an artifact, two rows: of a batch of one, exporters would make a constant."""
     obs = torch.zeros(2, *input_shape(student))
     state = [torch.zeros(2, units) for units in state_of(student).values()]
@@ -212,75 +208,10 @@ def state_of(student: Teacher) -> dict[str, int]:
     return state_sizes(student.module) if student.module.is_stateful() else {}
 
 
-def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = None, takes_mask: bool = False) -> None:
-    """Write the network as ONNX, with a mask of legal actions on request.
-
-    Args:
-        student: the frozen network.
-        file: path.
-        int8_obs: None: floats. Recorded observations `[N, ...]`, N ≥ 1, by which weights of 8 bits are made.
-        takes_mask: whether it has the input `action_mask`.
-    """
-    import onnx
-
-    notes: dict[str, str] = {}
-    if isinstance(student.module, TreeRLModule) and not _preprocessing(student) and not takes_mask:
-        model = onnx_model(student.module, _OPSET)
-    else:
-        model = _exported_by_torch(student, takes_mask=takes_mask)
-        if int8_obs is not None:
-            file.write_bytes(model.SerializeToString())
-            num_actions = int(student.action_space.n) if takes_mask else None
-            with _quiet():
-                model, notes[QUANTIZATION] = closest_onnx_integers(file, int8_obs, num_actions=num_actions)
-        _forget_origin(model)
-    if (parts := observation_parts(student)) is not None:
-        notes[PARTS] = json.dumps(parts)
-    if notes:
-        onnx.helper.set_model_props(model, notes)
-    file.write_bytes(model.SerializeToString())
-
-
-def _exported_by_torch(student: Teacher, *, takes_mask: bool) -> Any:
-    network = exportable_network(student)
-    state = list(state_of(student))
-    names = ["obs", *state, *([MASK] if takes_mask else [])]
-    batch = torch.export.Dim("batch")
-    each = {0: batch}
-    # A network of parts takes them as one argument.
-    shapes: Any = {"obs": each, "more": (each,) * (len(names) - 1)} if state else dict.fromkeys(names, each)
-
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            network,
-            _inputs(student, takes_mask=takes_mask),
-            input_names=names,
-            output_names=["q_values", *(f"{name}_out" for name in state)],
-            dynamic_shapes=shapes,
-            opset_version=_OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-        assert program is not None  # with the exporter that is chosen here
-        model = program.model_proto
-    return model
-
-
-def _forget_origin(model: Any) -> None:
-    """Remove the exporter's notes on this machine: stack traces with paths, twice the size of a small student."""
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
-        for name in ("doc_string", "metadata_props"):
-            if name in part.DESCRIPTOR.fields_by_name:
-                part.ClearField(name)
-    for value in (*model.graph.input, *model.graph.output):
-        value.ClearField("metadata_props")
-    del model.graph.value_info[:]  # shapes in between, which every runtime infers
-
-
 def write_pt2(student: Teacher, file: Path, *, takes_mask: bool = False) -> None:
     """Write the network as a program of `torch.export`, for batches of any size, with a mask on request."""
-    network, inputs = exportable_network(student), _inputs(student, takes_mask=takes_mask)
-    with _quiet(), torch.no_grad():
+    network, inputs = exportable_network(student), example_inputs(student, takes_mask=takes_mask)
+    with quiet(), torch.no_grad():
         batch = torch.export.Dim("batch")
         program = torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
         program.example_inputs = None  # a pickle, and larger than a small student
@@ -294,8 +225,8 @@ def write_pt2(student: Teacher, file: Path, *, takes_mask: bool = False) -> None
 def write_torchscript(student: Teacher, file: Path, *, takes_mask: bool = False) -> None:
     """Write the network as a TorchScript program, with a mask of legal actions on request."""
     network = exportable_network(student)
-    with _quiet(), torch.no_grad():
-        script = torch.jit.freeze(torch.jit.trace(network, _inputs(student, takes_mask=takes_mask)))
+    with quiet(), torch.no_grad():
+        script = torch.jit.freeze(torch.jit.trace(network, example_inputs(student, takes_mask=takes_mask)))
         traced = file.with_name(f"{file.name}.traced")
         torch.jit.save(script, traced, _extra_files=_notes(student))
     # Saved again without its source lines, which contain paths of this machine.
@@ -399,7 +330,7 @@ def _describe_mixed(encoder: MixedEncoder, tensors: dict[str, Tensor]) -> list[d
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporters' messages: deprecations, other packages, advice for larger models."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

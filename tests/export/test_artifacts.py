@@ -14,9 +14,9 @@ from safetensors.torch import save
 from rllib_kd import load_teacher
 from rllib_kd.cli.main import main
 from rllib_kd.evaluation.playing import Reflex, play
-from rllib_kd.export import onnx_integers
 from rllib_kd.export.artifact import NETWORK_FORMATS, artifact_format_of, deployment_cost, q_function
 from rllib_kd.export.export import TOLERANCE, artifact_view, export
+from rllib_kd.export.onnx import integers as onnx_integers
 from rllib_kd.networks.quantization import round_linears
 from rllib_kd.networks.stacking import linears_of
 from rllib_kd.teachers.base import Teacher

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_PREDS
+from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from safetensors.torch import save
 from torch import nn
 
@@ -29,7 +31,11 @@ TRACED = ("linear in pixels", "layer norm, elu", "silu, sigmoid", "dueling C51",
 
 @pytest.mark.parametrize(
     ("name", "artifact_format"),
-    [(name, each) for each in ONE_FILE for name in (TRACED if each != "safetensors" else (*LINEAR, *MLPS, *OTHERS))],
+    [
+        (name, each)
+        for each in ONE_FILE
+        for name in ((*LINEAR, *MLPS, *OTHERS) if each in ("onnx", "safetensors") else TRACED)
+    ],
 )
 def test_every_network_in_every_format_equals_pytorch(name, artifact_format, tmp_path):
     student = linear_student(LINEAR[name]) if name in LINEAR else network(**(MLPS | OTHERS)[name])
@@ -207,12 +213,12 @@ def test_a_header_that_cannot_be_included_is_refused_before_the_episodes(tmp_pat
 
 def test_missing_packages_say_what_to_install(tmp_path, monkeypatch):
     export(network(), tmp_path / "s", format="onnx", obs=states(3))
-    for package in ("onnx", "onnxscript", "onnxruntime"):
+    for package, student in (("onnx", network()), ("onnxscript", OwnNetwork()), ("onnxruntime", network())):
         message = rf"'{package}', which is not installed. pip install 'rllib-kd\[onnx\]'"
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
             with pytest.raises(ValueError, match=message):
-                export(network(), tmp_path / "s", format="onnx", obs=states(3))
+                export(student, tmp_path / "s", format="onnx", obs=states(3))
             export(network(), tmp_path / "other", format="safetensors", obs=states(3))  # needs none of them
             if package == "onnxruntime":
                 for function in (q_function, deployment_cost):
@@ -266,6 +272,19 @@ def test_modules_of_the_users_own(tmp_path):
         assert export(student, tmp_path / "s", format=artifact_format, obs=states(9)).max_difference < 1e-5
     with pytest.raises(ValueError, match="got a OwnModule"):
         export(student, tmp_path / "s", format="safetensors", obs=states(9))
+
+
+def test_a_subclass_of_rllibs_module_is_exported_as_it_computes(tmp_path):
+    class Doubled(DefaultDQNTorchRLModule):
+        def compute_q_values(self, batch):
+            return {QF_PREDS: 2.0 * super().compute_q_values(batch)[QF_PREDS]}
+
+    module = network().module
+    module.__class__ = Doubled
+    student = Teacher(module)
+    plain = network().q_values(torch.as_tensor(states(9))).numpy()
+    export(student, tmp_path / "s", format="onnx", obs=states(9))
+    assert q_function(tmp_path / "s")(states(9)) == pytest.approx(2 * plain, abs=1e-5)
 
 
 def test_the_description_holds_what_acts_and_no_more():

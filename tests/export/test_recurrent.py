@@ -32,11 +32,10 @@ def observations(shape, count=40):
     return np.random.default_rng(0).normal(size=(count, *shape)).astype(np.float32)
 
 
-#: ONNX takes seconds to write; the C of all of them is one program in tests/export/c/test_recurrent.py.
+#: The C of all of them is one program in tests/export/c/test_recurrent.py.
 CASES = [
-    *((name, "safetensors") for name in SHAPES),
-    *(("GRU behind an MLP", kind) for kind in RECURRENT_FORMATS if kind != "safetensors"),
-    *(pytest.param(name, "onnx", marks=pytest.mark.slow) for name in ("LSTM behind a CNN", "dueling")),
+    *((name, each) for name in SHAPES for each in ("onnx", "safetensors")),
+    ("GRU behind an MLP", "c"),
 ]
 
 

@@ -36,7 +36,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.tune.registry import register_trainable
 from ray.tune.trainable import trainable
 
-from rllib_kd import DistillDQN, DistillDQNConfig
+from rllib_kd import DistillDQN, DistillDQNConfig, _rllib
 from rllib_kd.cli.main import main
 from rllib_kd.environments import imports, own, sources
 from rllib_kd.workers.forking import ForkServer, is_possible
@@ -191,7 +191,7 @@ def forked_workers() -> AbstractContextManager[None]:
 def start_ray(**kwargs: Any) -> None:
     """Start or join Ray, and tell it the algorithm's name, which it forgets when a test has shut it down before."""
     joins = kwargs.get("address") != "local"  # a Ray whose workers others fork
-    with nullcontext() if joins else forked_workers():
+    with nullcontext() if joins else forked_workers(), _rllib.few_daemons(log_monitor=False):
         ray.init(log_to_driver=False, **kwargs)
     register_trainable("DistillDQN", DistillDQN)
 

@@ -6,6 +6,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from rllib_kd import _rllib
 from tests.conftest import forked_workers, start_ray
 
 
@@ -27,7 +28,7 @@ def only_ray(**kwargs):
 def nodes():
     """A cluster of several raylets, of which a dead one is missed after three seconds. The head has two CPUs."""
     head = {"num_cpus": 2, "include_dashboard": False, "_system_config": {"health_check_period_ms": 500}}
-    with forked_workers():
+    with forked_workers(), _rllib.few_daemons(log_monitor=False):
         cluster = Cluster(initialize_head=True, head_node_args=head)
     with only_ray(address=cluster.address, include_dashboard=None):
         yield cluster

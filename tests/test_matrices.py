@@ -33,7 +33,10 @@ def matrix_teacher() -> Teacher:
     )
 
 
-@pytest.mark.parametrize(("students", "td_coeff"), [(None, 1.0), (FAMILY, 0.0)], ids=["one, TD", "family"])
+@pytest.mark.parametrize(
+    ("students", "td_coeff"),
+    [pytest.param(None, 1.0, id="one, TD"), pytest.param(FAMILY, 0.0, id="family", marks=pytest.mark.slow)],
+)
 def test_students_of_matrices_learn_and_play_from_their_folders(cartpole_config, build, tmp_path, students, td_coeff):
     config = cartpole_config.environment(Matrix).distillation(teacher=matrix_teacher(), td_coeff=td_coeff)
     algo = build(config.distillation(students=students))

@@ -384,6 +384,7 @@ def _types_in(hint: Any) -> set[Any]:
     return {hint} if not parts else set().union(*map(_types_in, parts))
 
 
+@cache
 def _model_hints(cls: type[AlgorithmConfig]) -> dict[str, Any]:
     """Return the type hint of each key of a model config."""
     known = _fluent_arguments(cls)

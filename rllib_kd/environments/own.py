@@ -173,8 +173,10 @@ def _is_known_anywhere(env: str) -> bool:
         return False
     entry_point = gym.registry[env].entry_point
     module = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
-    plugins = {plugin.value.split(":")[0].split(".")[0] for plugin in entry_points(group="gymnasium.envs")}
-    return str(module).split(":")[0].split(".")[0] in {"gymnasium", "ale_py", *plugins}
+    package = str(module).split(":")[0].split(".")[0]
+    if package in ("gymnasium", "ale_py"):
+        return True
+    return package in {plugin.value.split(":")[0].split(".")[0] for plugin in entry_points(group="gymnasium.envs")}
 
 
 class OwnEnvironment:

@@ -23,6 +23,7 @@ def signs_config(env=Signs):
     return small_config(env)
 
 
+@pytest.mark.slow
 def test_from_td_to_a_device(build, tmp_path):
     teacher = build(
         signs_config().training(lr=3e-3, epsilon=[(0, 1.0), (1000, 0.1)]).distillation(teacher=None, td_coeff=1.0)

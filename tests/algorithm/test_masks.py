@@ -28,7 +28,8 @@ def td_config(env):
     return masked_config(env).training(epsilon=[(0, 1.0), (1500, 0.1)]).distillation(teacher=None, td_coeff=1.0)
 
 
-@pytest.mark.parametrize("env", [InDict, *(pytest.param(env, marks=pytest.mark.slow) for env in (BesideParts, InInfo))])
+@pytest.mark.slow
+@pytest.mark.parametrize("env", [InDict, BesideParts, InInfo])
 def test_from_td_to_a_device(build, tmp_path, env):
     teacher = build(td_config(env))
     assert teacher.env_runner._samples_directly
@@ -57,7 +58,7 @@ def test_from_td_to_a_device(build, tmp_path, env):
     resumed.stop()
 
 
-@pytest.mark.parametrize("env", [InDict, InInfo])
+@pytest.mark.parametrize("env", [InDict, pytest.param(InInfo, marks=pytest.mark.slow)])
 def test_through_rllibs_episodes(build, env):
     algo = build(td_config(env).callbacks(Silent))
     assert not algo.env_runner._samples_directly

@@ -74,6 +74,7 @@ def test_neither_part_alone_suffices(student_path):
     assert max(returns) < 6.0  # 4 by chance, of 8
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_bit_by_bit(learned):
     path, there, after = learned
     algo = DistillDQN.from_checkpoint(path)
@@ -212,6 +213,7 @@ class Colours(gym.Env):
         return self.observation_space.sample(), 0.0, False, bool(self.np_random.random() < 0.1), {}
 
 
+@pytest.mark.slow
 def test_labels_of_stable_baselines3_for_the_students_vectors(build, tmp_path):
     """It was trained on pictures with the channels first, as its own wrapper turns them."""
     model = PPO("MultiInputPolicy", Colours(), n_steps=8, batch_size=8, seed=0, device="cpu")

@@ -97,6 +97,7 @@ def test_a_recurrent_student_teaches_another(build, tmp_path):
     resumed.stop()
 
 
+@pytest.mark.slow
 def test_masks(build, tmp_path):
     teacher = build(small_config(InDict).distillation(teacher=None, td_coeff=1.0))
     teacher.train()
@@ -109,7 +110,10 @@ def test_masks(build, tmp_path):
     compare(path, algo, InDict, num_episodes=3)
 
 
-@pytest.mark.parametrize(("students", "td_coeff"), [({}, 0.5), (SIZES, 0.0)], ids=["one student, TD", "family"])
+@pytest.mark.parametrize(
+    ("students", "td_coeff"),
+    [pytest.param({}, 0.5, id="one student, TD"), pytest.param(SIZES, 0.0, id="family", marks=pytest.mark.slow)],
+)
 def test_resumed_bit_by_bit(build, tmp_path, students, td_coeff):
     config = recurrent_resumable().distillation(students=students, restarts=2 if students else 1, td_coeff=td_coeff)
     algo = build(config.distillation(num_validation_episodes=0))

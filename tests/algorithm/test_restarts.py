@@ -192,7 +192,10 @@ def test_the_best_copy_is_what_is_given_and_saved_and_training_goes_on_as_withou
         restored.stop()
 
 
-@pytest.mark.parametrize("env_steps", [1_000, 2_000], ids=["of an earlier time", "of now"])
+@pytest.mark.parametrize(
+    "env_steps",
+    [pytest.param(1_000, id="of an earlier time", marks=pytest.mark.slow), pytest.param(2_000, id="of now")],
+)
 def test_a_chosen_snapshot_is_what_is_evaluated_given_saved_and_restored(trained, tmp_path, monkeypatch, env_steps):
     trained.evaluate()  # RLlib does not send these weights to the EnvRunners of evaluations again
     before = learned(trained)
@@ -407,6 +410,7 @@ def test_nothing_is_played_twice_without_learning(trained, monkeypatch):
     assert "default_policy__restart_1" not in trained.evaluate()  # evaluation is of the student alone
 
 
+@pytest.mark.slow
 def test_each_of_a_family_has_copies_of_its_own(cluster):
     algo = small_config(restarts=2, students={"s4": {"fcnet_hiddens": [4]}, "linear": "linear"}).build_algo()
     try:

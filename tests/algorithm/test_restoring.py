@@ -107,6 +107,7 @@ def test_a_checkpoints_config_alone_says_that_the_teacher_is_missing(cartpole_co
     bare.stop()
 
 
+@pytest.mark.slow
 def test_the_student_loads_without_this_package(cartpole_config, build, tmp_path):
     algo = build(cartpole_config.distillation(loss="mse"))
     algo.train()

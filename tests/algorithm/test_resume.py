@@ -57,7 +57,7 @@ CONFIGS = {
     ),
 }
 #: One student of each kind shows it in the fast set.
-FAST = {"td-and-prioritized", "family", "multi-agent"}
+FAST = {"td-and-prioritized"}
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 
 

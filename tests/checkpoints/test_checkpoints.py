@@ -197,6 +197,7 @@ def test_a_file_cut_short_is_one_error(checkpoint, file):
             read_all(checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())

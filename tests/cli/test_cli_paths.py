@@ -181,7 +181,7 @@ def test_what_is_no_json(refused, tmp_path, flag):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "bytes.json").write_bytes(bytes(range(256)))
     (tmp_path / "bytes.yaml").write_bytes(bytes(range(256)))
-    (tmp_path / "deep.yaml").write_text(2_000 * "[")
+    (tmp_path / "deep.yaml").write_text(700 * "[")
     files = [f"@{tmp_path / name}" for name in ("pipe", "bytes.json", "bytes.yaml", "deep.yaml", "missing", "")]
     files += ["@", "@/dev/zero", "@~nosuchuser/x", "@no\0thing", "@" + "a" * 5000, "@\udcff"]
     values = ["null", "[]", "1", "{", '"', "1" * 5000, 100_000 * "[", 100_000 * '{"a":']
@@ -190,7 +190,6 @@ def test_what_is_no_json(refused, tmp_path, flag):
         for value in (*files, *values):
             message = refused([*WORKING[command], f"{flag}={value}"])
             assert flag in message
-        files = [file for file in files if "deep" not in file]  # PyYAML takes long to find out how deep it is
 
 
 @pytest.mark.parametrize("name", ["pipe.py", "bytes.py", "bytes.yaml", "deep.yaml", "folder.py", "folder.yaml"])
@@ -200,5 +199,5 @@ def test_what_is_no_experiment(refused, tmp_path, name):
     elif name.startswith("folder"):
         (tmp_path / name).mkdir()
     else:
-        (tmp_path / name).write_bytes(bytes(range(256)) if name.startswith("bytes") else 2_000 * b"[")
+        (tmp_path / name).write_bytes(bytes(range(256)) if name.startswith("bytes") else 700 * b"[")
     assert name in refused(["train", "file", str(tmp_path / name)])

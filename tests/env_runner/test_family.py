@@ -23,7 +23,7 @@ def q_of(learner, name, obs):
 
 
 @pytest.mark.parametrize("loss", [*losses.VALUE_LOSSES, *losses.POLICY_LOSSES])
-@pytest.mark.parametrize("alpha", [0.0, 0.6])
+@pytest.mark.parametrize("alpha", [0.0, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_a_member_learns_what_it_would_learn_alone(cluster, loss, alpha):
     """The same first weights, states and draws: the stacked step against RLlib's module by itself."""
     replay = {"alpha": alpha, "beta": 0.4}

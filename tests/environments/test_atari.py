@@ -35,7 +35,7 @@ def vector_env(game, num_envs=1, **config):
 @pytest.mark.parametrize(
     ("game", "points", "config"),
     [
-        ("ALE/Breakout-v5", 1, {}),
+        pytest.param("ALE/Breakout-v5", 1, {}, marks=pytest.mark.slow),
         ("ALE/MsPacman-v5", 10, {"reward_clipping": True, "frameskip": 3, "stack_num": 2}),
     ],
 )
@@ -208,6 +208,7 @@ def columns_of(config, teacher, **kwargs):
     return receive(ref)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("game", ["breakout", None], ids=str)
 def test_vector_env_and_single_ones_give_the_same_labels(config, game):
     """The shared teachers, and a random one where they are not there."""

@@ -154,6 +154,7 @@ def test_epsilon_is_checked_before_anything_is_played(monkeypatch):
         evaluate("cartpole", "CartPole-v1", epsilon=-0.1)
 
 
+@pytest.mark.slow
 def test_several_students_are_compared_as_each_alone_while_the_teacher_plays_once(monkeypatch):
     played = []
 

@@ -13,6 +13,7 @@ from tests.fuzzing.workers import measure_apart
 QUICK = [pytest.param(name, marks=pytest.mark.slow) if name in ("onnx", "sb3") else name for name in FORMATS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_changed_files_are_read_or_refused(name):
     row = fuzz(name, 20, seed=1)

@@ -165,6 +165,7 @@ def test_gradients_are_clipped_as_configured(cluster, grad_clip_by, grad_clip):
     torch.testing.assert_close(clipped, [expected(grad) for grad in raw], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"td_coeff": 0.5}, {"loss": "mse"}, {"feature_coeff": 0.1}])
 def test_bf16_computes_in_bfloat16_and_learns_in_float32(cluster, settings):
     learners = [make_learner(config_of(**settings, bf16=bf16)) for bf16 in (True, False)]

@@ -182,12 +182,13 @@ def test_the_plots_say_what_they_show(both):
 @pytest.mark.parametrize(
     ("kinds", "title", "in_plot", "absent"),
     [
-        (["exploring"], "Learning curves", [], ["behaviour", "(exploring)"]),
-        (
+        pytest.param(["exploring"], "Learning curves", [], ["behaviour", "(exploring)"], marks=pytest.mark.slow),
+        pytest.param(
             ["behavior"],
             "Learning curves of the behaviour policy",
             ["return of the behaviour policy", "r0 (behaviour policy)"],
             ["fewer steps its student"],
+            marks=pytest.mark.slow,
         ),
         (
             ["behavior", "greedy", "exploring"],
@@ -248,6 +249,7 @@ def test_every_colour_of_the_plots_follows_the_theme(many):
         assert many.count(f"{variable}: #") == 2  # light and dark
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_names_stand_in_the_plots_as_they_are(many, name):
     seen = Page(many)
@@ -256,10 +258,12 @@ def test_names_stand_in_the_plots_as_they_are(many, name):
     assert seen.text.count(f"{name} of a trial with a long name".strip()) >= 2
 
 
+@pytest.mark.slow
 def test_each_of_many_students_has_its_plot(many):
     assert Page(many).tags["svg"] == 6 + len(NAMES) + 3
 
 
+@pytest.mark.slow
 def test_a_matplotlibrc_changes_nothing(both, tmp_path):
     import matplotlib as mpl
 
@@ -339,6 +343,7 @@ def test_what_takes_long_to_import_is_not_imported_for_numbers_and_tables():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("largest", "who"), [(1.7e308, "teacher"), (math.inf, "student"), (math.nan, "random")])
 def test_returns_that_overflow_are_drawn_at_the_edge(tmp_path, largest, who):
     steps = largest if math.isfinite(largest) else 9.0

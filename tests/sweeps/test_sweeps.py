@@ -157,8 +157,12 @@ def test_what_cannot_be_is_refused(tmp_path, values, message):
         ({"teacher": "/does/not/exist"}, "There is no checkpoint at '/does/not/exist'"),
         ({"env": "Acrobot-v1"}, "The teacher .* was made for observations .* but the environment has"),
         ({"env": SeededWhenMade, "keep": 0.9}, "each new environment begins with the same episode"),
-        ({"space": lambda teacher, **facts: {}}, "There is nothing to search"),
-        ({"config": {"model_config": {"use_lstm": True}}}, r"Recurrent students \('use_lstm'\) are not supported here"),
+        pytest.param({"space": lambda teacher, **facts: {}}, "There is nothing to search", marks=pytest.mark.slow),
+        pytest.param(
+            {"config": {"model_config": {"use_lstm": True}}},
+            r"Recurrent students \('use_lstm'\) are not supported here",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_no_trial_could_do_is_refused_before_the_first(cluster, tmp_path, values, message):

@@ -356,6 +356,7 @@ def test_any_other_file_is_one_error(tmp_path):
     refuse(tmp_path / "b", "is not a policy of a known format.*Stable-Baselines3, weights of CleanRL")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
@@ -371,6 +372,7 @@ def test_flipped_bytes_are_read_or_refused(tmp_path_factory, kind, data):
     load_or_refuse(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["data", "policy.pth"])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
@@ -387,6 +389,7 @@ def test_flipped_bytes_inside_of_a_zip(tmp_path_factory, which, data):
     load_or_refuse(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_of_vec_normalize(tmp_path_factory, data):

@@ -384,13 +384,17 @@ def _types_in(hint: Any) -> set[Any]:
     return {hint} if not parts else set().union(*map(_types_in, parts))
 
 
-@cache
 def _model_hints(cls: type[AlgorithmConfig]) -> dict[str, Any]:
     """Return the type hint of each key of a model config."""
     known = _fluent_arguments(cls)
     included: dict[str, Any] = {TREE: dict, LAYER_TYPE: str}
-    included |= {key: known.get(key, (None, None))[1] for key in _rllib.included_in_model_config(cls())}
+    included |= {key: known.get(key, (None, None))[1] for key in _included_in_model_config(cls.__mro__)}
     return {**included, **typing.get_type_hints(DefaultModelConfig)}
+
+
+@cache
+def _included_in_model_config(classes: tuple[type, ...]) -> tuple[str, ...]:
+    return tuple(_rllib.included_in_model_config(classes[0]()))
 
 
 def _value_in(config: AlgorithmConfig, name: str) -> Any:

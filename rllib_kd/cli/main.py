@@ -23,6 +23,7 @@ from rllib_kd.cli.app import app, clean_warnings_of_others, echo, fail, with_log
 from rllib_kd.cli.gone import refuse_what_is_gone
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.relay import printed_warnings
+from rllib_kd.workers.forking import ServerOfCommand
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,21 +34,26 @@ def main(arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     atexit.register(gc.freeze)  # or the interpreter looks through a million objects, and needs a second to end
-    with _ending_on_signals(), printed_warnings(), clean_warnings_of_others():
-        refuse_what_is_gone(arguments)
-        try:
-            code = app(with_log_level(arguments), prog_name="rllib", standalone_mode=False)
-        except _UsageError as error:
-            command = error.ctx.command_path if error.ctx is not None else "rllib"
-            fail(f"{error.format_message()} See `{command} --help`.", code=2)
-        except ValueError as error:
-            fail(str(error), code=2)
-        except (OSError, EnvFailedError) as error:
-            fail(str(error), code=1)
-        except Exception:  # unforeseen; its message, too, may quote a file
-            echo(traceback.format_exc().rstrip("\n"), err=True)
-            raise SystemExit(1) from None
-    raise SystemExit(code)
+    try:
+        with _ending_on_signals(), printed_warnings(), clean_warnings_of_others():
+            refuse_what_is_gone(arguments)
+            try:
+                code = app(with_log_level(arguments), prog_name="rllib", standalone_mode=False)
+            except _UsageError as error:
+                command = error.ctx.command_path if error.ctx is not None else "rllib"
+                fail(f"{error.format_message()} See `{command} --help`.", code=2)
+            except ValueError as error:
+                fail(str(error), code=2)
+            except (OSError, EnvFailedError) as error:
+                fail(str(error), code=1)
+            except Exception:  # unforeseen; its message, too, may quote a file
+                echo(traceback.format_exc().rstrip("\n"), err=True)
+                raise SystemExit(1) from None
+    except ServerOfCommand as forked:
+        server = forked.with_traceback(None)
+    else:
+        raise SystemExit(code)
+    server.run()
 
 
 #: Typer's class of usage errors: some versions of typer contain a copy of click, and others import it.

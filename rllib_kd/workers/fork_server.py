@@ -1,7 +1,8 @@
-"""A process that imports the package once, and then forks Ray's workers, each as ray_worker.py asks for it.
+"""A process that has imported the package, and forks Ray's workers, each as ray_worker.py asks for it.
 
 Importing PyTorch, RLlib and this package takes each of Ray's processes some seconds; a fork has it all at once, and
-shares the memory of it. The process ends with the one that has started it.
+shares the memory of it. The process is itself a fork of a command, or a script of its own beside a program in Python.
+It ends with the one that has started it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ _OF_LIBRARIES = (
     *("PYGAME_", "SDL_", "TORCHINDUCTOR_CACHE_DIR"),
 )
 
-_NO_JOB = "ffffffff"  # in place of a job's id: the worker is started ahead
+_FIRST_JOB = "01000000"  # a job's id, in each Ray
+
+_NO_JOB = "ffffffff"  # in its place: the worker is started ahead
+
+#: Ray's C++ part reads these when it is imported. Of the second, a worker wants to know whether the process lives; a
+#: driver asks for neither.
+_AT_IMPORT = ("RAY_JOB_ID", "RAY_RAYLET_PID")
 
 _OF_JEMALLOC = "jemalloc_bg_thd"  # a thread of pyarrow's memory pool, which is made for forks
 
@@ -53,9 +60,14 @@ def serve(listener: int, path: list[str], parent: int, differing: list[str]) -> 
         differing: what environment variables begin with that no import reads.
     """
     _end_with(parent)
-    before = dict(os.environ)
+    before = {**os.environ, "RAY_JOB_ID": _FIRST_JOB}
     with socket.socket(fileno=listener) as listening:
-        _import(path)
+        sys.path[:] = path
+        import_package(parent)
+        gc.disable()
+        import torch._dynamo  # noqa: F401 (the first optimizer imports it)
+
+        gc.freeze()
         if not _forks_differ():
             sys.exit("Importing this version of Ray uses its random generator.")
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets forks that have ended
@@ -78,17 +90,21 @@ def _end_with(parent: int) -> None:
         sys.exit()
 
 
-def _import(path: list[str]) -> None:
-    """Import what Tune's trials, EnvRunners and Learners need."""
-    sys.path[:] = path
+def import_package(parent: int) -> None:
+    """Import what Tune's trials, EnvRunners and Learners need, as workers of the Ray of process `parent` do."""
+    before = {name: os.environ.get(name) for name in _AT_IMPORT}
+    os.environ |= dict(zip(_AT_IMPORT, (_FIRST_JOB, str(parent)), strict=True))
     gc.disable()  # of what modules make, all stays
     from rllib_kd import _rllib
 
     with _rllib.no_random_ids():
         import rllib_kd.algorithm.algorithm  # noqa: F401
-    import torch._dynamo  # noqa: F401 (the first optimizer imports it)
-
     gc.freeze()
+    gc.enable()
+    for name, value in before.items():
+        del os.environ[name]
+        if value is not None:
+            os.environ[name] = value
 
 
 def _forks_differ() -> bool:
@@ -211,6 +227,11 @@ def _end_with_raylet() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-if __name__ == "__main__":
-    serve(**json.loads(sys.argv[1]))
+def run(**arguments: Any) -> None:
+    """Serve, as `serve()` describes it; in each fork, run the script that was asked for."""
+    serve(**arguments)
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    run(**json.loads(sys.argv[1]))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 from rllib_kd.workers import ray_worker
 
@@ -19,7 +24,25 @@ _HERE = Path(__file__).parent
 #: Those of NVIDIA, also on Jetson and in WSL, and of AMD.
 _GPUS = ("/dev/nvidia[0-9]*", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
 
-_FIRST_JOB = "01000000"  # its id, in each Ray
+
+class ServerOfCommand(BaseException):
+    """Raised in the fork of a command that becomes its fork server.
+
+    On its way up to `main()`, all that the command has set in this process is undone.
+
+    Args:
+        arguments: those of `fork_server.run()`.
+    """
+
+    def __init__(self, arguments: dict[str, Any]):
+        super().__init__()
+        self.arguments = arguments
+
+    def run(self) -> None:
+        """Become the server."""
+        from rllib_kd.workers import fork_server  # here: Windows lacks modules that it imports
+
+        fork_server.run(**self.arguments)
 
 
 class ForkServer:
@@ -30,13 +53,16 @@ class ForkServer:
     Args:
         differing: what environment variables begin with that may change until Ray starts. If others change, workers are
             not forked, since imports may have read them.
+        of_command: whether this process is a command that has imported next to nothing: then it imports the package
+            here, and the server is its fork. False: the server imports it, while this process does something else.
+
+    Raises:
+        ServerOfCommand: in the fork of a command.
     """
 
-    def __init__(self, differing: Sequence[str] = ()):
+    def __init__(self, differing: Sequence[str] = (), *, of_command: bool = False):
         self.name = f"rllib_kd-{os.urandom(16).hex()}"
         path = [folder for folder in sys.path if isinstance(folder, str)]  # imports ignore others, such as a Path
-        # Ray reads these two when it is imported. Of the second it wants to know whether the process lives.
-        variables = {"RAY_JOB_ID": _FIRST_JOB, "RAY_RAYLET_PID": str(os.getpid())}
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f"\0{self.name}")
             listener.listen(socket.SOMAXCONN)  # workers can ask, and wait, from now on
@@ -46,15 +72,39 @@ class ForkServer:
                 "parent": os.getpid(),
                 "differing": list(differing),
             }
-            self._process = subprocess.Popen(
-                [sys.executable, _HERE / "fork_server.py", json.dumps(arguments)],
-                env={**os.environ, **variables},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[listener.fileno()],
-                start_new_session=True,  # out of reach of the terminal's signals
-            )
+            self._wait = self._fork(arguments) if of_command else self._start(arguments)
+
+    def _start(self, arguments: dict[str, Any]) -> Callable[[], object]:
+        """Start the server as a script; return what waits for its end."""
+        process = subprocess.Popen(
+            [sys.executable, _HERE / "fork_server.py", json.dumps(arguments)],
+            env=dict(os.environ),  # without what C libraries have set, readline for instance, and Python does not know
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[arguments["listener"]],
+            start_new_session=True,  # out of reach of the terminal's signals
+        )
+        self._pid = process.pid
+        return process.wait
+
+    def _fork(self, arguments: dict[str, Any]) -> Callable[[], object]:
+        """Fork the server; return what waits for its end."""
+        from rllib_kd.workers.fork_server import import_package
+
+        import_package(os.getpid())
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # on threads of OpenBLAS, which it ends before a fork
+            self._pid = os.fork()
+        if self._pid == 0:
+            os.setsid()
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for number in range(3):
+                os.dup2(nothing, number)
+            raise ServerOfCommand({**arguments, "listener": os.dup(arguments["listener"])})
+        return partial(os.waitpid, self._pid, 0)
 
     @contextmanager
     def forking(self) -> Iterator[None]:
@@ -72,8 +122,8 @@ class ForkServer:
 
     def close(self) -> None:
         """End the process. Its forks live on."""
-        self._process.kill()
-        self._process.wait()
+        os.kill(self._pid, signal.SIGKILL)
+        self._wait()
 
 
 _begun: ForkServer | None = None  # before Ray starts
@@ -85,16 +135,18 @@ def is_possible() -> bool:
 
 
 def begin(*, address: str | None = None) -> None:
-    """Start the server now, so that it imports the package while this process still does so itself.
+    """Start the server now.
 
-    Does nothing if workers cannot be forked, or Ray will be joined, or runs in this process already.
+    A command that has imported next to nothing imports the package, and forks it. Otherwise the server imports the
+    package, while this process may still do so itself. Does nothing if workers cannot be forked, or Ray will be joined,
+    or runs in this process already.
 
     Args:
         address: of a Ray to join; None: RAY_ADDRESS, or there will be a local Ray.
     """
     global _begun
     if _begun is None and is_possible() and not (address or os.environ.get("RAY_ADDRESS") or _ray_runs()):
-        _begun = ForkServer()
+        _begun = ForkServer(of_command="torch" not in sys.modules and threading.active_count() == 1)
 
 
 def _ray_runs() -> bool:

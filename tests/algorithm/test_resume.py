@@ -56,9 +56,8 @@ CONFIGS = {
         resumable_config().training(num_steps_sampled_before_learning_starts=64 * N + 1).distillation(init="teacher")
     ),
 }
-#: One student of each kind shows it in the fast set.
-FAST = {"td-and-prioritized"}
-NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+FAST = "td-and-prioritized"
+NAMES = [FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if name != FAST)]
 
 
 def state_of(algo):

@@ -121,14 +121,19 @@ print(_environment(after, before, []) == after)
     assert done.stdout == "True\n"
 
 
-def ask(folder: Path, script: str, server: str, **variables: str) -> str:
-    """Start ray_worker.py as Ray does, with a script in the place of Ray's own; return what it has printed."""
+def ask(folder: Path, script: str, server: str, environment: dict[str, str] | None = None, **variables: str) -> str:
+    """Start ray_worker.py as Ray does, with a script in the place of Ray's own; return what it has printed.
+
+    The server was started with this environment; None: it is that of the tests.
+    """
     worker, output = folder / "worker.py", folder / "output"
     at_once = "; sys.stdout.flush(); os._exit(0)"  # some libraries print when a fork ends as others do
     worker.write_text(f"import os, sys; {script}{at_once}")
-    at_start = Path(f"/proc/{server_of_tests()._process.pid}/environ").read_text().split("\0")
+    if environment is None:
+        at_start = Path(f"/proc/{server_of_tests()._pid}/environ").read_text().split("\0")
+        environment = dict(variable.split("=", 1) for variable in at_start if variable)
     rays = {"RAY_JOB_ID": "ffffffff", ray_worker.SERVER: server, ray_worker.WORKER: str(worker)}
-    environment = dict(variable.split("=", 1) for variable in at_start if variable) | rays | variables
+    environment = environment | rays | variables
     with output.open("w") as file:
         command = [sys.executable, ray_worker.__file__, "--node-id=1"]
         subprocess.run(command, env=environment, stdout=file, stderr=file, timeout=60, check=True)
@@ -196,9 +201,9 @@ def test_a_socket_of_another_user_is_told_nothing(monkeypatch, listener):
 def test_a_path_may_have_entries_that_imports_ignore(monkeypatch):
     started = []
     monkeypatch.setattr(sys, "path", ["/of/text", Path("/of/no/text")])
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **settings: started.append(command))
+    monkeypatch.setattr(forking.ForkServer, "_start", lambda self, arguments: started.append(arguments))
     forking.ForkServer()
-    assert json.loads(started[0][-1])["path"] == ["/of/text"]
+    assert started[0]["path"] == ["/of/text"]
 
 
 @pytest.mark.slow
@@ -216,22 +221,89 @@ def test_what_nobody_can_read_is_no_request(server):
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
             assert connection.recv(1) == b""
-    assert server._process.poll() is None
+    os.kill(server._pid, 0)
+    assert not ended(server._pid)
 
 
-def test_the_server_ends_with_the_process_that_started_it():
-    code = (
-        "from rllib_kd.workers.forking import ForkServer; s = ForkServer(); print(s._process.pid, flush=True); input()"
-    )
+def ended(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+
+
+COMMAND = """
+import json, os
+from rllib_kd.workers.forking import ForkServer, ServerOfCommand
+try:
+    here = ForkServer(of_command=True)
+    print(here.name, here._pid, json.dumps(dict(os.environ)), flush=True)
+    input()
+    here.close()
+    print("closed", flush=True)
+    input()
+except ServerOfCommand as forked:
+    here = forked.with_traceback(None)
+here.run()
+"""
+ELSEWHERE = (
+    "from rllib_kd.workers.forking import ForkServer; s = ForkServer(); print(s.name, s._pid, flush=True); input()"
+)
+
+
+@pytest.mark.parametrize("code", [ELSEWHERE, pytest.param(COMMAND, marks=needs_forks)], ids=["elsewhere", "command"])
+def test_the_server_ends_with_the_process_that_started_it(code):
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    server = int(parent.stdout.readline())
+    server = int(parent.stdout.readline().split()[1])
     os.kill(server, 0)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     began = time.monotonic()
-    while Path(f"/proc/{server}").exists() and Path(f"/proc/{server}/stat").read_text().split()[2] != "Z":
+    while not ended(server):
         assert time.monotonic() - began < 10
         time.sleep(0.02)
+
+
+@needs_forks
+def test_a_command_forks_its_server_after_its_imports(tmp_path):
+    parent = subprocess.Popen([sys.executable, "-c", COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    name, server, environment = parent.stdout.readline().split(" ", 2)
+    script = "print('torch' in sys.modules, os.getppid())"
+    printed = ask(tmp_path, script, name, json.loads(environment), RAY_RAYLET_PID=str(os.getpid()))
+    assert printed.startswith(f"True {server}\n")
+    parent.stdin.write("\n")
+    parent.stdin.flush()
+    assert parent.stdout.readline() == "closed\n"
+    assert ended(int(server))
+    parent.kill()
+    parent.wait()
+
+
+@needs_forks
+@pytest.mark.slow
+def test_trials_of_a_command_are_forks_without_what_the_command_has_set(tmp_path):
+    (tmp_path / "experiment.py").write_text(
+        """
+import json, logging, os, pathlib, signal
+from rllib_kd import DistillDQNConfig
+
+FOLDER = pathlib.Path(__file__).parent
+FOLDER.joinpath("driver").write_text(str(os.getpid()))
+
+def look(*, algorithm, **kwargs):
+    parent = os.getppid()
+    its_parent = pathlib.Path(f"/proc/{parent}/stat").read_text().split()[3]
+    handlers = [type(handler).__name__ for handler in logging.getLogger("rllib_kd").handlers]
+    FOLDER.joinpath("seen").write_text(json.dumps([its_parent, handlers]))
+
+config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole", num_baseline_episodes=0)
+config.callbacks(on_algorithm_init=look)
+stop = {"num_env_steps_sampled_lifetime": 1}
+"""
+    )
+    command = [sys.executable, "-m", "rllib_kd", "train", "file", "experiment.py", "--storage-path", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
+    driver, handlers = json.loads((tmp_path / "seen").read_text())
+    assert driver == (tmp_path / "driver").read_text()
+    assert handlers == ["_Sender"]
 
 
 @pytest.mark.parametrize("device", ["/dev/nvidia0", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd"])
@@ -247,7 +319,7 @@ def test_where_python_has_no_resource_limits_commands_are_imported_too():
 
 @needs_forks
 def test_a_ray_that_is_joined_or_runs_already_needs_no_server(monkeypatch):
-    monkeypatch.setattr(forking, "ForkServer", lambda: pytest.fail("a server"))
+    monkeypatch.setattr(forking, "ForkServer", lambda **settings: pytest.fail("a server"))
     monkeypatch.setattr(forking, "_begun", None)
     forking.begin(address="127.0.0.1:1")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")

@@ -88,7 +88,7 @@ def assert_counters(rows):
 
 
 def is_as_good_as_its_teacher(algo):
-    result = compare("cartpole", algo, "CartPole-v1", num_episodes=50, seed=FRESH_SEED)
+    result = compare("cartpole", algo, "CartPole-v1", num_episodes=20, seed=FRESH_SEED)
     return result.return_ratio >= 0.95
 
 
@@ -115,7 +115,7 @@ def test_env_runners_killed_in_mid_sample_come_back_and_the_student_reaches_its_
     while algo.env_runner_group.num_healthy_remote_workers() < 2 or set(pids(algo)) & set(doomed):
         rows.append(algo.train())
         assert len(rows) < 300
-    while rows[-1]["num_env_steps_sampled_lifetime"] < 12_000:
+    while rows[-1]["num_env_steps_sampled_lifetime"] < 8_000:
         rows.append(algo.train())
     assert_counters(rows)
     assert is_as_good_as_its_teacher(algo)

@@ -150,7 +150,7 @@ def test_a_full_object_store_loses_nothing(tmp_path):
 # --- In a sweep -------------------------------------------------------------------------------------------------------
 
 
-def test_a_dead_node_sends_its_trial_back_to_its_last_checkpoint_elsewhere(nodes, tmp_path):
+def test_a_dead_node_sends_its_trial_back_to_its_last_checkpoint_elsewhere(nodes, tmp_path, monkeypatch):
     places = [nodes.add_node(num_cpus=1, resources={"place": 1}) for _ in range(2)]
     space = {"fcnet_hiddens": tune.choice([[16]])}
     sweep = Sweep(
@@ -164,6 +164,7 @@ def test_a_dead_node_sends_its_trial_back_to_its_last_checkpoint_elsewhere(nodes
         space=lambda teacher, **facts: space,
         storage_path=str(tmp_path),
     )
+    monkeypatch.setattr("rllib_kd.sweeps.sweep.NUM_EPISODES", 10)  # of teacher and random policy
     removed, errors = [], []
 
     def rows():

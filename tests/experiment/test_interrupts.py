@@ -363,10 +363,10 @@ def test_a_dead_process_sends_a_trial_back_to_its_checkpoint_as_often_as_allowed
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A filesystem of 14 MB, and what makes it larger."""
+    """A filesystem of 6 MB, and what makes it larger."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", disk], check=False).returncode != 0:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], check=False).returncode != 0:
         pytest.skip("only root may mount a small filesystem")
     yield disk, lambda: subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
     subprocess.run(["umount", disk], check=True)
@@ -375,7 +375,7 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, rllib):
     disk, enlarge = small_disk
-    command = train(disk, *until(60), "--checkpoint-freq", "1", at=ray_address())
+    command = train(disk, *until(15), "--checkpoint-freq", "1", at=ray_address())
     full = subprocess.run(command, capture_output=True, text=True, check=False)
     assert full.returncode == 1
     assert len(full.stderr.splitlines()) <= 2
@@ -392,5 +392,5 @@ def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, r
             rows.append(json.loads(line))
         except ValueError:  # the one that the full disk has cut off
             continue
-    assert rows[-1]["training_iteration"] == 60
-    assert rows[-1]["iterations_since_restore"] < 60  # it went on from a checkpoint
+    assert rows[-1]["training_iteration"] == 15
+    assert rows[-1]["iterations_since_restore"] < 15  # it went on from a checkpoint

@@ -21,7 +21,7 @@ import gymnasium as gym
 
 class Pole(gym.Wrapper):
     def __init__(self, **kwargs):
-        super().__init__(gym.make("CartPole-v1", max_episode_steps=100, **kwargs))  # soon ends
+        super().__init__(gym.make("CartPole-v1", max_episode_steps=50, **kwargs))  # soon ends
 """
 
 

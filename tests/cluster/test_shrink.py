@@ -14,14 +14,14 @@ from tests.cluster.test_faults import living
 pytestmark = pytest.mark.slow
 
 SIZES = {"linear": "linear", "units-2": {"fcnet_hiddens": [2], "fcnet_activation": "tanh"}}
-SMALL = {"sizes": SIZES, "env_steps": 1_000, "restarts": 4, "episodes": 100, "seed": 3}
+SMALL = {"sizes": SIZES, "env_steps": 1_000, "restarts": 8, "episodes": 100, "seed": 3}
 POLE = """
 import gymnasium as gym
 
 
 class Pole(gym.Wrapper):
     def __init__(self, **kwargs):
-        super().__init__(gym.make("CartPole-v1", max_episode_steps=50, **kwargs))  # soon ends
+        super().__init__(gym.make("CartPole-v1", max_episode_steps=100, **kwargs))  # soon ends
 """
 
 

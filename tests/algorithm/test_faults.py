@@ -88,7 +88,7 @@ def assert_counters(rows):
 
 
 def is_as_good_as_its_teacher(algo):
-    result = compare("cartpole", algo, "CartPole-v1", num_episodes=50, seed=FRESH_SEED)
+    result = compare("cartpole", algo, "CartPole-v1", num_episodes=20, seed=FRESH_SEED)
     return result.return_ratio >= 0.95
 
 
@@ -97,7 +97,7 @@ def is_as_good_as_its_teacher(algo):
 
 @pytest.mark.slow(as_many=5)
 def test_env_runners_killed_in_mid_sample_come_back_and_the_student_reaches_its_target(build):
-    """All of them; tests/algorithm/test_processes.py kills one."""
+    """All of them; tests/cluster/test_faults.py kills one."""
     algo = build(config(num_env_runners=2))
     rows = [algo.train()]
     doomed = pids(algo)
@@ -115,9 +115,16 @@ def test_env_runners_killed_in_mid_sample_come_back_and_the_student_reaches_its_
     while algo.env_runner_group.num_healthy_remote_workers() < 2 or set(pids(algo)) & set(doomed):
         rows.append(algo.train())
         assert len(rows) < 300
-    while rows[-1]["num_env_steps_sampled_lifetime"] < 12_000:
+    while rows[-1]["num_env_steps_sampled_lifetime"] < 8_000:
         rows.append(algo.train())
     assert_counters(rows)
+    kept = len(algo.learner_group._learner.groups["default_policy"].replay)
+    # What came from the dead, but was lost with them: two requests of 64 env steps each.
+    assert kept <= rows[-1]["num_env_steps_sampled_lifetime"] <= kept + 2 * 2 * 64
+    has_teacher = algo.env_runner_group.foreach_env_runner(
+        lambda env_runner: env_runner._teacher is not None, local_env_runner=False
+    )
+    assert has_teacher == [True, True]
     assert is_as_good_as_its_teacher(algo)
 
 

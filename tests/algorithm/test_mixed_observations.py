@@ -156,7 +156,7 @@ def test_by_td_alone_with_masks(build):
     """Also the sizes of convolutions that are the package's own for this image."""
     config = mixed_config(Masked, {"fcnet_hiddens": [16], "fcnet_activation": "relu"}).training(epsilon=1.0, lr=2e-3)
     algo = build(config.distillation(teacher=None, td_coeff=1.0))
-    for _ in range(6):
+    for _ in range(5):
         algo.train()
     assert evaluate(algo, num_episodes=5).return_mean > 7.5
     assert algo.evaluate()["env_runners"]["episode_return_mean"] > 7.5

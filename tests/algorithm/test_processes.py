@@ -1,9 +1,5 @@
 """EnvRunners and Learners elsewhere: what they learn, and how sampling goes on while they do."""
 
-import os
-import signal
-import time
-
 import numpy as np
 import pytest
 import ray
@@ -156,27 +152,3 @@ def test_a_restore_forgets_what_is_under_way(cartpole_config, build, tmp_path):
     result = algo.train()
     assert result["num_env_steps_sampled_lifetime"] > before
     assert result["distillation"]["staleness_mean"] >= 0
-
-
-@pytest.mark.slow
-def test_a_killed_env_runner_comes_back_with_the_teacher(cartpole_config, build):
-    algo = build(cartpole_config.env_runners(num_env_runners=2).fault_tolerance(restart_failed_env_runners=True))
-    algo.train()
-    pid = algo.env_runner_group.foreach_env_runner(lambda env_runner: os.getpid(), local_env_runner=False)[0]
-    algo.train()  # requests are under way
-    os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 300
-    while algo.env_runner_group.num_remote_worker_restarts() == 0:
-        assert time.monotonic() < deadline
-        before = algo.num_env_steps
-        result = algo.train()
-        assert algo.num_env_steps > before  # the other goes on
-    assert algo.env_runner_group.num_healthy_remote_workers() == 2
-    has_teacher = algo.env_runner_group.foreach_env_runner(
-        lambda env_runner: env_runner._teacher is not None, local_env_runner=False
-    )
-    assert has_teacher == [True, True]
-    result = algo.train()
-    kept = rows_in_replay(algo.learner_group._learner)
-    assert kept <= result["num_env_steps_sampled_lifetime"] <= kept + 2 * 64  # what came from it, but was lost with it
-    assert 32 * result["distillation"]["num_gradient_steps_lifetime"] <= 8 * result["num_env_steps_sampled_lifetime"]

@@ -38,12 +38,20 @@ def recurrent_resumable(**env_runners):
     return resumable_config(**env_runners).rl_module(model_config={**MEMORY, "max_seq_len": 5}).training(burn_in_len=2)
 
 
-@pytest.mark.slow
-def test_only_a_memory_can_remember(build, tmp_path):
-    algo = build(cue_config())
-    assert algo.env_runner._samples_directly
+@pytest.fixture(scope="module")
+def remembering(cluster, tmp_path_factory):
+    """An algorithm that has learned to remember, its last result, and its checkpoint."""
+    algo = cue_config().build_algo()
     while algo.num_env_steps < 2_500:
         result = algo.train()
+    yield algo, result, algo.save_to_path(str(tmp_path_factory.mktemp("remembering") / "student"))
+    algo.stop()
+
+
+@pytest.mark.slow
+def test_only_a_memory_can_remember(remembering):
+    algo, result, path = remembering
+    assert algo.env_runner._samples_directly
     assert result["distillation"]["teacher_return"] == 6.0
     assert result["learners"]["default_policy"]["teacher_agreement"] == 1.0
     assert algo.evaluate()["env_runners"]["episode_return_mean"] == 6.0  # by RLlib's own loop
@@ -51,7 +59,6 @@ def test_only_a_memory_can_remember(build, tmp_path):
     assert done.student.return_mean == 6.0
     assert done.agreement_on_student_states == done.agreement_on_teacher_states == 1.0
     assert done.student.latency_ms > 0
-    path = algo.save_to_path(str(tmp_path / "student"))
     assert compare(knowing_teacher(), path, Cue, num_episodes=5).student.return_mean == 6.0
 
 
@@ -59,10 +66,9 @@ SIZES = {"lstm": {"lstm_cell_size": 6}, "gru": {"recurrent_layer_type": "gru", "
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("restarts", [1, 2])
-def test_a_family_remembers(build, tmp_path, restarts):
-    """Students of other sizes and kinds, each of which may be chosen among copies."""
-    algo = build(cue_config().distillation(students=SIZES, restarts=restarts, num_validation_episodes=8))
+def test_a_family_remembers(build, tmp_path):
+    """Students of other sizes and kinds, each of which is chosen among copies."""
+    algo = build(cue_config().distillation(students=SIZES, restarts=2, num_validation_episodes=8))
     while algo.num_env_steps < 2_000:
         result = algo.train()
     assert result["distillation"]["students"].keys() == SIZES.keys()
@@ -73,20 +79,15 @@ def test_a_family_remembers(build, tmp_path, restarts):
         assert evaluations[name]["env_runners"]["episode_return_mean"] == 6.0
         saved = f"{path}/learner_group/learner/rl_module/{name}"
         assert compare(knowing_teacher(), saved, Cue, num_episodes=5).student.return_mean == 6.0
-    if restarts > 1:
-        validation = algo.train()["distillation"]["validation"]
-        assert validation["episode_return_mean"] == dict.fromkeys(SIZES, 6.0)
+    validation = algo.train()["distillation"]["validation"]
+    assert validation["episode_return_mean"] == dict.fromkeys(SIZES, 6.0)
 
 
 @pytest.mark.slow
-def test_a_recurrent_student_teaches_another(build, tmp_path):
-    algo = build(cue_config())
-    while algo.num_env_steps < 4_000:
-        algo.train()
-    path = algo.save_to_path(str(tmp_path / "teacher"))
-    algo.stop()
+def test_a_recurrent_student_teaches_another(build, remembering, tmp_path):
+    *_, path = remembering
     second = build(cue_config().distillation(teacher=path))  # it sees what its student sees
-    while second.num_env_steps < 4_000:
+    while second.num_env_steps < 2_500:
         result = second.train()
     assert result["distillation"]["teacher_return"] == 6.0
     assert compare(path, second, Cue, num_episodes=20).student.return_mean == 6.0
@@ -162,7 +163,7 @@ def test_several_processes(build, students):
 def test_td_alone_learns_to_remember(build):
     config = cue_config().distillation(teacher=None, td_coeff=1.0)
     algo = build(config.training(gamma=0.9, lr=3e-3))
-    while algo.num_env_steps < 15_000:
+    while algo.num_env_steps < 4_000:
         result = algo.train()
     assert "kd_loss" not in result["learners"]["default_policy"]
     assert algo.evaluate()["env_runners"]["episode_return_mean"] == 6.0

@@ -15,7 +15,7 @@ from rllib_kd import DistillDQN, DistillDQNConfig
 from tests.algorithm.resumable import assert_equal, resumable_config, td_config, weights
 from tests.conftest import ray_address, start_ray
 
-N = 3  # iterations before the checkpoint, and after it
+N = 2  # iterations before the checkpoint, and after it
 
 
 class CountsSteps(RLlibCallback):

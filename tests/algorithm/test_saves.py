@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,10 +12,8 @@ import pyarrow.fs
 import pytest
 
 from rllib_kd import DistillDQN
-from rllib_kd.algorithm import replays
 from rllib_kd.checkpoints.whole import lacking
 from tests.algorithm.resumable import assert_equal, differ, resumable_config, weights
-from tests.conftest import ray_address, start_ray
 
 
 @pytest.fixture
@@ -60,35 +57,6 @@ def test_a_new_checkpoint_takes_the_place_of_an_old_one(saved_once):
     resumed = DistillDQN.from_checkpoint(str(folder))
     assert_equal(weights(resumed), weights(algo))
     resumed.stop()
-
-
-def save_until_killed(folder, address):
-    """In a process of its own: dies in the middle of the second save."""
-    start_ray(address=address)
-    algo = resumable_config().build_algo()
-    algo.train()
-    algo.save_to_path(str(folder))
-    np.savez(f"{folder}-weights.npz", **weights(algo))
-    algo.train()
-    replays.write_replay = lambda *args: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
-    algo.save_to_path(str(folder))
-
-
-@pytest.mark.slow
-def test_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_that_was_there(cluster, tmp_path):
-    folder = tmp_path / "checkpoint"
-    arguments = f"{str(folder)!r}, {ray_address()!r}"
-    command = f"from tests.algorithm.test_saves import save_until_killed; save_until_killed({arguments})"
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = subprocess.run([sys.executable, "-c", command], env=env, check=False)
-    assert killed.returncode == -9
-    assert list(tmp_path.glob(".checkpoint.saving-*"))
-    resumed = DistillDQN.from_checkpoint(str(folder))
-    with np.load(f"{folder}-weights.npz") as before:
-        assert_equal(weights(resumed), dict(before))
-    resumed.save_to_path(str(folder))
-    resumed.stop()
-    assert not list(tmp_path.glob(".checkpoint.*"))
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def test_a_trial_resumes_although_the_teacher_is_gone(cluster, tmp_path):
             "teacher": str(teacher),
             "compression": 0.1,
             "num_baseline_episodes": 0,
+            "num_envs_per_env_runner": 2,
+            "min_sample_timesteps_per_iteration": 64,
             "callbacks_class": FailsWhileBroken,
         },
         run_config=tune.RunConfig(

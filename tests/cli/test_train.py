@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from rllib_kd.experiment.running import RunOptions, alone
 from rllib_kd.experiment.running import run as run_experiment
 from rllib_kd.locks import locked
 from tests.cli.commands import DISTIL, ESCAPES, FAST, IN_YAML, ROOT, assert_harmless, checkpoints, run
+from tests.conftest import ray_address
 
 
 def test_python_leaves_an_experiment_that_runs_alone_too(tmp_path, monkeypatch):
@@ -174,7 +174,7 @@ def test_a_python_file_whose_settings_flags_change_ends_with_a_comparison(tmp_pa
 
 
 @pytest.mark.slow
-def test_an_algorithm_of_ones_own_and_modules_beside_the_file(tmp_path):
+def test_an_algorithm_of_ones_own_and_modules_beside_the_file(tmp_path, cluster):
     (tmp_path / "their_env.py").write_text(
         "import gymnasium as gym\n"
         "class Env(gym.Wrapper):\n"
@@ -189,6 +189,7 @@ def test_an_algorithm_of_ones_own_and_modules_beside_the_file(tmp_path):
         "config = DQNConfig(algo_class=Mine).environment(Env).reporting(min_sample_timesteps_per_iteration=10)\n"
     )
     flags = ["--stop", '{"training_iteration": 1}', "-n", "x", "--no-checkpoint-at-end"]
+    flags += ["--ray-address", ray_address()]
     done = run("train", "file", str(tmp_path / "mine.py"), "--storage-path", str(tmp_path), *flags)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "x").glob("Mine_Env_*/result.json"))
@@ -209,18 +210,6 @@ def test_a_trial_that_fails_says_why_in_one_line(tmp_path, rllib):
     assert done.returncode == 1
     line = rf"\({re.escape(str(tmp_path))}/broken.py:5, in __init__\)"
     assert re.fullmatch(rf"DQN_Env_\S+ failed: RuntimeError: the simulator is away {line}\n", done.stdout), done.stdout
-
-
-@pytest.mark.slow
-def test_a_cluster_is_emulated_and_ended():
-    code = (
-        "import ray; from rllib_kd.experiment.connection import LocalRay, connection\n"
-        "with connection({'CPU': 1}, local=LocalRay(num_nodes=3, num_cpus=2)):\n"
-        "    print(len(ray.nodes()), ray.cluster_resources()['CPU'])\n"
-        "print(ray.is_initialized())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.stdout == "3 6.0\nFalse\n", done.stderr
 
 
 class FakeWandb(tune.Callback):

@@ -13,7 +13,7 @@ from typing import Any
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 from ray.autoscaler._private.util import prepare_config
 
-TIMEOUT = 300  # seconds, after which something hangs that should not
+TIMEOUT = 600  # seconds, after which something hangs that should not
 #: Processes, mounts, network and host name of their own; with the first process all end. Others are root inside too.
 UNSHARE = ["unshare", "-pfmnu", "--mount-proc", "--kill-child", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 
@@ -31,13 +31,13 @@ def on_one_machine(cluster: dict[str, Any]) -> dict[str, Any]:
     """The cluster of a launcher's file for one machine of two cores.
 
     Names, limits and custom resources of the workers stay. What changes: the provider, which has a name of its own for
-    the head; at most 2 CPUs and 100 MB of objects a node; idle nodes leave after 3 seconds; nothing is installed.
+    the head; at most one CPU and 100 MB of objects a node; idle nodes leave after 3 seconds; nothing is installed.
     """
     config = prepare_config(cluster)
     types = config["available_node_types"]
     for node_type in types.values():
         node_type["node_config"] = {}
-        node_type["resources"] |= {"CPU": min(node_type["resources"]["CPU"], 2), "object_store_memory": 100_000_000}
+        node_type["resources"] |= {"CPU": min(node_type["resources"]["CPU"], 1), "object_store_memory": 100_000_000}
     for name in types.keys() - {config["head_node_type"]}:
         types[name]["labels"] = {"node_type": name}
     types[FAKE_HEAD_NODE_TYPE] = types.pop(config["head_node_type"])
@@ -67,7 +67,7 @@ class Seen:
         workers: how many of each node type there were, one entry whenever that changed.
         actors: for each class the node types on which its actors lived, one entry for each actor.
         returncode: of the command; None if it did not end.
-        output: of Ray, of the command, and of the autoscaler.
+        output: of Ray, of all commands, and of the autoscaler.
     """
 
     workers: list[dict[str, int]]
@@ -76,14 +76,15 @@ class Seen:
     output: str
 
 
-def run_on(cluster: dict[str, Any], command: list[str], folder: Path) -> Seen:
-    """Start the head, run the command, and wait until idle workers have left."""
+def run_on(cluster: dict[str, Any], commands: list[list[str]], folder: Path) -> list[Seen]:
+    """Start the head, and run the commands, each when the workers of the one before have left."""
     config, seen, log = folder / "cluster.json", folder / "seen.json", folder / "log.txt"
     config.write_text(json.dumps(on_one_machine(cluster)))
-    inside = [sys.executable, str(Path(__file__).with_name("in_namespace.py")), str(config), str(seen), *command]
+    script = str(Path(__file__).with_name("in_namespace.py"))
+    inside = [sys.executable, script, str(config), str(seen), json.dumps(commands)]
     # Nobody can come near this cluster; with tokens Ray would write one into the home folder.
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     with log.open("w") as output:
         subprocess.run([*UNSHARE, *inside], stdout=output, stderr=output, env=environment, timeout=TIMEOUT)
     assert seen.exists(), log.read_text()
-    return Seen(**json.loads(seen.read_text()), output=log.read_text())
+    return [Seen(**each, output=log.read_text()) for each in json.loads(seen.read_text())]

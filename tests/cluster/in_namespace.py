@@ -1,6 +1,6 @@
-"""Starts an autoscaling Ray, runs a command on it, and writes down what it saw of workers and actors.
+"""Starts an autoscaling Ray, runs commands on it, and writes down what it saw of workers and actors.
 
-python in_namespace.py CONFIG SEEN COMMAND...
+python in_namespace.py CONFIG SEEN COMMANDS
 
 is the first process in the namespaces that `fake_cloud.py` makes. What it starts dies with it.
 """
@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -82,18 +83,22 @@ class Watch:
         return by_class
 
 
-def main() -> None:
-    config_path, seen_path, *command = sys.argv[1:]
-    isolate()
-    start_head(config_path)
-    ray.init("auto", log_to_driver=False)
+def run(command: list[str]) -> dict[str, Any]:
+    """What is seen until the command has ended and its workers have left."""
     watch = Watch()
     watch.look()
     running = subprocess.Popen(command)
     watch.look_until(lambda: running.poll() is not None, PATIENCE)
     watch.look_until(lambda: not watch.workers[-1], PATIENCE_WITH_IDLE)
-    seen = {"workers": watch.workers, "actors": watch.actors(), "returncode": running.returncode}
-    Path(seen_path).write_text(json.dumps(seen))
+    return {"workers": watch.workers, "actors": watch.actors(), "returncode": running.returncode}
+
+
+def main() -> None:
+    config_path, seen_path, commands = sys.argv[1:]
+    isolate()
+    start_head(config_path)
+    ray.init("auto", log_to_driver=False)
+    Path(seen_path).write_text(json.dumps([run(command) for command in json.loads(commands)]))
     print("--- The autoscaler:", Path("/tmp/ray/session_latest/logs/monitor.log").read_text(), sep="\n")
 
 

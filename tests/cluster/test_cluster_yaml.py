@@ -140,27 +140,23 @@ def namespaces() -> None:
         pytest.skip(f"this machine makes no namespaces to put a cluster in: {reason}")
 
 
-def test_a_sweep_brings_workers_that_leave_again(cluster, namespaces, tmp_path):
+def test_a_sweep_brings_workers_that_leave_again_and_work_for_a_gpu_the_gpu_type(cluster, namespaces, tmp_path):
+    cluster["available_node_types"]["gpu_worker"]["max_workers"] = 1  # as its comment says
     own_runners = {"num_env_runners": 1, "custom_resources_per_env_runner": {"env_runner": 1}}
     sweep = [sys.executable, str(ROOT / "tuning" / "sweep.py"), "--teacher=cartpole", "--env=CartPole-v1"]
     sweep += ["--address=auto", f"--config={json.dumps(own_runners)}", f"--storage-path={tmp_path}", "--name=sweep"]
-    sweep += ["--num-samples=1", "--num-seeds=2", "--env-steps=2000"]
-    seen = run_on(cluster, sweep, tmp_path)
-    assert seen.returncode == 0, seen.output
-    assert seen.workers[0] == {}, "there were workers before there was work"
-    assert seen.workers[-1] == {}, "idle workers stayed"
-    # A trial, and an EnvRunner for each of its two students: three CPUs, where a node has two.
-    assert max(workers.get("cpu_worker", 0) for workers in seen.workers) >= 2, seen.workers
-    assert not any("gpu_worker" in workers for workers in seen.workers), "nobody asked for a GPU"
-    assert seen.actors["DistillEnvRunner"] == ["cpu_worker"] * 2
+    sweep += ["--num-samples=1", "--num-seeds=1", "--env-steps=500"]
+    work = "import ray; ray.init('auto'); ray.get(ray.remote(num_gpus=1)(lambda: None).remote())"
+    of_sweep, of_gpu = run_on(cluster, [sweep, [sys.executable, "-c", work]], tmp_path)
+    assert of_sweep.returncode == 0, of_sweep.output
+    assert of_sweep.workers[0] == {}, "there were workers before there was work"
+    assert of_sweep.workers[-1] == {}, "idle workers stayed"
+    # A trial, and an EnvRunner for its student: two CPUs, where a node has one.
+    assert max(workers.get("cpu_worker", 0) for workers in of_sweep.workers) >= 2, of_sweep.workers
+    assert not any("gpu_worker" in workers for workers in of_sweep.workers), "nobody asked for a GPU"
+    assert of_sweep.actors["DistillEnvRunner"] == ["cpu_worker"]
     assert (tmp_path / "sweep" / "report" / "index.html").exists()
     students = list(tmp_path.glob("sweep/*/checkpoint_*/seed_*/learner_group/learner/rl_module/default_policy"))
     assert students, "the sweep ended without a student"
-
-
-def test_work_for_a_gpu_brings_the_gpu_type(cluster, namespaces, tmp_path):
-    cluster["available_node_types"]["gpu_worker"]["max_workers"] = 1  # as its comment says
-    work = "import ray; ray.init('auto'); ray.get(ray.remote(num_gpus=1)(lambda: None).remote())"
-    seen = run_on(cluster, [sys.executable, "-c", work], tmp_path)
-    assert seen.returncode == 0, seen.output
-    assert seen.workers == [{}, {"gpu_worker": 1}, {}]
+    assert of_gpu.returncode == 0, of_gpu.output
+    assert of_gpu.workers == [{}, {"gpu_worker": 1}, {}]

@@ -18,7 +18,7 @@ from tests.buckets import bucket_named
 from tests.conftest import states
 from tests.offline.recorded import rows, teacher, write_parquet
 
-FILES, ROWS = 8, 100_000
+FILES, ROWS = 8, 30_000
 
 
 @pytest.fixture

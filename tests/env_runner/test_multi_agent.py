@@ -90,13 +90,12 @@ def test_the_greedy_teachers_act_where_beta_is_1(cluster, config):
         assert (own["actions"] == expected)[own[VALID]].all()
 
 
-@pytest.mark.parametrize(("num_env_runners", "num_learners", "td_coeff"), [(0, 0, 1.0), (1, 1, 0.0)])
 @pytest.mark.slow
-def test_each_policy_learns_from_its_teacher(config, build, tmp_path, num_env_runners, num_learners, td_coeff):
-    config.env_runners(num_env_runners=num_env_runners).learners(num_learners=num_learners, num_cpus_per_learner=1)
-    algo = build(config.distillation(td_coeff=td_coeff))
+def test_each_policy_learns_from_its_teacher(config, build, tmp_path):
+    config.env_runners(num_env_runners=1).learners(num_learners=1, num_cpus_per_learner=1)
+    algo = build(config.distillation(td_coeff=1.0))
     first = None
-    for _ in range(12):
+    for _ in range(8):
         result = algo.train()
         losses = {name: result["learners"][name].get("kd_loss") for name in POLICIES}
         first = first or (losses if all(losses.values()) else None)

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,7 @@ def wait_for(what: Callable[[], object], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.1)
+        time.sleep(0.25)  # looking for processes takes CPU time too
 
 
 def train(storage, *flags, at=None, **config) -> list[str]:
@@ -174,6 +175,17 @@ def train(storage, *flags, at=None, **config) -> list[str]:
 
 def until(iterations) -> list[str]:
     return ["--stop", json.dumps({"training_iteration": iterations})]
+
+
+def arguments(command: list[str]) -> list[str]:
+    """Of `rllib`, to run it in this process."""
+    return command[3:]
+
+
+def rows_in(storage: Path) -> list[dict]:
+    """The results of a run."""
+    files = storage.glob("mine/*/result.json")
+    return [json.loads(line) for path in files for line in path.read_text().splitlines() if line.endswith("}")]
 
 
 class Run:
@@ -198,23 +210,18 @@ class Run:
                 continue
         return found
 
-    def pid_of(self, what: str) -> int:
-        (pid,) = [pid for pid, command in self.pids.items() if what in command]
-        return pid
-
     @property
     def rows(self) -> list[dict]:
-        """The results."""
-        files = self._storage.glob("mine/*/result.json")
-        return [json.loads(line) for path in files for line in path.read_text().splitlines() if line.endswith("}")]
+        return rows_in(self._storage)
 
     def wait_for_iteration(self, number: int) -> None:
-        self.wait_for_row(lambda row: row["training_iteration"] >= number)
+        """While the file of results is copied, it may hold none."""
+        wait_for(lambda: [row for row in self.rows[-1:] if row["training_iteration"] >= number] or self.has_ended)
+        assert not self.has_ended, self.process.communicate()[0]
 
-    def wait_for_row(self, fits: Callable[[dict], bool]) -> None:
-        """Until the newest result fits. While the file is copied, it may hold none."""
-        wait_for(lambda: any(map(fits, self.rows[-1:])) or self.process.poll() is not None)
-        assert self.process.poll() is None, self.process.communicate()[0]
+    @property
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
 
     def end(self, seconds: float = 120) -> tuple[int, str]:
         """Its exit code and output; so many seconds later nobody is left."""
@@ -258,13 +265,20 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 @pytest.mark.slow(as_many=10)
-def test_timeout_and_a_closed_terminal_save_a_checkpoint_and_the_run_goes_on_to_another_stop(start, tmp_path, cluster):
-    run = start(["timeout", "-k", "120", "600", *train(tmp_path, *until(FOREVER))])  # which signals the whole group
+def test_timeout_and_a_closed_terminal_save_a_checkpoint_and_the_run_goes_on_to_another_stop(start, tmp_path, rllib):
+    """First on an emulated cluster, then on a local Ray."""
+    emulated = ["--ray-num-nodes", "2"]
+    run = start(["timeout", "-k", "120", "600", *train(tmp_path, *until(FOREVER), *emulated)])  # signals the group
     run.wait_for_iteration(2)
+    raylets = [command for command in run.pids.values() if "raylet/raylet " in command]
+    assert ["CPU,2" in command for command in raylets] == [True, True]
     run.process.terminate()  # on which timeout does what it does when the time is up
     code, output = run.end()
     assert code != 0
     command = assert_saved(tmp_path, output)
+    at = command.index(emulated[0])
+    assert command[at : at + 2] == emulated
+    del command[at : at + 2]
     before = run.rows[-1]["training_iteration"]
     ours, theirs = pty.openpty()
     resumed = start(
@@ -276,14 +290,14 @@ def test_timeout_and_a_closed_terminal_save_a_checkpoint_and_the_run_goes_on_to_
     code, _ = resumed.end()
     assert code == 1
     last = run.rows[-1]["training_iteration"] + 2
-    go_on = [*train(tmp_path, at=ray_address()), "--resume"]
-    code, output = start([*go_on, *until(last)]).end()
-    assert code == 0, output
+    go_on = [*arguments(train(tmp_path, at=ray_address())), "--resume"]
+    done = rllib(*go_on, *until(last))
+    assert done.returncode == 0, done
     iterations = [row["training_iteration"] for row in run.rows]
     assert iterations == list(range(1, last + 1))  # both saved: none is lost, none is done twice
-    code, output = start([*go_on, *until(last + 2)]).end()
-    assert code == 2, output
-    assert "1 of 1 trials have finished by an earlier --stop" in output
+    done = rllib(*go_on, *until(last + 2))
+    assert done.returncode == 2, done
+    assert "1 of 1 trials have finished by an earlier --stop" in done.stderr
 
 
 @pytest.mark.slow
@@ -302,46 +316,44 @@ def test_a_second_sigterm_ends_at_once_and_leaves_nobody(start, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flags", "seconds"),
-    # The agents of an emulated cluster try for a minute all the same.
-    [([], 120), (["--ray-num-nodes", "2"], 480)],
-    ids=["a local Ray", "an emulated cluster"],
-)
-def test_a_run_that_is_killed_leaves_nobody(start, tmp_path, flags, seconds):
-    run = start(train(tmp_path, *until(FOREVER), *flags))
+def test_a_run_that_is_killed_leaves_nobody(start, tmp_path):
+    """Nor does one with a local Ray, which is a part of what an emulated cluster starts."""
+    run = start(train(tmp_path, *until(FOREVER), "--ray-num-nodes", "2"))
     run.wait_for_iteration(1)
     with pytest.raises(LockedError, match=f"process {run.process.pid} "), locked(tmp_path / "mine", wait=False):
         pass  # of which `rllib train` tells the user (tests/cli/test_train.py)
     run.process.kill()
-    run.end(seconds)
+    run.end(seconds=480)  # the agents of an emulated cluster try for a minute all the same
     with locked(tmp_path / "mine", wait=False) as held:
         assert held
-
-
-@pytest.mark.slow
-def test_an_emulated_cluster_saves_on_a_signal_to_the_group(start, tmp_path):
-    run = start(train(tmp_path, *until(FOREVER), "--ray-num-nodes", "2"))
-    run.wait_for_iteration(2)
-    os.killpg(run.process.pid, signal.SIGTERM)
-    code, output = run.end()
-    assert code == 1
-    assert_saved(tmp_path, output)
 
 
 # --- Dead processes ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_dead_process_sends_a_trial_back_to_its_checkpoint_as_often_as_allowed(start, tmp_path):
-    """That of a Learner does, too (tests/cluster/test_faults.py)."""
-    run = start(train(tmp_path, *until(FOREVER), "--checkpoint-freq", "1", "--max-failures", "1"))
-    run.wait_for_iteration(3)
-    os.kill(run.pid_of("ray::DistillDQN"), signal.SIGKILL)
-    run.wait_for_row(lambda row: 1 <= row["iterations_since_restore"] < row["training_iteration"])
-    os.kill(run.pid_of("ray::DistillDQN"), signal.SIGKILL)
-    code, output = run.end()
-    assert code == 1
+def test_a_dead_process_sends_a_trial_back_to_its_checkpoint_as_often_as_allowed(tmp_path, rllib):
+    """That of a Learner does, too (tests/cluster/test_recorded.py)."""
+
+    def kill_when(fits: Callable[[dict], bool]) -> None:
+        wait_for(lambda: any(map(fits, rows_in(tmp_path)[-1:])), seconds=300)
+        os.kill(rows_in(tmp_path)[-1]["pid"], signal.SIGKILL)
+
+    def kill_twice() -> None:
+        try:
+            kill_when(lambda row: row["training_iteration"] >= 3)
+            kill_when(lambda row: 1 <= row["iterations_since_restore"] < row["training_iteration"])
+        except BaseException:
+            os.kill(os.getpid(), signal.SIGINT)  # ends the run
+            raise
+
+    flags = [*until(FOREVER), "--checkpoint-freq", "1", "--max-failures", "1"]
+    with ThreadPoolExecutor(1) as threads:
+        killing = threads.submit(kill_twice)
+        done = rllib(*arguments(train(tmp_path, *flags, at=ray_address())))
+        killing.result()
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
     assert "died" in output, output
     assert re.search(r"continue from the last checkpoint with: cd \S+ && rllib train", output), output
 
@@ -351,19 +363,19 @@ def test_a_dead_process_sends_a_trial_back_to_its_checkpoint_as_often_as_allowed
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A filesystem of 14 MB, and what makes it larger."""
+    """A filesystem of 6 MB, and what makes it larger."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", disk], check=False).returncode != 0:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], check=False).returncode != 0:
         pytest.skip("only root may mount a small filesystem")
     yield disk, lambda: subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
     subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.slow
-def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, start, cluster):
+def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, rllib):
     disk, enlarge = small_disk
-    command = train(disk, *until(60), "--checkpoint-freq", "1", at=ray_address())
+    command = train(disk, *until(15), "--checkpoint-freq", "1", at=ray_address())
     full = subprocess.run(command, capture_output=True, text=True, check=False)
     assert full.returncode == 1
     assert len(full.stderr.splitlines()) <= 2
@@ -372,13 +384,13 @@ def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, s
     kept = len(list(disk.glob("mine/*/checkpoint_*")))
     assert kept > 3
     enlarge()
-    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    resumed = rllib(*arguments(command), "--resume")
+    assert resumed.returncode == 0, resumed
     rows = []
     for line in next(disk.glob("mine/*/result.json")).read_text().splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:  # the one that the full disk has cut off
             continue
-    assert rows[-1]["training_iteration"] == 60
-    assert rows[-1]["iterations_since_restore"] < 60  # it went on from a checkpoint
+    assert rows[-1]["training_iteration"] == 15
+    assert rows[-1]["iterations_since_restore"] < 15  # it went on from a checkpoint

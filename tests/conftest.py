@@ -165,7 +165,7 @@ def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 @cache
 def starting_fork_server() -> ForkServer:
     """One for all tests of this process. It imports the package while this process does something else."""
-    server = ForkServer(differing=("AWS_", "PWD", "PYTEST_", "XDG_"))
+    server = ForkServer(differing=("AWS_", "PYTEST_", "XDG_"))
     atexit.register(server.close)
     return server
 

@@ -25,8 +25,11 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
-#: Variables that Ray sets for each worker, or this package for Ray, begin with these; a fork has those of the worker.
-_OF_WORKERS = ("RAY_", "RLLIB_KD_", "TUNE_", "PL_DISABLE_FORK", "PYTHONBREAKPOINT", "PYTHONPATH", "SPT_NOENV")
+#: Variables that Ray, this package or a shell sets for each worker begin with these; a fork has those of the worker.
+_OF_WORKERS = (
+    *("RAY_", "RLLIB_KD_", "TUNE_", "PL_DISABLE_FORK", "PYTHONBREAKPOINT", "PYTHONPATH", "SPT_NOENV"),
+    *("PWD", "OLDPWD"),
+)
 
 #: Libraries set these for themselves when they are imported: tensorboardX, scikit-learn, MLflow, pygame, PyTorch's
 #: compiler. The process that asks may have imported them, and this one not.

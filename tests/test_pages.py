@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-import rllib_kd
-from rllib_kd import DistillDQNConfig, load_teacher
+from rllib_kd import load_teacher
 from tests.offline.labelled import episodes, write
 from tests.offline.recorded import write_parquet
-from tests.test_docs import QUICK, ROOT, STEP
+from tests.test_docs import QUICK
+from tests.tutorials import ROOT, STEP, lines_of, run_python
 
 #: README, and the pages of the groups "Tutorials" and "How-to" of the navigation.
 NAV = (ROOT / "docs" / "mkdocs.yml").read_text().partition("- Tutorials:")[2].partition("- Reference:")[0]
@@ -84,7 +84,7 @@ def blocks(page: str) -> Iterator[tuple[str, str, str, str]]:
 
 def commands(block: str) -> Iterator[str]:
     """Yield the commands of a shell block, without comments."""
-    for line in re.findall(r"(?:'[^']*'|[^'\n])+", block.replace("\\\n", " ")):  # JSON may have several lines
+    for line in lines_of(block):
         words = shlex.split(line, comments=True)
         yield from filter(None, shlex.join(words).split(" '&&' "))
 
@@ -138,16 +138,6 @@ def short_python(code: str, folder: Path) -> str:
     for text, short in SHORT_PYTHON.items():
         code = code.replace(text, short)
     return FOLDERS.sub(f"{folder}/", code)
-
-
-def run_python(code: str, where: str) -> None:
-    names = {name: getattr(rllib_kd, name) for name in rllib_kd.__all__}
-    names["config"] = DistillDQNConfig().environment("CartPole-v1")
-    try:
-        exec(compile(code, where, "exec"), names)
-    finally:
-        if "algo" in names:
-            names["algo"].stop()
 
 
 def arguments(words: list[str], folder: Path) -> list[str]:

@@ -46,6 +46,7 @@ LEFT_OUT = {
     r"benchmarks/serving\.py": "a benchmark of such a server",
 }
 
+BRIEF = '{"max_episode_steps": 50}'
 #: Flags that shorten the commands that begin like this. If a flag is given twice, the last one counts.
 SHORT = {
     "train": ["--stop", '{"training_iteration": 1}'],
@@ -53,9 +54,11 @@ SHORT = {
     "train file tuning/dqn_teacher.py": ["-c", '{"evaluation_duration": 1, "min_sample_timesteps_per_iteration": 500}'],
     "compare": ["--episodes", "2"],
     "evaluate": ["--episodes", "1", "--num-videos", "1"],
+    "evaluate cartpole --video": ["--env-config", BRIEF],
     "export": ["--episodes", "2"],
     "sweep": ["--num-samples", "1", "--num-seeds", "1", "--env-steps", "1000"],
     "shrink": ["--env-steps", "4000", "--restarts", "2", "--keep", "0.8"],
+    "sweep --teacher cartpole --env": ["--env-config", BRIEF],
     "sweep --teacher cartpole --input": ["--keep", "0.8"],
 }
 #: The same for Python.

@@ -340,7 +340,7 @@ def test_asha_stops_settings_early(cluster, tmp_path):
 
 @pytest.mark.slow(as_many=10)
 def test_pbt_exchanges_students(cluster, tmp_path):
-    sweep = quick_sweep(tmp_path, scheduler="pbt", num_samples=4, config={**QUICK, "compression": 0.01})
+    sweep = quick_sweep(tmp_path, scheduler="pbt", num_samples=2, config={**QUICK, "compression": 0.01})
     result = sweep.run()
     assert not result.failed
     assert len({student.num_parameters for student in result.students}) == 1
@@ -375,9 +375,9 @@ def test_ctrl_c_saves_the_trials_and_says_how_to_go_on(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_sweep_resumes_where_it_was(tmp_path, rllib):
-    steps, before_learning = 6_400, 256
+    steps, before_learning = 4_800, 256
     config = {
-        "env_config": QUICK["env_config"],
+        **QUICK,
         "training_intensity": 32.0,
         "num_steps_sampled_before_learning_starts": before_learning,
         "min_sample_timesteps_per_iteration": 256,

@@ -56,6 +56,7 @@ SHORT = {
     "evaluate": ["--episodes", "1", "--num-videos", "1"],
     "evaluate cartpole --video": ["--env-config", BRIEF],
     "export": ["--episodes", "2"],
+    "export cartpole --out student.html": ["--env-config", BRIEF],
     "sweep": ["--num-samples", "1", "--num-seeds", "1", "--env-steps", "1000"],
     "shrink": ["--env-steps", "4000", "--restarts", "2", "--keep", "0.8"],
     "sweep --teacher cartpole --env": ["--env-config", BRIEF],

@@ -423,7 +423,7 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path, rllib):
         for row in rows:
             goal = steps * row["training_iteration"] / 8
             sampled = row["num_env_steps_sampled_lifetime"]
-            assert goal <= sampled < goal + 300
+            assert goal <= sampled < goal + 520  # an iteration has 504
             # The replay ratio, but for what was sampled before learning started, here and after the restart.
             unused = 3 * before_learning
             assert 32 * (sampled - unused) / 256 < row["num_gradient_steps_lifetime"] <= 32 * sampled / 256

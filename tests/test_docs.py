@@ -5,12 +5,9 @@ import builtins
 import importlib
 import inspect
 import json
-import os
 import re
 import shlex
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import typer.main
@@ -24,9 +21,8 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.experiment.files import read_experiment
 from rllib_kd.observations.masks import features_space
-from tests.conftest import ray_address
+from tests.tutorials import ROOT, followed, tutorial
 
-ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
     *sorted((ROOT / "docs" / "pages").glob("*.md")),
@@ -45,21 +41,6 @@ SAVED = set(re.findall(r"Save\s+this\s+as\s+`(\w+)\.py`", "".join(page.read_text
 GIVEN = {"config": DistillDQNConfig, "make_env": lambda: None}
 #: They start Ray, take minutes, or read files that the reader has.
 SLOW = {"InferenceSession", "build_algo", "compare", "compare_all", "learn", "load_teacher", "write_report"}
-
-
-def in_shell(script: str, folder: Path, address: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run commands of a page, until one fails, with this Python; at the Ray of an address, or each with its own."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    joined = {} if address is None else {"RAY_ADDRESS": address}
-    done = subprocess.run(
-        ["bash", "-c", f"set -e\n{script}"],
-        cwd=folder,
-        env={**os.environ, **joined, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def called(tree: ast.AST) -> list[tuple[str, ast.Call]]:
@@ -205,22 +186,6 @@ def test_the_page_on_environments_has_an_experiment_that_registers_one(own_folde
 
 # --- Tutorials --------------------------------------------------------------------------------------------------------
 
-#: A block of code; with the name of a file if the reader is to save it.
-STEP = re.compile(r"(?:[Ss]ave\s+(?:this|it)\s+as\s+`([\w.]+)`:\s+)?```(python|bash)\n(.*?)```", re.DOTALL)
-
-
-def tutorial(name: str) -> str:
-    """Return everything that a reader of a tutorial does, but the installation, as one script."""
-    script = ""
-    for file, language, code in STEP.findall((ROOT / "docs" / "pages" / name).read_text()):
-        if file:
-            script += f"cat > {file} <<'END'\n{code}END\n"
-        elif language == "python":
-            script += f"python - <<'END'\n{code}END\n"
-        elif "pip install" not in code:
-            script += code
-    return script
-
 
 @pytest.mark.parametrize(
     "name", ["tutorial_first.md", "tutorial_own.md", "tutorial_shrink.md", "privileged.md", "export.md"]
@@ -231,25 +196,27 @@ def test_a_tutorial_is_a_script(name):
 
 
 @pytest.mark.slow(as_many=15)
-def test_the_first_tutorial_works_as_written(tmp_path, cluster):
-    done = in_shell(tutorial("tutorial_first.md"), tmp_path, ray_address())
-    assert done.stdout.count("student / teacher") >= 2
-    assert "2,690" in done.stdout
-    assert re.search(r"^linear +10 .* 1\.000 ", done.stdout, re.MULTILINE)
+def test_the_first_tutorial_works_as_written(tmp_path, rllib, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    printed = followed("tutorial_first.md", rllib, capsys)
+    assert printed.count("student / teacher") >= 2
+    assert "2,690" in printed
+    assert re.search(r"^linear +10 .* 1\.000 ", printed, re.MULTILINE)
     assert (tmp_path / "report" / "index.html").is_file()
     assert (tmp_path / "student.safetensors").is_file()
 
 
 @pytest.mark.slow(as_many=15)
-def test_the_tutorial_on_certificates_works_as_written(tmp_path):
-    done = in_shell(tutorial("tutorial_shrink.md"), tmp_path)
-    assert "keeps at least 97 % of the return, with 95 % confidence" in " ".join(done.stdout.split())
+def test_the_tutorial_on_certificates_works_as_written(tmp_path, rllib, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    printed = followed("tutorial_shrink.md", rllib, capsys)
+    assert "keeps at least 97 % of the return, with 95 % confidence" in " ".join(printed.split())
     assert (tmp_path / "smallest.safetensors").is_file()
     read = json.loads((tmp_path / "shrunk" / "certificate.json").read_text())
     (certified,) = [one for one in read["candidates"] if one["name"] == read["certified"]]
     assert certified["certificate"]["lower"] >= 0.97
     assert (tmp_path / "shrunk" / "shrink.html").is_file()
-    again = compare("cartpole", str(tmp_path / "shrunk" / "student"), num_episodes=200, seed=5_000)
+    again = compare("cartpole", str(tmp_path / "shrunk" / "student"), num_episodes=50, seed=5_000)
     assert again.return_ratio >= 0.96
     assert again.student.num_parameters == certified["num_parameters"] <= 58
 

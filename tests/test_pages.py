@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-import rllib_kd
-from rllib_kd import DistillDQNConfig, load_teacher
+from rllib_kd import load_teacher
 from tests.offline.labelled import episodes, write
 from tests.offline.recorded import write_parquet
-from tests.test_docs import QUICK, ROOT, STEP
+from tests.test_docs import QUICK
+from tests.tutorials import ROOT, STEP, lines_of, run_python
 
 #: README, and the pages of the groups "Tutorials" and "How-to" of the navigation.
 NAV = (ROOT / "docs" / "mkdocs.yml").read_text().partition("- Tutorials:")[2].partition("- Reference:")[0]
@@ -46,6 +46,7 @@ LEFT_OUT = {
     r"benchmarks/serving\.py": "a benchmark of such a server",
 }
 
+BRIEF = '{"max_episode_steps": 50}'
 #: Flags that shorten the commands that begin like this. If a flag is given twice, the last one counts.
 SHORT = {
     "train": ["--stop", '{"training_iteration": 1}'],
@@ -53,9 +54,12 @@ SHORT = {
     "train file tuning/dqn_teacher.py": ["-c", '{"evaluation_duration": 1, "min_sample_timesteps_per_iteration": 500}'],
     "compare": ["--episodes", "2"],
     "evaluate": ["--episodes", "1", "--num-videos", "1"],
+    "evaluate cartpole --video": ["--env-config", BRIEF],
     "export": ["--episodes", "2"],
+    "export cartpole --out student.html": ["--env-config", BRIEF],
     "sweep": ["--num-samples", "1", "--num-seeds", "1", "--env-steps", "1000"],
     "shrink": ["--env-steps", "4000", "--restarts", "2", "--keep", "0.8"],
+    "sweep --teacher cartpole --env": ["--env-config", BRIEF],
     "sweep --teacher cartpole --input": ["--keep", "0.8"],
 }
 #: The same for Python.
@@ -84,7 +88,7 @@ def blocks(page: str) -> Iterator[tuple[str, str, str, str]]:
 
 def commands(block: str) -> Iterator[str]:
     """Yield the commands of a shell block, without comments."""
-    for line in re.findall(r"(?:'[^']*'|[^'\n])+", block.replace("\\\n", " ")):  # JSON may have several lines
+    for line in lines_of(block):
         words = shlex.split(line, comments=True)
         yield from filter(None, shlex.join(words).split(" '&&' "))
 
@@ -138,16 +142,6 @@ def short_python(code: str, folder: Path) -> str:
     for text, short in SHORT_PYTHON.items():
         code = code.replace(text, short)
     return FOLDERS.sub(f"{folder}/", code)
-
-
-def run_python(code: str, where: str) -> None:
-    names = {name: getattr(rllib_kd, name) for name in rllib_kd.__all__}
-    names["config"] = DistillDQNConfig().environment("CartPole-v1")
-    try:
-        exec(compile(code, where, "exec"), names)
-    finally:
-        if "algo" in names:
-            names["algo"].stop()
 
 
 def arguments(words: list[str], folder: Path) -> list[str]:

@@ -53,7 +53,11 @@ def test_illegal_actions_are_never_the_best(artifact_format, int8, obs, tmp_path
     if not int8:
         np.testing.assert_allclose(got[masks], expected[masks], atol=1e-5)
         np.testing.assert_allclose(q(obs), student.q_values(torch.as_tensor(obs)).numpy(), atol=1e-5)
-    assert deployment_cost(path).latency_ms > 0
+    cost = deployment_cost(path)
+    assert cost.latency_ms > 0
+    if artifact_format in ("pt2", "torchscript"):
+        assert 5e6 < cost.peak_memory_bytes < 600e6
+        assert cost.disk_bytes == path.stat().st_size < 4 * student.num_parameters + 18_000
     if artifact_format == "onnx":
         assert [(value.name, value.type, value.shape[1:]) for value in inputs_of(path)] == [
             ("obs", "tensor(float)", [4]),

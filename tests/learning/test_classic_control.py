@@ -25,34 +25,32 @@ def distil(build, env, teacher, env_steps, seed, **settings):
 
 
 def test_the_defaults_reach_the_teacher(build):
-    """Over many seeds, students of this length have 0.99 to 1.02."""
+    """Over two seeds, students have 0.99 and 1.01 after 12,000 env steps, and 1.00 and 1.01 after 20,000."""
     env = "MountainCar-v0"
     teacher = str(shared_teacher(f"sb3/dqn-{env}.zip"))
-    student = distil(build, env, teacher, 60_000, 0)
-    assert compare(teacher, student, env, num_episodes=100, seed=FRESH_SEED).return_ratio >= 0.95
+    student = distil(build, env, teacher, 16_000, 0)
+    assert compare(teacher, student, env, num_episodes=50, seed=FRESH_SEED).return_ratio >= 0.95
 
 
 def test_first_weights_from_the_teacher_save_the_first_thousands_of_steps(build):
     students = {
         f"{init} {seed}": distil(build, "CartPole-v1", "cartpole", 1_000, seed, init=init)
         for init in ("random", "teacher")
-        for seed in range(3)
+        for seed in range(2)
     }
-    comparisons = compare_all("cartpole", students, "CartPole-v1", num_episodes=50, seed=FRESH_SEED)
+    comparisons = compare_all("cartpole", students, "CartPole-v1", num_episodes=25, seed=FRESH_SEED)
     ratios = {each.student.name: each.return_ratio for each in comparisons}
-    print(ratios)
     by_init = {init: [ratios[name] for name in ratios if name.startswith(init)] for init in ("random", "teacher")}
     assert min(by_init["teacher"]) >= 0.95
     assert min(by_init["random"]) < 0.9  # some need longer
 
 
-def test_with_td_a_student_ends_above_a_weak_teacher(cluster, tmp_path):
-    """Over five other seeds, teachers of 123 to 247 had students of 466 to 500."""
-    path = tmp_path / "teacher"
-    teacher = weak_teacher.train(
-        weak_teacher.config(10, **weak_teacher.WITHOUT_TEACHER), weak_teacher.TEACHER_ENV_STEPS, path
-    )
-    student = weak_teacher.train(
-        weak_teacher.config(10, teacher=path, **weak_teacher.FROM_TEACHER), weak_teacher.STUDENT_ENV_STEPS
-    )
+def test_with_td_a_student_ends_above_a_weak_teacher(cluster, tmp_path, monkeypatch):
+    """As in that benchmark, in half the time. Over two other seeds, teachers of 106 and 114 had students of 500."""
+    path, env_steps = tmp_path / "teacher", 20_000
+    monkeypatch.setattr(weak_teacher, "STUDENT_ENV_STEPS", env_steps)  # of the learning rate's schedule, too
+    monkeypatch.setattr(weak_teacher, "NUM_EPISODES", 30)
+    from_teacher = weak_teacher.FROM_TEACHER | {"kd_coeff": [[0, 1.0], [env_steps // 2, 0.0]]}
+    teacher = weak_teacher.train(weak_teacher.config(10, **weak_teacher.WITHOUT_TEACHER), 4_000, path)
+    student = weak_teacher.train(weak_teacher.config(10, teacher=path, **from_teacher), env_steps)
     assert student > teacher + 100

@@ -12,7 +12,7 @@ from tests.algorithm.resumable import assert_equal
 from tests.experiment.test_interrupts import Run
 from tests.offline.labelled import write
 
-LAST, KILLED_AFTER = 40, 12  # iterations
+LAST, KILLED_AFTER, SAVED_EVERY = 12, 4, 3  # iterations
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 
 
@@ -20,12 +20,12 @@ def arguments(folder, storage, *flags):
     config = {
         "seed": 0,
         "min_sample_timesteps_per_iteration": 512,
-        "training_intensity": 16,
+        "training_intensity": 64,  # iterations that are not over before the kill
         "replay_buffer_config": {"capacity": 700},  # of 2,850 rows, which pass by
     }
     words = ["train", "--algo", "DistillDQN", "--teacher", "cartpole", "--compression", "0.05", "--input", folder]
     words += ["--config", json.dumps(config), "--stop", json.dumps({"training_iteration": LAST})]
-    return [*words, "--checkpoint-freq", "5", "--storage-path", str(storage), "-n", "mine", *flags]
+    return [*words, "--checkpoint-freq", str(SAVED_EVERY), "--storage-path", str(storage), "-n", "mine", *flags]
 
 
 def kill(run):
@@ -40,7 +40,7 @@ def last_result(storage):
 
 
 def last_weights(storage):
-    (folder,) = storage.glob("mine/*/checkpoint_*7")
+    (folder,) = storage.glob(f"mine/*/checkpoint_*{LAST // SAVED_EVERY - 1}")
     return load_teacher(str(folder)).module.state_dict()
 
 

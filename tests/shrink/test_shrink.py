@@ -221,7 +221,7 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path)
 # --- Whole runs; test_docs.py has one that certifies a student --------------------------------------------------------
 
 SIZES = {"linear": "linear", "small": {"fcnet_hiddens": [4], "fcnet_activation": "tanh"}}
-SMALL = {"sizes": SIZES, "env_steps": 4_000, "restarts": 2, "episodes": 400}
+SMALL = {"sizes": SIZES, "env_steps": 2_000, "restarts": 2, "episodes": 200}
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ class Short(gym.Wrapper):
     """CartPole whose episodes soon end."""
 
     def __init__(self, config=None):
-        super().__init__(gym.make("CartPole-v1", max_episode_steps=100))
+        super().__init__(gym.make("CartPole-v1", max_episode_steps=50))
 
 
 class Uncapturable(Short):

@@ -1,18 +1,22 @@
 """The certificate of the recommended student."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import gymnasium as gym
 import pytest
+from ray import tune
 
 from rllib_kd import Sweep, load_teacher
 from rllib_kd.certificates import certification
 from rllib_kd.certificates.games import Games, first_certificate_seed
+from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.sweeps.certifying import Claim, certify_student, content_of
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 from tests.sweeps.test_pareto import result, student
+from tests.sweeps.test_sweeps import QUICK
 
 CLAIM = Claim("/runs/seed_0", 0.97, 0.95, 3)
 
@@ -107,30 +111,30 @@ def test_what_cannot_be_is_refused(values, message):
 
 
 @pytest.mark.slow
-def test_a_sweep_ends_with_a_certificate(cluster, tmp_path):
-    from tests.sweeps.test_sweeps import QUICK
-
+def test_a_sweep_ends_with_a_certificate_and_its_command_trains_the_recommended_student(cluster, tmp_path):
+    space = {"fcnet_hiddens": tune.choice([[]]), "loss": tune.choice(["kl"]), "lr": tune.uniform(0.003, 0.0031)}
     sweep = Sweep(
         "cartpole",
         "CartPole-v1",
         num_samples=1,
-        num_seeds=3,
-        env_steps=6_000,
+        env_steps=3_000,
         search="random",
-        config={
-            **QUICK,
-            "training_intensity": 64.0,
-            "lr": 0.003,
-            "model_config": {"fcnet_hiddens": [16]},
-            "loss": "kl",
-        },
+        config={**QUICK, "training_intensity": 32.0},
+        space=lambda teacher, **facts: space,
         storage_path=str(tmp_path),
-        keep=0.5,
+        keep=0.9,
     )
     result = sweep.run()
-    assert result.recommended is not None, str(result)
+    student = result.recommended
+    assert student is not None, str(result)
     claim, tested = result.certified
-    assert claim.checkpoint == result.recommended.best_checkpoint
+    assert claim.checkpoint == student.best_checkpoint
     assert tested.is_certified
     again = sweep.run(resume=True)
     assert again.certified[1].certificate == tested.certificate
+    words = shlex.split(result.command(student))
+    settings = {"env": "CartPole-v1", "teacher": "cartpole", **json.loads(words[words.index("--config") + 1])}
+    algo = Experiment("x", "DistillDQN", settings=settings).checked().param_space.build_algo()
+    assert sum(p.numel() for p in algo.get_module().parameters()) == student.num_parameters == 10
+    assert algo.config.lr == student.settings["lr"]
+    algo.stop()

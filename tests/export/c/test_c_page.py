@@ -2,8 +2,7 @@
 
 import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from rllib_kd import load_teacher
+from rllib_kd.cli.main import main
 from rllib_kd.export.c.header import _HEADER
 from rllib_kd.export.c.integers import _MAX_NORM
 from rllib_kd.export.c.program import STATE_PARTS
@@ -23,6 +23,7 @@ from rllib_kd.teachers.base import Teacher
 from tests.conftest import states
 from tests.export.students import ROOT, network
 from tests.networks.test_recurrent import recurrent
+from tests.tutorials import in_bash, lines_of
 
 PAGE = (ROOT / "docs" / "pages" / "c.md").read_text()
 PROGRAM, RECURRENT_PROGRAM = re.findall(r"```c\n(.*?)```", PAGE, re.DOTALL)
@@ -47,16 +48,18 @@ def test_the_page_lists_what_there_is():
 
 
 @pytest.mark.slow
-def test_the_page_on_c_works_as_written(tmp_path: Path):
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        ["bash", "-c", "set -e\n" + "".join(COMMANDS)],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_page_on_c_works_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    exports, others = COMMANDS
+    for line in lines_of(exports):
+        program, *arguments = shlex.split(line)
+        assert program == "rllib"
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert not exit_.value.code
+    printed = capsys.readouterr().out + in_bash(others)
     assert sorted(os.listdir(tmp_path / "policy")) == [
         "README.md",
         "observations",
@@ -66,8 +69,8 @@ def test_the_page_on_c_works_as_written(tmp_path: Path):
         "student.h",
         "student_main.c",
     ]
-    assert done.stdout.count("500.0 ± 0.0") == 2
-    first, second, third, fourth = done.stdout.splitlines()[-4:]
+    assert printed.count("500.0 ± 0.0") == 2
+    first, second, third, fourth = printed.splitlines()[-4:]
     expected = load_teacher("cartpole").q_values(torch.tensor([[0, 0, 0.05, 0], [0, 0, -0.05, 0]])).numpy()
     assert (first, second) == ("1", "0")
     for line, values in ((third, expected[0]), (fourth, expected[1])):

@@ -1,4 +1,4 @@
-"""The same as in test_layers.py and test_integers.py, for more networks, and for one as large as Atari's."""
+"""The same as in test_layers.py and test_integers.py, for more networks, and for one that sees Atari's images."""
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_many_networks(int8, tmp_path):
-    networks = [each for each in random_networks(60, seed=1) if not int8 or "expectation" not in each.ops()]
+    networks = [each for each in random_networks(40, seed=1) if not int8 or "expectation" not in each.ops()]
     texts = written(networks, int8=int8)
     options = SANITIZERS if has_sanitizers(tmp_path) else ()
     obs = [np.concatenate([each.obs, 1e3 * each.obs]) if int8 else each.obs for each in networks]
@@ -33,7 +33,7 @@ def test_a_network_for_atari(tmp_path):
     filters = [[16, 8, 4, "valid"], [32, 4, 2, "valid"]]
     student = Teacher(
         make_q_module(
-            space, gym.spaces.Discrete(6), conv_filters=filters, conv_activation="relu", head_fcnet_hiddens=[256]
+            space, gym.spaces.Discrete(6), conv_filters=filters, conv_activation="relu", head_fcnet_hiddens=[64]
         )
     )
     obs = np.clip(np.abs(states(40, space)), 0, 1)

@@ -287,6 +287,22 @@ def test_a_subclass_of_rllibs_module_is_exported_as_it_computes(tmp_path):
     assert q_function(tmp_path / "s")(states(9)) == pytest.approx(2 * plain, abs=1e-5)
 
 
+def test_hooks_of_the_users_own_are_in_the_file(tmp_path):
+    student = network()
+    plain = student.q_values(torch.as_tensor(states(9))).numpy()
+    student.module.af.register_forward_hook(lambda module, inputs, q_values: 2.0 * q_values)
+    export(student, tmp_path / "s", format="onnx", obs=states(9))
+    assert q_function(tmp_path / "s")(states(9)) == pytest.approx(2 * plain, abs=1e-5)
+
+
+def test_onnx_of_a_distribution_takes_an_empty_batch_and_has_integers(tmp_path):
+    student, obs = network(**OTHERS["C51"]), states(200)
+    done = export(student, tmp_path / "s", format="onnx", obs=obs)
+    assert q_function(tmp_path / "s")(obs[:0]).shape == (0, 3)
+    assert done.max_difference < 1e-5
+    assert export(student, tmp_path / "small", format="onnx", obs=obs, int8=True).agreement > 0.9
+
+
 def test_the_description_holds_what_acts_and_no_more():
     student = network(dueling=True)
     layers, tensors = describe(student)

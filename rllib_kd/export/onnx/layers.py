@@ -145,10 +145,12 @@ def _branches(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
 
 def _expectation(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
     num_atoms = layer["num_atoms"]
-    shape = graph.constant("shape", np.array([0, -1, num_atoms]))
+    shape = graph.constant("shape", np.array([-1, layer["num_actions"], num_atoms]))
     probabilities = graph.add("Softmax", graph.add("Reshape", x, shape), axis=-1)
     atoms = np.linspace(layer["v_min"], layer["v_max"], num_atoms, dtype=np.float32)
-    return graph.add("MatMul", probabilities, graph.constant("atoms", atoms))
+    # No MatMul: onnxruntime cannot quantise one by a vector, and the support is best left as it is.
+    products = graph.add("Mul", probabilities, graph.constant("atoms", atoms))
+    return graph.add("ReduceSum", products, graph.constant("axes", np.array([-1])), keepdims=0)
 
 
 def _tree(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:

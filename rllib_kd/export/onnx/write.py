@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from rllib_kd.export.artifact import require
 from rllib_kd.export.formats import (
@@ -60,12 +61,14 @@ def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = No
 
 def _from_description(student: Teacher, *, takes_mask: bool) -> Any | None:
     """Return the model that the description of the layers says; None of a network that has none."""
-    if not all(type(part).__module__.partition(".")[0] in _KNOWN for part in student.module.modules()):
+    if not all(map(_is_known, student.module.modules())):
         return None
     try:
         layers, tensors = describe(student)
     except ValueError:  # a layer that has no description
         return None
+    if layers[-1]["op"] == "expectation":
+        layers[-1]["num_actions"] = int(student.action_space.n)  # the outputs of an empty batch do not show it
     graph, num_actions, sizes = OnnxGraph(), int(student.action_space.n), state_of(student)
     x = Value(graph.input("obs", input_shape(student)))
     state = [graph.input(name, (units,)) for name, units in sizes.items()]
@@ -83,6 +86,12 @@ def _from_description(student: Teacher, *, takes_mask: bool) -> Any | None:
     for (name, units), value in zip(sizes.items(), after, strict=True):
         outputs[f"{name}_out"] = (value, (units,))
     return graph.model(outputs)
+
+
+def _is_known(part: nn.Module) -> bool:
+    """Return whether a module computes what its class does, and whether the class is known."""
+    hooks = (part._forward_hooks, part._forward_pre_hooks)
+    return type(part).__module__.partition(".")[0] in _KNOWN and not any(hooks) and "forward" not in vars(part)
 
 
 def _exported_by_torch(student: Teacher, *, takes_mask: bool) -> Any:

@@ -23,15 +23,16 @@ from rllib_kd.cli.app import app, clean_warnings_of_others, echo, fail, with_log
 from rllib_kd.cli.gone import refuse_what_is_gone
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.relay import printed_warnings
-from rllib_kd.workers.forking import ServerOfCommand
+from rllib_kd.workers.forking import ServerOfCommand, this_process_is_a_command
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line.
 
     Args:
-        arguments: command and flags; None: those of this process.
+        arguments: command and flags; None: those of this process, which is nothing but this command, and may be forked.
     """
+    this_process_is_a_command(arguments is None)
     arguments = sys.argv[1:] if arguments is None else arguments
     atexit.register(gc.freeze)  # or the interpreter looks through a million objects, and needs a second to end
     try:

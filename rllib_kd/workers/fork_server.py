@@ -64,6 +64,7 @@ def serve(listener: int, path: list[str], parent: int, differing: list[str]) -> 
     """
     _end_with(parent)
     before = {**os.environ, "RAY_JOB_ID": _FIRST_JOB}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited; ignored, nobody could wait for a fork
     with socket.socket(fileno=listener) as listening:
         sys.path[:] = path
         import_package(parent)

@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -93,8 +93,8 @@ class ForkServer:
         from rllib_kd.workers.fork_server import import_package
 
         import_package(os.getpid())
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: the command was started with a closed one
+            stream.flush()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # on threads of OpenBLAS, which it ends before a fork
             self._pid = os.fork()
@@ -122,11 +122,22 @@ class ForkServer:
 
     def close(self) -> None:
         """End the process. Its forks live on."""
-        os.kill(self._pid, signal.SIGKILL)
-        self._wait()
+        with suppress(ProcessLookupError, ChildProcessError):  # where SIGCHLD is ignored, the kernel forgets processes
+            os.kill(self._pid, signal.SIGKILL)
+            self._wait()
 
 
 _begun: ForkServer | None = None  # before Ray starts
+_is_command = False
+
+
+def this_process_is_a_command(is_one: bool) -> None:
+    """Set whether this process does nothing but run the command line, so that it may fork itself.
+
+    A fork that ends unwinds all that called the command: `with` and `finally` of a program would run in each worker.
+    """
+    global _is_command
+    _is_command = is_one
 
 
 def is_possible() -> bool:
@@ -137,16 +148,26 @@ def is_possible() -> bool:
 def begin(*, address: str | None = None) -> None:
     """Start the server now.
 
-    A command that has imported next to nothing imports the package, and forks it. Otherwise the server imports the
-    package, while this process may still do so itself. Does nothing if workers cannot be forked, or Ray will be joined,
-    or runs in this process already.
+    A command that has imported next to nothing imports the package, and forks itself. Otherwise, and in a program that
+    calls `main()`, the server imports the package, while this process may still do so itself. Does nothing if workers
+    cannot be forked, or Ray will be joined, or runs in this process already.
 
     Args:
         address: of a Ray to join; None: RAY_ADDRESS, or there will be a local Ray.
     """
     global _begun
     if _begun is None and is_possible() and not (address or os.environ.get("RAY_ADDRESS") or _ray_runs()):
-        _begun = ForkServer(of_command="torch" not in sys.modules and threading.active_count() == 1)
+        of_command = _is_command and "torch" not in sys.modules and threading.active_count() == 1
+        if of_command:
+            _open_standard_files()
+        _begun = ForkServer(of_command=of_command)
+
+
+def _open_standard_files() -> None:
+    """Open those of a command that was started without them: the next file would have their number otherwise."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 def _ray_runs() -> bool:

@@ -277,6 +277,65 @@ def test_a_command_forks_its_server_after_its_imports(tmp_path):
 
 
 @needs_forks
+def test_only_a_command_is_forked_and_no_program_that_calls_main():
+    code = """
+import sys
+from rllib_kd.cli.main import main
+from rllib_kd.workers import forking
+
+def server(*, of_command):
+    print(of_command)
+    raise SystemExit
+
+forking.ForkServer = server
+sys.argv = ["rllib", "train"]
+for arguments in (None, ["train"], None):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "True"]
+
+
+@needs_forks
+def test_a_command_without_standard_files_and_whose_ended_processes_are_forgotten_has_a_server():
+    code = """
+import json, os, signal, socket, sys
+from rllib_kd.workers import forking
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # inherited
+for number in range(3):
+    os.close(number)
+sys.stdin = sys.stdout = sys.stderr = None
+forking.this_process_is_a_command(True)
+try:
+    forking.begin()
+    server = forking._begun
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(30)
+        connection.connect(f"\\0{server.name}")
+        socket.send_fds(connection, [b"1"], [0, 1, 2])
+        connection.sendall(json.dumps({"environment": {}}).encode())
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.recv(1)
+    server.close()
+except forking.ServerOfCommand as forked:
+    here = forked.with_traceback(None)
+    here.run()
+    os._exit(1)
+os.write(int(os.environ["ANSWER"]), answer)
+"""
+    reading, writing = os.pipe()
+    environment = os.environ | {"ANSWER": str(writing)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, pass_fds=[writing])
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        assert file.read() == b"1"
+    assert process.wait() == 0
+
+
+@needs_forks
 @pytest.mark.slow
 def test_trials_of_a_command_are_forks_without_what_the_command_has_set(tmp_path):
     (tmp_path / "experiment.py").write_text(

@@ -95,15 +95,20 @@ class ForkServer:
         import_package(os.getpid())
         for stream in filter(None, (sys.stdout, sys.stderr)):  # None: the command was started with a closed one
             stream.flush()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # on threads of OpenBLAS, which it ends before a fork
-            self._pid = os.fork()
-        if self._pid == 0:
-            os.setsid()
-            nothing = os.open(os.devnull, os.O_RDWR)
-            for number in range(3):
-                os.dup2(nothing, number)
-            raise ServerOfCommand({**arguments, "listener": os.dup(arguments["listener"])})
+        # What is raised during a fork gets lost: a signal has to wait.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # on threads of OpenBLAS, which it ends before
+                self._pid = os.fork()
+            if self._pid == 0:
+                os.setsid()
+                nothing = os.open(os.devnull, os.O_RDWR)
+                for number in range(3):
+                    os.dup2(nothing, number)
+                raise ServerOfCommand({**arguments, "listener": os.dup(arguments["listener"])})
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return partial(os.waitpid, self._pid, 0)
 
     @contextmanager

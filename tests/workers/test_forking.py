@@ -336,6 +336,24 @@ os.write(int(os.environ["ANSWER"]), answer)
 
 
 @needs_forks
+def test_a_signal_during_the_fork_of_a_command_ends_it():
+    code = """
+import os, signal, sys
+from rllib_kd.workers import fork_server, forking
+
+def end(number, frame):
+    raise SystemExit("ended")
+
+signal.signal(signal.SIGTERM, end)
+fork_server.import_package = lambda parent: None
+os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGTERM))
+forking.ForkServer(of_command=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "ended\n"
+
+
+@needs_forks
 @pytest.mark.slow
 def test_trials_of_a_command_are_forks_without_what_the_command_has_set(tmp_path):
     (tmp_path / "experiment.py").write_text(

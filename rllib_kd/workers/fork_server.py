@@ -28,7 +28,7 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 #: Variables that Ray, this package or a shell sets for each worker begin with these; a fork has those of the worker.
 _OF_WORKERS = (
     *("RAY_", "RLLIB_KD_", "TUNE_", "PL_DISABLE_FORK", "PYTHONBREAKPOINT", "PYTHONPATH", "SPT_NOENV"),
-    *("PWD", "OLDPWD"),
+    *("PWD", "OLDPWD", "PS1", "SHLVL"),
 )
 
 #: Libraries set these for themselves when they are imported: tensorboardX, scikit-learn, MLflow, pygame, PyTorch's

@@ -183,6 +183,7 @@ for module in pkgutil.walk_packages(rllib_kd.__path__, "rllib_kd."):
 """
 
 
+@pytest.mark.slow
 def test_without_extras_everything_else_is_imported_and_anything_registers_the_algorithm():
     done = subprocess.run([sys.executable, "-c", IMPORT_ALL], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == OF_EXTRAS, done.stderr

@@ -66,6 +66,7 @@ def test_through_rllibs_episodes(build, env):
     algo.evaluate()
 
 
+@pytest.mark.slow
 def test_each_kind_of_loss_and_turns_of_the_student(build, tmp_path):
     teacher = build(td_config(ByMethod))
     teacher.train()

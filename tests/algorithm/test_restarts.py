@@ -192,10 +192,8 @@ def test_the_best_copy_is_what_is_given_and_saved_and_training_goes_on_as_withou
         restored.stop()
 
 
-@pytest.mark.parametrize(
-    "env_steps",
-    [pytest.param(1_000, id="of an earlier time", marks=pytest.mark.slow), pytest.param(2_000, id="of now")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("env_steps", [1_000, 2_000], ids=["of an earlier time", "of now"])
 def test_a_chosen_snapshot_is_what_is_evaluated_given_saved_and_restored(trained, tmp_path, monkeypatch, env_steps):
     trained.evaluate()  # RLlib does not send these weights to the EnvRunners of evaluations again
     before = learned(trained)

@@ -248,6 +248,7 @@ def test_a_trial_reports_the_mean_of_its_seeds(cluster, teacher):
     trial.stop()
 
 
+@pytest.mark.slow
 def test_a_restored_trial_goes_on_with_its_counters(cluster, teacher, tmp_path):
     trial, restored = trial_of(teacher), trial_of(teacher)
     for _ in range(3):

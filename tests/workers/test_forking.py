@@ -248,7 +248,9 @@ ELSEWHERE = (
 )
 
 
-@pytest.mark.parametrize("code", [ELSEWHERE, pytest.param(COMMAND, marks=needs_forks)], ids=["elsewhere", "command"])
+@pytest.mark.parametrize(
+    "code", [ELSEWHERE, pytest.param(COMMAND, marks=[needs_forks, pytest.mark.slow])], ids=["elsewhere", "command"]
+)
 def test_the_server_ends_with_the_process_that_started_it(code):
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     server = int(parent.stdout.readline().split()[1])
@@ -299,6 +301,7 @@ for arguments in (None, ["train"], None):
     assert done.stdout.split() == ["True", "False", "True"]
 
 
+@pytest.mark.slow
 @needs_forks
 def test_a_command_without_standard_files_and_whose_ended_processes_are_forgotten_has_a_server():
     code = """

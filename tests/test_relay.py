@@ -67,6 +67,7 @@ def test_an_emulated_cluster_that_has_ended_leaves_no_store_to_look_at(cluster, 
         pass
 
 
+@pytest.mark.slow
 def test_a_driver_logs_as_python_does_unless_it_asks_for_more(capsys):
     code = "import ray, rllib_kd, logging; logging.getLogger('rllib_kd.x').warning('plain')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

@@ -97,6 +97,7 @@ ONNX = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=pytest.mark.slow if kind.startswith("more operators") else ()) for kind in ONNX]
 )

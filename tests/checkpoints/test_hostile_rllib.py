@@ -55,6 +55,7 @@ SPACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPACES)
 def test_spaces_that_unfold_to_more_than_memory(tmp_path, kind):
     write_rllib(tmp_path, space=SPACES[kind](), connectors=[(FlattenObservations, (), {})])

@@ -290,6 +290,7 @@ def test_a_folder_with_the_name_of_a_packaged_teacher_is_named(tmp_path, monkeyp
     assert load_teacher("./cartpole").source == str(tmp_path / "cartpole" / "checkpoint_000000")
 
 
+@pytest.mark.slow
 def test_commands_print_which_checkpoint_they_take_once(evaluated, trained, monkeypatch, capsys):
     def run(*line):
         monkeypatch.setattr(sys, "argv", ["rllib", *map(str, line), "--env", "CartPole-v1", "--episodes", "2"])

@@ -57,6 +57,7 @@ def test_what_a_file_names_steers_no_terminal(tmp_path, monkeypatch, capsys, con
     assert_harmless(printed.err + printed.out)
 
 
+@pytest.mark.slow
 def test_names_of_files_and_folders_steer_no_terminal(tmp_path, monkeypatch, capsys):
     def rllib(*arguments):
         monkeypatch.setattr(sys, "argv", ["rllib", *map(str, arguments)])

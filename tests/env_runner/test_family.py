@@ -52,7 +52,10 @@ def test_a_member_learns_what_it_would_learn_alone(cluster, loss, alpha):
             assert results[name][metric].peek() == pytest.approx(expected[metric].peek(), rel=1e-2, abs=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"td_coeff": 0.5}, {"feature_coeff": 0.01}, {}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, *(pytest.param(own, marks=pytest.mark.slow) for own in ({"td_coeff": 0.5}, {"feature_coeff": 0.01}))],
+)
 def test_members_that_cannot_be_stacked_learn_one_after_the_other(cartpole_config, build, settings):
     config = family_config(cartpole_config, **settings)
     if not settings:

@@ -150,6 +150,7 @@ def test_two_functions_without_names_are_two_environments(tmp_path):
 # --- What is shown ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_command_states_environment_and_config(walker, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = 'played in FrozenLake-v1 {"is_slippery": false}'

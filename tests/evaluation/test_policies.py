@@ -35,7 +35,9 @@ def returns_by_rllib(algo, seed, num_episodes=2):
     return returns
 
 
-@pytest.mark.parametrize("kind", [*OTHERS, *KINDS])
+@pytest.mark.parametrize(
+    "kind", ["PPO", *(pytest.param(kind, marks=pytest.mark.slow) for kind in [*OTHERS][1:]), *KINDS]
+)
 def test_returns_are_those_of_rllibs_env_runner(cluster, tmp_path, kind):
     if kind in OTHERS:
         algo = OTHERS[kind]().env_runners(num_env_runners=0).debugging(seed=0).build_algo()

@@ -126,6 +126,7 @@ def test_an_artifact_that_differs_is_refused(error, artifact_format, tmp_path, m
         assert export(network(), tmp_path / "s", format=artifact_format, obs=states(300), tolerance=2e-4).agreement > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
 def test_large_q_values_may_differ_by_their_rounding_and_no_more(artifact_format, tmp_path, monkeypatch):
     student, obs = network(fcnet_hiddens=[64, 64]), states(300)

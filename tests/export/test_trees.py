@@ -33,7 +33,9 @@ needs_c = pytest.mark.skipif(c_runner.compiler() is None, reason="no C compiler"
 
 #: Formats that are written node by node have every tree; others have the same operators for the rest.
 CASES = [
-    pytest.param(name, each, marks=needs_c if each == "c" else ())
+    pytest.param(
+        name, each, marks={"c": needs_c, "pt2": pytest.mark.slow, "torchscript": pytest.mark.slow}.get(each, ())
+    )
     for each in FORMATS
     for name in (TREES if each in ("c", "python") else ("one leaf", "oblique", "differences"))
 ]

@@ -164,6 +164,7 @@ def test_lists_in_lists_end():
         check_type(kind, file="f", column="c")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_file(tmp_path):
     values = np.random.default_rng(0).normal(size=(1_000, 256)).astype(np.float32)  # a megabyte
     table = pa.table({"obs": lists(values)})

@@ -210,6 +210,7 @@ def test_curves_say_whose_returns_they_show(tmp_path, kinds, title, in_plot, abs
     assert figures["curves_of"] == dict(zip(curves, kinds, strict=True))
 
 
+@pytest.mark.slow
 def test_small_returns_have_the_digits_of_their_interval(tmp_path):
     blackjack = comparison(
         teacher=replace(policy("teacher", -0.0624, parameters=10, latency=1.0), return_ci95=0.0431),
@@ -373,6 +374,7 @@ def test_a_teacher_whose_parameters_are_not_known_is_left_out_of_the_plot_of_siz
     assert "NaN" not in write_report([unknown], tmp_path).read_text()
 
 
+@pytest.mark.slow
 def test_trees_are_drawn_with_their_rules_shares_and_regrets(tmp_path):
     trees = {"net": None, "tree": tree(), "stump": tree(1), "big": tree(65), "hostile": tree(3, HOSTILE)}
     students = [comparison(name, tree=grown) for name, grown in trees.items()]

@@ -217,7 +217,8 @@ def test_wherever_a_run_is_killed_it_ends_with_the_same_certificate(go, tmp_path
         assert go(folder, World(), resume=True)[1] == expected, folder
 
 
-@pytest.mark.parametrize("step", [20, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [7])
 def test_wherever_a_run_is_interrupted_it_ends_with_the_same_certificate(go, step):
     number, expected = num_happenings(go)
     num_incomplete = 0

@@ -38,6 +38,7 @@ def test_the_front_has_no_student_that_a_smaller_or_equal_one_reaches():
     assert pareto_front([better, worse, equal, small]) == [small, better]
 
 
+@pytest.mark.slow
 def test_the_front_is_that_of_what_is_minimized(tmp_path):
     """Fewer parameters, but a table of tanh: not the smallest as integers."""
     table = replace(student(30, 0.99, 0.99, 0.99, model_config={"fcnet_hiddens": [4]}), cost=600.0)
@@ -152,6 +153,7 @@ def test_what_is_written(tmp_path):
         assert text in page
 
 
+@pytest.mark.slow
 def test_what_is_written_executes_nothing_and_steers_nothing(tmp_path):
     odd = "=cmd|' /C calc'!A0"
     escapes = "\x1b]0;title\x07\u202e[red]"

@@ -175,6 +175,7 @@ def test_each_row_links_its_checkpoint(tmp_path):
     assert "href" not in rows[2]
 
 
+@pytest.mark.slow
 def test_links_lead_to_the_checkpoints_from_wherever_the_page_is(tmp_path):
     checkpoint = tmp_path / "sweep x#1?" / "s20" / "checkpoint_000007" / "seed_0"
     checkpoint.mkdir(parents=True)

@@ -230,6 +230,7 @@ def teacher():
     return load_teacher("cartpole")
 
 
+@pytest.mark.slow
 def test_a_trial_reports_the_mean_of_its_seeds(cluster, teacher):
     trial = trial_of(teacher)
     result = trial.train()
@@ -261,6 +262,7 @@ def test_a_restored_trial_goes_on_with_its_counters(cluster, teacher, tmp_path):
     trial.stop(), restored.stop()
 
 
+@pytest.mark.slow
 def test_what_pbt_exchanges_is_the_students_and_not_the_settings(cluster, teacher, tmp_path):
     donor, taker = trial_of(teacher, lr=0.01, temperature=0.2, kd_coeff=1.0), trial_of(teacher, lr=0.01)
     donor.train()

@@ -50,6 +50,7 @@ def test_entries_that_say_nothing_of_the_network_are_not_even_read(tmp_path):
     assert not mark.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", NAMES)
 @pytest.mark.parametrize("wrap", [pickle.dumps, to_bytes], ids=["a pickle", "of torch"])
 def test_a_payload_in_weights(tmp_path, wrap, which):
@@ -143,6 +144,7 @@ def test_nothing_leaves_an_archive(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["data", "policy.pth"])
 def test_an_archive_that_unpacks_to_gigabytes(tmp_path, name):
     path = sb3(tmp_path / "a.zip")

@@ -30,6 +30,7 @@ PROGRAM, RECURRENT_PROGRAM = re.findall(r"```c\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["floats", "integers", "recurrent"])
 def test_the_program_on_the_page_compiles(name, tmp_path):
     student, obs = (Teacher(recurrent()), states(3)[:, :2]) if name == "recurrent" else (network(), states(3))

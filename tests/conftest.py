@@ -21,6 +21,9 @@ from typing import Any
 
 # Several processes share the cores: with more threads each, torch is many times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A hundred processes would compile the package and the tests anew, each for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Ray's worker processes yield to others. Beside other tests they would hardly run, and these wait for them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 

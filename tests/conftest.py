@@ -23,7 +23,6 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 # A hundred processes would compile the package and the tests anew, each for itself.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 # Ray's worker processes yield to others. Beside other tests they would hardly run, and these wait for them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
@@ -44,6 +43,7 @@ from rllib_kd.cli.main import main
 from rllib_kd.environments import imports, own, sources
 from rllib_kd.workers.forking import ForkServer, is_possible
 
+sys.dont_write_bytecode = False  # as said above
 gc.disable()  # What is collected stays: looking for garbage in it, again and again, takes seconds.
 torch.set_num_threads(1)
 settings.register_profile("no_deadline", deadline=None)

@@ -43,7 +43,7 @@ from rllib_kd.cli.main import main
 from rllib_kd.environments import imports, own, sources
 from rllib_kd.workers.forking import ForkServer, is_possible
 
-sys.dont_write_bytecode = False  # as said above
+sys.dont_write_bytecode = False  # this one, too
 gc.disable()  # What is collected stays: looking for garbage in it, again and again, takes seconds.
 torch.set_num_threads(1)
 settings.register_profile("no_deadline", deadline=None)

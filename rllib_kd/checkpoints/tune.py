@@ -399,7 +399,7 @@ class _TrialsReader(TrialReader):
         return trial if name.startswith(CHECKPOINT) and self.is_trial(trial) else None
 
     def score(self, trial: str, folders: Sequence[str], *, reads_states: bool = True) -> list[_Scored]:
-        """Return a trial's checkpoints: those that Tune has not numbered, then the others, oldest first.
+        """Return the checkpoints among folders of a trial: those that Tune has not numbered, then the others by age.
 
         Args:
             trial: folder of the trial.

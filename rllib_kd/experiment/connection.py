@@ -79,7 +79,8 @@ def connection(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a return is missing until an episode has ended
-    if log_level is None:  # a failed save is told by Tune; Ray would print it again where nobody waits for its result
+    # Tune reports a failed save. If nobody waits for its result, Ray would print the traceback, too.
+    if log_level is None:
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     with ExitStack() as stack:
         if not ray.is_initialized():

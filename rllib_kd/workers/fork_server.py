@@ -63,8 +63,8 @@ def serve(listener: int, path: list[str], parent: int, differing: list[str]) -> 
         differing: what environment variables begin with that no import reads.
     """
     _end_with(parent)
-    before = {**os.environ, "RAY_JOB_ID": _FIRST_JOB}
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited; ignored, nobody could wait for a fork
+    before = dict(os.environ)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it may be ignored: then nobody can wait for a fork
     with socket.socket(fileno=listener) as listening:
         sys.path[:] = path
         import_package(parent)
@@ -169,7 +169,7 @@ def _environment(
         before: variables of this process at its start; imports have set some since.
         differing: as serve() takes it.
     """
-    if wanted.get("RAY_JOB_ID") not in (before["RAY_JOB_ID"], _NO_JOB):
+    if wanted.get("RAY_JOB_ID") not in (_FIRST_JOB, _NO_JOB):
         return None
     ignored = (*_OF_WORKERS, *_OF_LIBRARIES, *differing)
     names = {name for name in {*wanted, *before} if not name.startswith(ignored)}

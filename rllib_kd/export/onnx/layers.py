@@ -41,14 +41,13 @@ def add_layers(graph: OnnxGraph, layers: Sequence[Layer], tensors: Mapping[str, 
     Raises:
         KeyError: a layer is not known here.
     """
-    arrays = _Arrays(tensors)
     padding = [0, 0, 0, 0]
     for layer in layers:
         op = layer["op"]
         if op == "zero_pad":  # part of the convolution behind it
             padding = layer["padding"]
         elif op == "conv2d":
-            x, padding = _conv2d(graph, layer, arrays, _channels_first(graph, x), padding), [0, 0, 0, 0]
+            x, padding = _conv2d(graph, layer, tensors, _channels_first(graph, x), padding), [0, 0, 0, 0]
         elif op == "silu":
             x = x._replace(name=graph.add("Mul", x.name, graph.add("Sigmoid", x.name)))
         elif op in _ELEMENTWISE:
@@ -56,18 +55,17 @@ def add_layers(graph: OnnxGraph, layers: Sequence[Layer], tensors: Mapping[str, 
         elif op == "pixels":
             x = _pixels(graph, layer, x)
         else:
-            x = Value(_ADDERS[op](graph, layer, arrays, _channels_last(graph, x)))
+            x = Value(_ADDERS[op](graph, layer, tensors, _channels_last(graph, x)))
     return x
 
 
-class _Arrays:
-    """Tensors by name, as arrays of numpy."""
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        self.tensors = tensors
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.tensors[name].detach().cpu().numpy()
+def _constants(graph: OnnxGraph, layer: Layer, tensors: Mapping[str, Tensor], *parts: str) -> list[str]:
+    """Add tensors of a layer as constants, and return their names."""
+    return [graph.constant(layer[part], _array(tensors[layer[part]])) for part in parts]
 
 
 def _channels_first(graph: OnnxGraph, x: Value) -> Value:
@@ -78,9 +76,9 @@ def _channels_last(graph: OnnxGraph, x: Value) -> str:
     return graph.add("Transpose", x.name, perm=[0, 2, 3, 1]) if x.channels_first else x.name
 
 
-def _conv2d(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: Value, padding: Sequence[int]) -> Value:
+def _conv2d(graph: OnnxGraph, layer: Layer, tensors: Mapping[str, Tensor], x: Value, padding: Sequence[int]) -> Value:
     left, right, top, bottom = padding
-    weights = [graph.constant(layer[name], arrays[layer[name]]) for name in ("weight", "bias")]
+    weights = _constants(graph, layer, tensors, "weight", "bias")
     pads = [top, left, bottom, right]
     return Value(graph.add("Conv", x.name, *weights, strides=layer["stride"], pads=pads), channels_first=True)
 
@@ -92,22 +90,21 @@ def _pixels(graph: OnnxGraph, layer: Layer, x: Value) -> Value:
     return Value(name, channels_first=layer["channels_first"])
 
 
-def _linear(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
-    weights = [graph.constant(layer[name], arrays[layer[name]]) for name in ("weight", "bias")]
-    return graph.add("Gemm", x, *weights, transB=1)
+def _linear(graph: OnnxGraph, layer: Layer, tensors: Mapping[str, Tensor], x: str) -> str:
+    return graph.add("Gemm", x, *_constants(graph, layer, tensors, "weight", "bias"), transB=1)
 
 
-def _layer_norm(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
-    weights = [graph.constant(layer[name], arrays[layer[name]]) for name in ("weight", "bias")]
+def _layer_norm(graph: OnnxGraph, layer: Layer, tensors: Mapping[str, Tensor], x: str) -> str:
+    weights = _constants(graph, layer, tensors, "weight", "bias")
     return graph.add("LayerNormalization", x, *weights, axis=-1, epsilon=float(layer["eps"]))
 
 
-def _flatten(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
+def _flatten(graph: OnnxGraph, layer: Layer, tensors: Mapping[str, Tensor], x: str) -> str:
     return graph.add("Flatten", x, axis=1)
 
 
-def _normalize(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
-    mean, std = (graph.constant(layer[name], arrays[layer[name]]) for name in ("mean", "std"))
+def _normalize(graph: OnnxGraph, layer: Layer, tensors: Mapping[str, Tensor], x: str) -> str:
+    mean, std = _constants(graph, layer, tensors, "mean", "std")
     x = graph.add("Div", graph.add("Sub", x, mean), std)
     if layer["clip"] is None:
         return x
@@ -115,7 +112,7 @@ def _normalize(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
     return graph.add("Clip", x, *limits)
 
 
-def _one_hot(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
+def _one_hot(graph: OnnxGraph, layer: Layer, tensors: Mapping[str, Tensor], x: str) -> str:
     lengths = layer["lengths"]
     whose = graph.constant("whose", np.repeat(np.arange(len(lengths)), lengths))
     number = graph.constant("number", np.concatenate([np.arange(n, dtype=np.float32) for n in lengths]))
@@ -123,14 +120,14 @@ def _one_hot(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
     return graph.add("Cast", graph.add("Equal", graph.add("Gather", rows, whose, axis=1), number), to=1)  # to floats
 
 
-def _dueling(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
-    advantage = add_layers(graph, layer["advantage"], arrays.tensors, Value(x)).name
-    value = add_layers(graph, layer["value"], arrays.tensors, Value(x)).name
+def _dueling(graph: OnnxGraph, layer: Layer, tensors: Mapping[str, Tensor], x: str) -> str:
+    advantage = add_layers(graph, layer["advantage"], tensors, Value(x)).name
+    value = add_layers(graph, layer["value"], tensors, Value(x)).name
     mean = graph.add("ReduceMean", advantage, graph.constant("axes", np.array([-1])), keepdims=1)
     return graph.add("Add", graph.add("Sub", advantage, mean), value)
 
 
-def _branches(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
+def _branches(graph: OnnxGraph, layer: Layer, tensors: Mapping[str, Tensor], x: str) -> str:
     parts = []
     for branch in layer["branches"]:
         start, end = branch["start"], branch["start"] + math.prod(branch["shape"])
@@ -138,26 +135,26 @@ def _branches(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
         part = graph.add("Slice", x, *places)
         if len(branch["shape"]) > 1:
             part = graph.add("Reshape", part, graph.constant("shape", np.array([-1, *branch["shape"]])))
-        done = add_layers(graph, branch["layers"], arrays.tensors, Value(part))
+        done = add_layers(graph, branch["layers"], tensors, Value(part))
         parts.append(graph.add("Flatten", _channels_last(graph, done), axis=1))
     return graph.add("Concat", *parts, axis=1)
 
 
-def _expectation(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
+def _expectation(graph: OnnxGraph, layer: Layer, tensors: Mapping[str, Tensor], x: str) -> str:
     num_atoms = layer["num_atoms"]
     shape = graph.constant("shape", np.array([-1, layer["num_actions"], num_atoms]))
     probabilities = graph.add("Softmax", graph.add("Reshape", x, shape), axis=-1)
     atoms = np.linspace(layer["v_min"], layer["v_max"], num_atoms, dtype=np.float32)
-    # No MatMul: onnxruntime cannot quantise one by a vector, and the support is best left as it is.
+    # No MatMul: onnxruntime cannot quantise one by a vector.
     products = graph.add("Mul", probabilities, graph.constant("atoms", atoms))
     return graph.add("ReduceSum", products, graph.constant("axes", np.array([-1])), keepdims=0)
 
 
-def _tree(graph: OnnxGraph, layer: Layer, arrays: _Arrays, x: str) -> str:
-    return add_tree(graph, layer, arrays[layer["threshold"]], arrays[layer["values"]], x)
+def _tree(graph: OnnxGraph, layer: Layer, tensors: Mapping[str, Tensor], x: str) -> str:
+    return add_tree(graph, layer, _array(tensors[layer["threshold"]]), _array(tensors[layer["values"]]), x)
 
 
-_ADDERS: dict[str, Callable[[OnnxGraph, Layer, _Arrays, str], str]] = {
+_ADDERS: dict[str, Callable[[OnnxGraph, Layer, Mapping[str, Tensor], str], str]] = {
     "linear": _linear,
     "layer_norm": _layer_norm,
     "flatten": _flatten,
@@ -188,16 +185,14 @@ def add_cell(
     Returns:
         The parts of the next state; the first is the output.
     """
-    arrays, add, kind = _Arrays(tensors), graph.add, layer["op"]
-    names = {part: graph.constant(layer[part], arrays[layer[part]]) for part in ("weight_ih", "weight_hh")}
-    biases = {part: graph.constant(layer[part], arrays[layer[part]]) for part in ("bias_ih", "bias_hh")}
-    inputs = add("Gemm", x, names["weight_ih"], biases["bias_ih"], transB=1)
-    hidden = add("Gemm", state[0], names["weight_hh"], biases["bias_hh"], transB=1)
+    add = graph.add
+    inputs = add("Gemm", x, *_constants(graph, layer, tensors, "weight_ih", "bias_ih"), transB=1)
+    hidden = add("Gemm", state[0], *_constants(graph, layer, tensors, "weight_hh", "bias_hh"), transB=1)
 
     def split(value: str, count: int) -> tuple[str, ...]:
         return graph.add_with_outputs(count, "Split", value, axis=1, num_outputs=count)
 
-    if kind == "lstm":
+    if layer["op"] == "lstm":
         i, f, g, o = split(add("Add", inputs, hidden), 4)
         kept, new = add("Mul", add("Sigmoid", f), state[1]), add("Mul", add("Sigmoid", i), add("Tanh", g))
         c = add("Add", kept, new)

@@ -52,6 +52,7 @@ def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = No
         num_actions = int(student.action_space.n) if takes_mask else None
         with quiet():
             model, notes[QUANTIZATION] = closest_onnx_integers(file, int8_obs, num_actions=num_actions)
+    _forget_origin(model)
     if (parts := observation_parts(student)) is not None:
         notes[PARTS] = json.dumps(parts)
     if notes:
@@ -67,9 +68,9 @@ def _from_description(student: Teacher, *, takes_mask: bool) -> Any | None:
         layers, tensors = describe(student)
     except ValueError:  # a layer that has no description
         return None
-    if layers[-1]["op"] == "expectation":
-        layers[-1]["num_actions"] = int(student.action_space.n)  # the outputs of an empty batch do not show it
     graph, num_actions, sizes = OnnxGraph(), int(student.action_space.n), state_of(student)
+    if layers[-1]["op"] == "expectation":
+        layers[-1]["num_actions"] = num_actions  # the outputs of an empty batch do not show it
     x = Value(graph.input("obs", input_shape(student)))
     state = [graph.input(name, (units,)) for name, units in sizes.items()]
     after: tuple[str, ...] = ()
@@ -116,13 +117,11 @@ def _exported_by_torch(student: Teacher, *, takes_mask: bool) -> Any:
             verbose=False,
         )
     assert program is not None  # with the exporter that is chosen here
-    model = program.model_proto
-    _forget_origin(model)
-    return model
+    return program.model_proto
 
 
 def _forget_origin(model: Any) -> None:
-    """Remove the exporter's notes on this machine: stack traces with paths, twice the size of a small student."""
+    """Remove notes of torch's exporter on this machine: stack traces with paths, twice the size of a student."""
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         for name in ("doc_string", "metadata_props"):
             if name in part.DESCRIPTOR.fields_by_name:

@@ -316,9 +316,9 @@ def test_a_second_sigterm_ends_at_once_and_leaves_nobody(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_leaves_nobody(start, tmp_path):
-    """Nor does one with a local Ray, which is a part of what an emulated cluster starts."""
-    run = start(train(tmp_path, *until(FOREVER), "--ray-num-nodes", "2"))
+@pytest.mark.parametrize("flags", [[], ["--ray-num-nodes", "2"]], ids=["a local Ray", "an emulated cluster"])
+def test_a_run_that_is_killed_leaves_nobody(start, tmp_path, flags):
+    run = start(train(tmp_path, *until(FOREVER), *flags))
     run.wait_for_iteration(1)
     with pytest.raises(LockedError, match=f"process {run.process.pid} "), locked(tmp_path / "mine", wait=False):
         pass  # of which `rllib train` tells the user (tests/cli/test_train.py)

@@ -22,7 +22,6 @@ from rllib_kd.workers.forking import forked_workers
 
 _CONNECT_TIMEOUT = 5.0  # seconds
 
-
 MAX_SHARED_CPUS = 8  # what RLlib's algorithms need by default, they get on small machines too
 
 
@@ -75,13 +74,7 @@ def connection(
                 "Leave out these --ray-... flags, or the address."
             )
         _check_reachable(address)
-    # Tune's tables would overwrite the progress line; trials stay in this directory, so that relative paths hold.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a return is missing until an episode has ended
-    # Tune reports a failed save. If nobody waits for its result, Ray would print the traceback, too.
-    if log_level is None:
-        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    _set_variables_of_ray(is_logged=log_level is not None)
     with ExitStack() as stack:
         if not ray.is_initialized():
             if address is None:
@@ -106,6 +99,17 @@ def connection(
                 raise OSError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
         _check_resources(needs, may_grow=address is not None)
         yield
+
+
+def _set_variables_of_ray(*, is_logged: bool) -> None:
+    """Set environment variables that Ray and Tune read, unless the user has set them."""
+    # Tune's tables would overwrite the progress line; trials stay in this directory, so that relative paths hold.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a return is missing until an episode has ended
+    # Tune reports a failed save. If nobody waits for its result, Ray would print the traceback, too.
+    if not is_logged:
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 
 
 def _paths_of_workers() -> dict[str, Any]:

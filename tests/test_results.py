@@ -156,19 +156,19 @@ def test_a_row_is_trained_once_and_goes_on_where_it_was(results, cluster, tmp_pa
     assert not (tmp_path / "work").exists()
 
 
-# --- MinAtar ----------------------------------------------------------------------------------------------------------
+# --- Students by size -------------------------------------------------------------------------------------------------
 
 
-def test_the_table_of_games_has_a_row_for_each_size_and_a_column_for_each_game(results):
-    import min_atar
+def test_the_table_has_a_row_for_each_size_and_a_column_for_each_task(results):
+    import by_size
 
-    def row(game, compression, seed, points):
+    def row(task, compression, seed, points):
         returns = {"teacher_returns": [10.0] * 4, "student_returns": [points] * 4, "random_returns": [0.0] * 4}
-        return {"game": game, "compression": compression, "seed": seed, "return_ratio": points / 10, **returns}
+        return {"task": task, "compression": compression, "seed": seed, "return_ratio": points / 10, **returns}
 
     rows = [row("breakout", size, seed, 10.0 * size**0.5) for size in (0.01, 0.25) for seed in range(3)]
     rows.append(row("freeway", 0.25, 0, 10.0))
-    header, _, *lines = min_atar.table(rows).splitlines()
+    header, _, *lines = by_size.table(rows).splitlines()
     assert header == "| parameters | breakout | freeway | all |"
     assert lines == [
         "| 25 % | 0.500 (0.500 to 0.500) | 1.000 (1.000 to 1.000) | 0.500 (0.500 to 0.500) |",

@@ -26,7 +26,7 @@ from rllib_kd.environments import atari, pools
 from rllib_kd.environments.own import settled
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.networks.dqn_module import student_module_spec, suit_images
-from rllib_kd.observations.connectors import connectors_for
+from rllib_kd.observations.connectors import add_inputs
 from rllib_kd.offline.data import LabelledData
 from rllib_kd.offline.labelled_files import absolute_uris
 from rllib_kd.schedules import Schedule
@@ -460,13 +460,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
     def build_env_to_module_connector(
         self, env: Any = None, spaces: Any = None, device: Any = None
     ) -> EnvToModulePipeline:
-        """Return RLlib's pipeline; without connectors of the user's, with those for masks, images and vectors."""
+        """Return RLlib's pipeline, with connectors for masks, images and vectors behind those of the user's."""
         pipeline = super().build_env_to_module_connector(env, spaces, device)
-        if "env_to_module" not in self.own_connectors:
-            for connector in reversed(
-                connectors_for(pipeline.input_observation_space, multi_agent=self.is_multi_agent)
-            ):
-                pipeline.prepend(connector)
+        add_inputs(pipeline, are_own="env_to_module" in self.own_connectors, multi_agent=self.is_multi_agent)
         return pipeline
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:

@@ -7,7 +7,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from ray.rllib.connectors.connector_v2 import ConnectorV2
-from ray.rllib.connectors.env_to_module import FlattenObservations
+from ray.rllib.connectors.env_to_module import (
+    AddObservationsFromEpisodesToBatch,
+    EnvToModulePipeline,
+    FlattenObservations,
+)
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.utils.annotations import override
 
@@ -112,6 +116,25 @@ class MaskApart(ConnectorV2):
             episode.set_observations(at_indices=-1, new_data=features_of(space, obs))
             episode.observation_space = shown
         return batch
+
+
+def add_inputs(pipeline: EnvToModulePipeline, *, are_own: bool, multi_agent: bool) -> None:
+    """Add to RLlib's pipeline the connectors that make a network's inputs, before it batches these.
+
+    Args:
+        pipeline: of the config. Without RLlib's default connectors it stays as it is.
+        are_own: whether connectors of the user's come first. If they return Boxes of floats, these stay as they are.
+        multi_agent: whether there are several agents.
+    """
+    batching = next((own for own in pipeline.connectors if isinstance(own, AddObservationsFromEpisodesToBatch)), None)
+    if batching is None:
+        return
+    space = batching.input_observation_space
+    shown = space.spaces.values() if multi_agent and isinstance(space, gym.spaces.Dict) else [space]
+    if are_own and all(isinstance(one, gym.spaces.Box) and has_floats(one) for one in shown):
+        return
+    for connector in connectors_for(space, multi_agent=multi_agent):
+        pipeline.insert_before(AddObservationsFromEpisodesToBatch, connector)
 
 
 def connectors_for(space: gym.Space | None, *, multi_agent: bool = False) -> list[ConnectorV2]:

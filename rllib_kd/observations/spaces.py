@@ -61,7 +61,7 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
                 f"The observation's part {named(path)} is {part}, which has no fixed number of numbers. {remedy}"
             )
     raise ValueError(
-        "The networks need observations in a Box of floats of 32 or 64 bits; or, without connectors of your own, "
+        "The networks need observations in a Box of floats of 32 or 64 bits; or "
         "images of bytes, other Boxes, discrete ones, texts, and Dicts and Tuples of these. They get "
         f"{observation_space}. {remedy}"
     )

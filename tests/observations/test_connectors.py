@@ -3,8 +3,10 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import tree
 from pyarrow.fs import LocalFileSystem
 from ray.rllib.connectors.env_to_module import EnvToModulePipeline, FlattenObservations
+from ray.rllib.connectors.env_to_module.observation_preprocessor import SingleAgentObservationPreprocessor
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -15,7 +17,7 @@ from rllib_kd.checkpoints.pickles import Name
 from rllib_kd.checkpoints.rllib import RLlibCheckpoint
 from rllib_kd.observations.connectors import OneVector, connector_for, flatten_observations
 from rllib_kd.observations.flattening import Flattener
-from rllib_kd.observations.pipeline import Flatten, Shown
+from rllib_kd.observations.pipeline import Flatten, RLlibConnectors, Shown
 from rllib_kd.observations.spaces import input_space, same_space
 from tests.observations.spaces import CASES, COMPOSED, NUMBERS, TEXTS
 
@@ -98,13 +100,41 @@ def test_the_config_adds_it_and_players_know_it(name):
     assert pipeline_of(connectors).stages == (Flatten(space),)
 
 
-def test_connectors_of_the_users_own_stay_alone():
-    def nothing(env, spaces, device):
-        return []
+class Reading(SingleAgentObservationPreprocessor):
+    """The user's own: of a Dict it passes on one part."""
 
-    config = DistillDQNConfig().env_runners(env_to_module_connector=nothing)
-    connectors = config.build_env_to_module_connector(spaces={INPUT_ENV_SINGLE_SPACES: (PLAIN["discrete"], ACTIONS)})
-    assert pipeline_of(connectors).stages == ()
+    def recompute_output_observation_space(self, input_observation_space, input_action_space):
+        return input_observation_space["read"]
+
+    def preprocess(self, observation, episode):
+        return observation["read"]
+
+
+def behind(part):
+    """The connectors of a config whose user passes on this part of an observation."""
+    config = DistillDQNConfig().env_runners(env_to_module_connector=lambda env, spaces, device: Reading())
+    space = gym.spaces.Dict(read=part, hidden=NUMBERS["matrix"])
+    return config.build_env_to_module_connector(spaces={INPUT_ENV_SINGLE_SPACES: (space, ACTIONS)})
+
+
+@pytest.mark.parametrize("name", ["matrix", "image of floats"])
+def test_floats_from_the_users_own_connectors_stay_as_they_are(name):
+    part = {"matrix": NUMBERS["matrix"], "image of floats": gym.spaces.Box(0, 1, (84, 84, 4), np.float32)}[name]
+    connectors = behind(part)
+    assert connectors.observation_space == part
+    assert [type(stage) for stage in pipeline_of(connectors).stages] == [RLlibConnectors]
+
+
+@pytest.mark.parametrize("name", ["discrete", "with texts"])
+def test_what_else_the_users_own_connectors_return_is_encoded(name):
+    part = SPACES[name]
+    connectors = behind(part)
+    assert connectors.observation_space.shape == input_space(part).shape
+    pipeline = pipeline_of(connectors)
+    for obs in observations(part, 3):
+        whole = {"read": obs, "hidden": np.zeros(NUMBERS["matrix"].shape)}
+        shown = Shown(tree.map_structure(lambda part: np.array([part]), whole), np.ones(1, dtype=bool))
+        np.testing.assert_array_equal(pipeline.start()(shown)[0], Flattener(part)(obs, 1)[0])
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -1,0 +1,177 @@
+"""Students of several sizes, each trained alone with the defaults, beside their teacher: rows, and their table.
+
+`min_atar.py` and `language.py` name the tasks. A row is printed and written as soon as it is measured; one that is in
+the file is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import ray
+
+from rllib_kd import DistillDQNConfig, compare
+from rllib_kd.evaluation.comparing import evaluate
+from rllib_kd.export.deployment import deploy
+
+from games import train_to  # isort: skip
+from results_page import interval  # isort: skip
+
+COMPRESSIONS = (0.25, 0.067, 0.037, 0.01)
+NUM_EPISODES = 200
+#: Of the resets that judge: far from those of training and validation.
+FIRST_SEED = 3_000_000
+_POLICIES = ("teacher", "student", "random")
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment, and how its teacher is made.
+
+    Args:
+        name: in rows, and of the teacher's folder.
+        env: as in `config.environment()`.
+        train_teacher: trains a teacher for so many env steps, and saves it in a folder.
+        env_config: passed to the env.
+    """
+
+    name: str
+    env: Any
+    train_teacher: Callable[[Task, int, Path], None]
+    env_config: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, seed: int) -> DistillDQNConfig:
+        """Return what teacher and student have in common: the defaults, and no replay in checkpoints."""
+        config = (
+            DistillDQNConfig()
+            .environment(self.env, env_config=dict(self.env_config))
+            .reporting(min_sample_timesteps_per_iteration=10_000)
+            .evaluation(evaluation_interval=None)
+            .distillation(num_baseline_episodes=0)
+            .debugging(seed=seed)
+        )
+        config.store_buffer_in_checkpoints = False
+        return config
+
+
+def measure(task: Task, compression: float, seed: int, teacher: Path, work: Path, env_steps: int) -> dict[str, Any]:
+    """Train a student, export it as C in integers, and return its row."""
+    began, folder = time.perf_counter(), (work / f"{task.name}-{compression:g}-{seed}").resolve()
+    train_to(task.config(seed).distillation(teacher=str(teacher), compression=compression), env_steps, folder)
+    seconds, own = time.perf_counter() - began, dict(task.env_config)
+    played = compare(str(teacher), str(folder), task.env, env_config=own, num_episodes=NUM_EPISODES, seed=FIRST_SEED)
+    integers = deploy(
+        str(folder),
+        folder / "student.h",
+        task.env,
+        format="c",
+        int8=True,
+        env_config=own,
+        num_episodes=NUM_EPISODES,
+    )
+    span = played.teacher.return_mean - played.random.return_mean
+    return {
+        "task": task.name,
+        "compression": compression,
+        "seed": seed,
+        "env_steps": env_steps,
+        "parameters": played.student.num_parameters,
+        "teacher_parameters": played.teacher.num_parameters,
+        "return_ratio": round(played.return_ratio, 4),
+        "int8_loses": round((integers.torch_return - integers.return_mean) / span, 4),
+        "int8_agreement": round(integers.exported.agreement or 0.0, 4),
+        "teacher_return": round(played.teacher.return_mean, 3),
+        "random_return": round(played.random.return_mean, 3),
+        "agreement": round(played.agreement_on_student_states, 4),
+        "q_regret": round(played.q_regret_on_student_states, 4),
+        "seconds": round(seconds, 1),
+        **{f"{who}_returns": [round(value, 3) for value in getattr(played, who).returns] for who in _POLICIES},
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return ratios by task and size: interquartile means over seeds, with 95 % intervals as `results.py` has them."""
+    by_size: dict[float, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        played = {who: {"returns": row[f"{who}_returns"]} for who in _POLICIES}
+        seeds = by_size.setdefault(row["compression"], {}).setdefault(row["task"], {})
+        seeds[str(row["seed"])] = {"students": {"one": {**played, "return_ratio": row["return_ratio"]}}}
+    tasks = sorted({row["task"] for row in rows})
+    lines = [f"| parameters | {' | '.join(tasks)} | all |", "|---" * (len(tasks) + 2) + "|"]
+    for size, of_tasks in sorted(by_size.items(), reverse=True):
+        measured = {task: {"seeds": of_tasks[task]} for task in tasks if task in of_tasks}
+        cells = [_cell(interval([measured[task]], "one")) if task in measured else "" for task in tasks]
+        cells.append(_cell(interval(list(measured.values()), "one")))
+        lines.append(f"| {100 * size:.3g} % | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(ratios: tuple[float, float, float]) -> str:
+    return "{:.3f} ({:.3f} to {:.3f})".format(*ratios)
+
+
+def main(
+    tasks: Sequence[Task],
+    description: str,
+    *,
+    out: str,
+    compressions: Sequence[float] = COMPRESSIONS,
+    env_steps: int = 200_000,
+    teacher_env_steps: int = 500_000,
+) -> None:
+    """Run the command of a file that names tasks.
+
+    Args:
+        tasks: all that it knows.
+        description: of its help.
+        out: its file of rows.
+        compressions: sizes of students by default, in parameters of the teacher's.
+        env_steps: of a student by default.
+        teacher_env_steps: of a teacher by default.
+    """
+    known = {task.name: task for task in tasks}
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(known)}; default: all")
+    parser.add_argument("--teachers", type=Path, required=True, help="folder of the teachers, and of checkpoints")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--compressions", type=float, nargs="+", default=compressions)
+    parser.add_argument("--env-steps", type=int, default=env_steps)
+    parser.add_argument("--teacher-env-steps", type=int, default=teacher_env_steps)
+    parser.add_argument("--teacher-only", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(out))
+    asked = parser.parse_args()
+    if unknown := set(asked.tasks) - known.keys():
+        parser.error(f"unknown: {', '.join(sorted(unknown))}. Known are {', '.join(known)}.")
+    chosen = [known[name] for name in asked.tasks or known]
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    for task in chosen:
+        folder = asked.teachers.resolve() / task.name
+        if not folder.exists():
+            task.train_teacher(task, asked.teacher_env_steps, folder)
+            played = evaluate(
+                str(folder), task.env, env_config=task.env_config, num_episodes=NUM_EPISODES, seed=FIRST_SEED
+            )
+            print(f"teacher of {task.name}: {played.return_mean:.2f} ± {played.return_ci95:.2f}", flush=True)
+    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    for seed in range(asked.seeds) if not asked.teacher_only else ():
+        for task in chosen:
+            for compression in asked.compressions:
+                key = {"task": task.name, "compression": compression, "seed": seed, "env_steps": asked.env_steps}
+                if any(row.items() >= key.items() for row in rows):
+                    continue
+                teacher = asked.teachers.resolve() / task.name
+                row = measure(task, compression, seed, teacher, asked.teachers, asked.env_steps)
+                rows.append(row)
+                with asked.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print({name: value for name, value in row.items() if not name.endswith("_returns")}, flush=True)
+    print(table([row for row in rows if row["env_steps"] == asked.env_steps]))

@@ -76,9 +76,16 @@ class Advised(Level):
         return self._advised(obs, self._bot.replan()), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Act; the bot plans anew from there."""
+        """Act; the bot plans anew from there. It gives up if a box was opened, which ends the episode."""
+        from minigrid.utils.baby_ai_bot import DisappearedBoxError
+
         obs, reward, is_terminated, is_truncated, info = super().step(action)
-        advice = DONE if is_terminated or is_truncated else self._bot.replan(int(action))
+        advice = DONE
+        if not is_terminated and not is_truncated:
+            try:
+                advice = self._bot.replan(int(action))
+            except DisappearedBoxError:
+                is_truncated = True
         return self._advised(obs, advice), reward, is_terminated, is_truncated, info
 
     @staticmethod

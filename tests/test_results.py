@@ -174,3 +174,18 @@ def test_the_table_has_a_row_for_each_size_and_a_column_for_each_task(results):
         "| 25 % | 0.500 (0.500 to 0.500) | 1.000 (1.000 to 1.000) | 0.500 (0.500 to 0.500) |",
         "| 1 % | 0.100 (0.100 to 0.100) |  | 0.100 (0.100 to 0.100) |",
     ]
+
+
+# --- The evidence -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_page_of_evidence_has_what_was_measured(results):
+    import evidence
+
+    folder = TUNING.parent / "docs" / "results"
+    written = (folder / "evidence.md").read_text()
+    (made_on,) = re.findall(r"made it on (\S+)", written)
+    tasks = evidence.tasks_of(folder)
+    assert len(tasks) >= 7
+    assert evidence.page(tasks, evidence.integers_of(folder), evidence.certificates_of(folder), made_on) == written

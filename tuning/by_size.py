@@ -100,19 +100,26 @@ def measure(task: Task, compression: float, seed: int, teacher: Path, work: Path
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return ratios by task and size: interquartile means over seeds, with 95 % intervals as `results.py` has them."""
-    by_size: dict[float, dict[str, dict[str, Any]]] = {}
+    by_size: dict[float, dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
-        played = {who: {"returns": row[f"{who}_returns"]} for who in _POLICIES}
-        seeds = by_size.setdefault(row["compression"], {}).setdefault(row["task"], {})
-        seeds[str(row["seed"])] = {"students": {"one": {**played, "return_ratio": row["return_ratio"]}}}
+        by_size.setdefault(row["compression"], {}).setdefault(row["task"], []).append(row)
     tasks = sorted({row["task"] for row in rows})
     lines = [f"| parameters | {' | '.join(tasks)} | all |", "|---" * (len(tasks) + 2) + "|"]
     for size, of_tasks in sorted(by_size.items(), reverse=True):
-        measured = {task: {"seeds": of_tasks[task]} for task in tasks if task in of_tasks}
+        measured = {task: as_row(of_tasks[task]) for task in tasks if task in of_tasks}
         cells = [_cell(interval([measured[task]], "one")) if task in measured else "" for task in tasks]
         cells.append(_cell(interval(list(measured.values()), "one")))
         lines.append(f"| {100 * size:.3g} % | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def as_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the runs of several seeds as a row of `results.py`, whose only student is "one"."""
+    seeds: dict[str, Any] = {}
+    for run in runs:
+        played = {who: {"returns": run[f"{who}_returns"]} for who in _POLICIES}
+        seeds[str(run["seed"])] = {"students": {"one": {**played, "return_ratio": run["return_ratio"]}}}
+    return {"seeds": seeds}
 
 
 def _cell(ratios: tuple[float, float, float]) -> str:

@@ -2,13 +2,14 @@
 
     python tests/benchmarks/atari.py GAME TEACHER --out FOLDER [--env-steps 1800000] [--every 300000]
         [--student rusu-net3] [--seed 0] [--games 50] [--settings '{"max_regret": 10}']
-        [--training '{"training_intensity": 8}'] [--restore FOLDER/600000]
+        [--training '{"training_intensity": 8}'] [--restore FOLDER/600000] [--sticky 0.25] [--epsilon 0.005]
 
-GAME is a name such as SpaceInvaders; actions never stick. One EnvRunner labels states while the Learner learns, so that
+GAME is a name such as SpaceInvaders. By default actions never stick; `--sticky` is the probability that one does, in
+training and in the games that judge. One EnvRunner labels states while the Learner learns, so that
 two cores are busy. Every so many env steps the student is saved under FOLDER; then student, teacher and a random
-policy play the same games, with seeds that no training used and 0.5 % random actions. Rows are printed and appended to
-FOLDER/rows.jsonl as they come: env steps, seconds of training, return ratio, and both policies' mean returns with the
-half width of their 95 % intervals. `--restore` goes on from such a student, with a replay that is empty at first.
+policy play the same games, with seeds that no training used, and teacher and student with a share `--epsilon` of random
+actions. Rows are printed and appended to FOLDER/rows.jsonl as they come: env steps, seconds of training, return ratio,
+and both policies' mean returns with the half width of their 95 % intervals. `--restore` goes on from such a student, with a replay that is empty at first.
 """
 
 from __future__ import annotations
@@ -29,14 +30,13 @@ import torch
 from rllib_kd import DistillDQNConfig, compare, load_teacher
 
 FIRST_GAME_SEED = 7_000_000
-ENV_CONFIG = {"repeat_action_probability": 0.0}
 
 
 def config_of(game: str, args: argparse.Namespace) -> DistillDQNConfig:
     """The defaults, and what a run on images needs beside them."""
     config = (
         DistillDQNConfig()
-        .environment(f"ALE/{game}-v5", env_config=ENV_CONFIG)
+        .environment(f"ALE/{game}-v5", env_config={"repeat_action_probability": args.sticky})
         .env_runners(num_env_runners=1)
         .distillation(teacher=args.teacher, student=args.student, num_baseline_episodes=0, **args.settings)
         .training(**args.training)
@@ -55,8 +55,8 @@ def judged(game: str, args: argparse.Namespace, teacher: Any, student: Any) -> d
         f"ALE/{game}-v5",
         num_episodes=args.games,
         seed=FIRST_GAME_SEED,
-        epsilon=0.005,
-        env_config=ENV_CONFIG,
+        epsilon=args.epsilon,
+        env_config={"repeat_action_probability": args.sticky},
     )
     return {
         "return_ratio": result.return_ratio,
@@ -79,6 +79,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--games", type=int, default=50)
     parser.add_argument("--restore", type=Path, help="a student of an earlier run, to go on from")
+    parser.add_argument("--sticky", type=float, default=0.0, help="probability that an action is repeated")
+    parser.add_argument("--epsilon", type=float, default=0.005, help="share of random actions in the games that judge")
     parser.add_argument("--settings", type=json.loads, default={}, help="more of .distillation()")
     parser.add_argument("--training", type=json.loads, default={}, help="more of .training()")
     args = parser.parse_args()
@@ -104,6 +106,8 @@ def main() -> None:
                 "game": args.game,
                 "student": args.student,
                 "seed": args.seed,
+                "sticky": args.sticky,
+                "epsilon": args.epsilon,
                 **args.settings,
                 **args.training,
             }

@@ -5,11 +5,12 @@
         [--training '{"training_intensity": 8}'] [--restore FOLDER/600000] [--sticky 0.25] [--epsilon 0.005]
 
 GAME is a name such as SpaceInvaders. By default actions never stick; `--sticky` is the probability that one does, in
-training and in the games that judge. One EnvRunner labels states while the Learner learns, so that
-two cores are busy. Every so many env steps the student is saved under FOLDER; then student, teacher and a random
-policy play the same games, with seeds that no training used, and teacher and student with a share `--epsilon` of random
-actions. Rows are printed and appended to FOLDER/rows.jsonl as they come: env steps, seconds of training, return ratio,
-and both policies' mean returns with the half width of their 95 % intervals. `--restore` goes on from such a student, with a replay that is empty at first.
+training and in the games that judge. One EnvRunner labels states while the Learner learns, so that two cores are busy.
+Every so many env steps the student is saved under FOLDER; then student, teacher and a random policy play the same
+games, with seeds that no training used, and teacher and student with a share `--epsilon` of random actions. Rows are
+printed and appended to FOLDER/rows.jsonl as they come: env steps, seconds of training, return ratio, and both policies'
+mean returns with the half width of their 95 % intervals. `--restore` goes on from such a student, with a replay that is
+empty at first.
 """
 
 from __future__ import annotations

@@ -1,0 +1,112 @@
+"""What students of highway-fast-v0 reach, sampled and judged in envpool's environment.
+
+    python tests/benchmarks/highway.py TEACHER --rows rows.jsonl [--seeds 0 1 2 3 4] [--units 32 16]
+        [--env-steps 100000 200000] [--episodes 400]
+
+TEACHER is the experiment of tuning/highway_teacher.py. Each student learns alone, with the defaults. After so many env
+steps it plays episodes that nothing else has seen, as do its teacher, a random policy, and one that always takes
+"slower", since that one is hard to tell from a good one. Needs envpool and highway-env. A run that is in the rows
+already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own package, beside the installed one
+
+from tests.benchmarks.pools import NUM_ENVS, play  # isort: skip  # sets the threads
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllib_kd import DistillDQNConfig, load_teacher
+from rllib_kd.environments.pools import Pool
+from rllib_kd.evaluation.intervals import mean_and_ci95
+
+ENV = "highway-fast-v0"
+SLOWER = 4
+
+
+class Fixed:
+    """A policy without a network, as `play()` takes a teacher."""
+
+    def __init__(self, choose: Callable[[int], np.ndarray]):
+        self._choose = choose
+
+    def q_values(self, obs: Tensor) -> Tensor:
+        """Return 1 for the chosen action of each observation `[N, ...]`, and 0 for the others."""
+        return torch.nn.functional.one_hot(torch.as_tensor(self._choose(len(obs))), 5)
+
+
+def returns_of(policy: Any, num_episodes: int) -> np.ndarray:
+    """Returns of so many episodes; the same first states for all policies."""
+    return play(lambda: Pool(NUM_ENVS, name=ENV), policy, num_episodes)["returns"]
+
+
+def measure(teacher: str, units: int, seed: int, lengths: list[int], bounds: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of one student, at several lengths of its training."""
+    config = (
+        DistillDQNConfig()
+        .environment(f"envpool/{ENV}")
+        .rl_module(model_config={"fcnet_hiddens": [units], "fcnet_activation": "relu"})
+        .distillation(teacher=teacher, num_baseline_episodes=0)
+        .evaluation(evaluation_interval=None)
+        .debugging(seed=seed)
+    )
+    algo, rows, seconds = config.build_algo(), [], 0.0
+    try:
+        for length in lengths:
+            began = time.perf_counter()
+            while algo.num_env_steps < length:
+                algo.train()
+            seconds += time.perf_counter() - began
+            returns = returns_of(load_teacher(algo), bounds["episodes"])
+            mean, half = mean_and_ci95(returns)
+            span = bounds["teacher"] - bounds["random"]
+            ratio = (mean - bounds["random"]) / span
+            row = {"units": units, "seed": seed, "env_steps": length, "seconds": round(seconds, 1), "return": mean}
+            rows.append(row | {"return_ratio": round(ratio, 4), "half_width": round(half / span, 4)} | bounds)
+    finally:
+        algo.stop()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher")
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(5))
+    parser.add_argument("--units", type=int, nargs="+", default=[32, 16])
+    parser.add_argument("--env-steps", type=int, nargs="+", default=[100_000, 200_000])
+    parser.add_argument("--episodes", type=int, default=400)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    policies = {
+        "teacher": load_teacher(args.teacher),
+        "random": Fixed(lambda count: rng.integers(5, size=count)),
+        "slower": Fixed(lambda count: np.full(count, SLOWER)),
+    }
+    bounds = {name: float(returns_of(policy, args.episodes).mean()) for name, policy in policies.items()}
+    bounds["episodes"] = args.episodes
+    print(json.dumps(bounds), flush=True)
+    rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
+    for seed in args.seeds:
+        for units in args.units:
+            if any((row["units"], row["seed"]) == (units, seed) for row in rows):
+                continue
+            for row in measure(args.teacher, units, seed, sorted(args.env_steps), bounds):
+                print(json.dumps(row), flush=True)
+                with args.rows.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

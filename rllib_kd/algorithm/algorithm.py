@@ -138,7 +138,7 @@ class DistillDQN(CheckpointedDQN):
             super().setup(self.config)
         except Exception as error:
             if self.config.num_env_runners == 0 or isinstance(error, IndexError):  # RLlib's if remote ones failed
-                explain_failed_env_runners(self.config, self.env_creator, self._teachers)
+                explain_failed_env_runners(self.config, self.env_creator)
             raise
         self._students = Students.of(self.learner_group)
         self._returns = StudentReturns(self._students.names)

@@ -31,7 +31,7 @@ def concrete_config(
     if files is not None:
         settle_recorded(config, files, spaces)
     settle_defaults(config, spaces, teachers)
-    shape_students(config, teachers)
+    shape_students(config, teachers, spaces)
     note_outputs(config, teachers)
     config.set_teachers(lambda _, teacher: without_networks(teacher))
     config.freeze()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ray.rllib.core import DEFAULT_MODULE_ID
+import gymnasium as gym
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -16,7 +16,7 @@ from rllib_kd.environments.failures import described
 from rllib_kd.environments.making import check_has_spaces
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import Flatten
-from rllib_kd.observations.spaces import check_spaces, input_space, same_space
+from rllib_kd.observations.spaces import check_actions, check_spaces, input_space, same_space
 from rllib_kd.students.convolutions import check_convolutions
 from rllib_kd.students.initialization import check as check_units
 from rllib_kd.teachers.base import Teacher
@@ -73,10 +73,8 @@ def check_vector_env(group: EnvRunnerGroup) -> None:
         )
 
 
-def explain_failed_env_runners(
-    config: DistillationConfig, make_env: Callable[[EnvContext], Any], teachers: Mapping[str, Teacher]
-) -> None:
-    """Find out in this process why EnvRunners could not be built: whether it is because of the environment.
+def explain_failed_env_runners(config: DistillationConfig, make_env: Callable[[EnvContext], Any]) -> None:
+    """Find out in this process why EnvRunners could not be built: because of the environment, or of connectors.
 
     Raises:
         ValueError: the reason, if it occurs in this process, too.
@@ -89,10 +87,23 @@ def explain_failed_env_runners(
     if config.is_multi_agent:
         return
     check_has_spaces(env, name)
-    if "env_to_module" not in config.own_connectors:
-        check_spaces(input_space(features_space(env.observation_space)), env.action_space)
-    elif teachers and teachers[DEFAULT_MODULE_ID].is_loaded:
-        check_spaces(teachers[DEFAULT_MODULE_ID].input_space, env.action_space)
+    seen = input_space(features_space(env.observation_space))
+    if "env_to_module" in config.own_connectors:
+        check_actions(env.action_space)
+        seen = _returned_by_connectors(config, env)
+    check_spaces(seen, env.action_space)
+
+
+def _returned_by_connectors(config: DistillationConfig, env: Any) -> Any:
+    """Return the space of the networks' inputs behind connectors of the user's."""
+    envs = gym.vector.SyncVectorEnv([lambda: env])
+    spaces = {INPUT_ENV_SINGLE_SPACES: (env.observation_space, env.action_space)}
+    try:
+        return config.build_env_to_module_connector(env=envs, spaces=spaces).observation_space
+    except ValueError:
+        raise  # it has the reason
+    except Exception as error:
+        raise ValueError(f"The env_to_module_connector cannot be made: {described(error)}") from error
 
 
 def _check_spaces(config: DistillationConfig, teacher: Teacher, group_id: str, spaces: Mapping[str, Any]) -> None:

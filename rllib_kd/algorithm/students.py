@@ -6,10 +6,12 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import gymnasium as gym
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from rllib_kd.algorithm.dead_learners import ask_learner
 from rllib_kd.algorithm.recurrent_checks import check_recurrent_inputs
@@ -18,7 +20,7 @@ from rllib_kd.networks.dqn_module import Support, count_parameters, student_modu
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.observations.masks import features_space
-from rllib_kd.observations.spaces import check_spaces, input_space
+from rllib_kd.observations.spaces import check_spaces, has_floats, input_space
 from rllib_kd.students.sizes import PRESETS, compress
 from rllib_kd.teachers.base import Teacher
 
@@ -121,7 +123,9 @@ def _num_parameters(module: Any) -> int:
     return module.max_parameters if isinstance(module, TreeRLModule) else count_parameters(module)
 
 
-def shape_students(config: DistillationConfig, teachers: Mapping[str, Teacher]) -> None:
+def shape_students(
+    config: DistillationConfig, teachers: Mapping[str, Teacher], spaces: tuple[Any, Any] | None = None
+) -> None:
     """Replace presets and compressions in a config by layer widths.
 
     EnvRunners and Learners build the students on their nodes from the config, so it must have widths before they
@@ -130,6 +134,7 @@ def shape_students(config: DistillationConfig, teachers: Mapping[str, Teacher]) 
     Args:
         config: config, which is changed.
         teachers: teachers by group; their architectures are made narrower.
+        spaces: spaces of the environment, for connectors of the user's; None if unknown.
 
     Raises:
         ValueError: the compression cannot be reached, or the teacher has no architecture that can be made narrower.
@@ -137,13 +142,13 @@ def shape_students(config: DistillationConfig, teachers: Mapping[str, Teacher]) 
     own = config.given_model_config
     if config.students:
         config.students = {
-            name: _shape(config, shape, teachers, DEFAULT_MODULE_ID) for name, shape in config.students.items()
+            name: _shape(config, shape, teachers, DEFAULT_MODULE_ID, spaces) for name, shape in config.students.items()
         }
     elif config.student is not None:
-        config.rl_module(model_config=own | _shape(config, config.student, teachers, DEFAULT_MODULE_ID))
+        config.rl_module(model_config=own | _shape(config, config.student, teachers, DEFAULT_MODULE_ID, spaces))
     elif teachers and config.own_rl_module_spec is None and not _SHAPE_KEYS & set(own):
         size = {"compression": config.compression or DEFAULT_COMPRESSION}
-        shapes = {group_id: own | _shape(config, size, teachers, group_id) for group_id in teachers}
+        shapes = {group_id: own | _shape(config, size, teachers, group_id, spaces) for group_id in teachers}
         if config.is_multi_agent:
             specs = {group_id: student_module_spec(shape) for group_id, shape in shapes.items()}
             config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs))
@@ -179,7 +184,11 @@ def warn_of_large_students(students: Students, teachers: Mapping[str, Teacher]) 
 
 
 def _shape(
-    config: DistillationConfig, shape: str | Mapping[str, Any], teachers: Mapping[str, Teacher], group_id: str
+    config: DistillationConfig,
+    shape: str | Mapping[str, Any],
+    teachers: Mapping[str, Teacher],
+    group_id: str,
+    spaces: tuple[Any, Any] | None,
 ) -> dict[str, Any]:
     """Return the model config of a preset, or of a student that is described by its compression."""
     if isinstance(shape, str):
@@ -194,10 +203,7 @@ def _shape(
             f"The teacher '{teacher.source}' has a custom network, which cannot be scaled by `compression`. Shape the "
             "student with rl_module(model_config={'fcnet_hiddens': [...]})."
         )
-    # There is no environment yet. With custom connectors, or for images of any layout, the student's inputs are assumed
-    # to be about those of the teacher's network; the widths hardly depend on them.
-    sees_inputs = "env_to_module" in config.own_connectors or teacher.takes(teacher.input_space)
-    observation_space = teacher.input_space if sees_inputs else input_space(features_space(teacher.observation_space))
+    observation_space = _inputs(config, teacher, spaces)
     check_spaces(observation_space, teacher.action_space)
     check_recurrent_inputs(config, observation_space)
     given = {name: value for name, value in shape.items() if name != "compression"}
@@ -209,3 +215,23 @@ def _shape(
         observation_space=observation_space,
         action_space=teacher.action_space,
     )
+
+
+def _inputs(config: DistillationConfig, teacher: Teacher, spaces: tuple[Any, Any] | None) -> gym.Space:
+    """Return the space of a student's inputs. There is no environment yet.
+
+    If it is not known what connectors of the user's return, or for images of any layout, these inputs are assumed to be
+    those of the teacher's network.
+    """
+    if "env_to_module" not in config.own_connectors:
+        sees_inputs = teacher.takes(teacher.input_space)
+        return teacher.input_space if sees_inputs else input_space(features_space(teacher.observation_space))
+    if spaces is None and teacher.pipeline is not None:  # which begins at what the environment shows
+        spaces = teacher.observation_space, teacher.action_space
+    if spaces is None:
+        return teacher.input_space
+    try:
+        seen = config.build_env_to_module_connector(spaces={INPUT_ENV_SINGLE_SPACES: spaces}).observation_space
+    except Exception:  # of any kind: the connectors need the environment itself, or EnvRunners will name the reason
+        return teacher.input_space
+    return seen if isinstance(seen, gym.spaces.Box) and has_floats(seen) else teacher.input_space

@@ -66,7 +66,7 @@ def pipeline_of(connectors: ConnectorPipelineV2, module: RLModule | None = None)
     space = shown_space(map(_name, own), connectors.input_observation_space)
     stages = stages_of(connectors)
     if stages is None:
-        own = [connector for connector in own if not isinstance(connector, MaskApart)]
+        own = own[1:] if own and isinstance(own[0], MaskApart) else own
         alone = type(connectors)(space, connectors.input_action_space, connectors=own)
         stages = (RLlibConnectors(alone, module),)
     return ObservationPipeline(space, stages)
@@ -159,18 +159,27 @@ def connector_stages(specs: Sequence[ConnectorSpec], space: gym.Space) -> tuple[
             space = features_space(space)
             continue
         stage = _stage(stage_name(name), kwargs, state, space)
-        # These write to the batch: a connector after them would be without effect.
-        if stage is None or any(isinstance(earlier, StackFrames | Images) for earlier in stages):
+        # These write to the batch: a connector of RLlib's after them would be without effect.
+        has_written = any(isinstance(earlier, StackFrames | Images) for earlier in stages)
+        if stage is None or (has_written and name not in (_IMAGES, *_ONE_VECTOR)):
             return None
         stages.append(stage)
-        if isinstance(stage, Flatten):
-            space = gym.spaces.Box(-np.inf, np.inf, (stage.size,), np.float32)
+        space = _space_after(stage, space)
     return tuple(stages)
 
 
+def _space_after(stage: Stage, space: gym.Space) -> gym.Space:
+    """Return the space of the outputs of a connector, as the next one takes it."""
+    if isinstance(stage, Flatten):
+        return gym.spaces.Box(-np.inf, np.inf, (stage.size,), np.float32)
+    if isinstance(stage, StackFrames) and isinstance(space, gym.spaces.Box):
+        return gym.spaces.Box(0, 1, (*space.shape[:-1], stage.num_frames), space.dtype)
+    return input_space(space) if isinstance(stage, Images) else space
+
+
 def shown_space(names: Iterable[Name], space: gym.Space) -> gym.Space:
-    """Return the space of what a pipeline's stages see: without a mask, if one of its connectors takes it out."""
-    return features_space(space) if _MASK_APART in names else space
+    """Return the space of what a pipeline's stages see: without a mask, if the first connector takes it out."""
+    return features_space(space) if next(iter(names), None) == _MASK_APART else space
 
 
 def _stage(kind: str | None, kwargs: Mapping[str, Any], state: Mapping[Any, Any], space: gym.Space) -> Stage | None:

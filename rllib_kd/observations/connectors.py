@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ from ray.rllib.connectors.env_to_module import (
     AddObservationsFromEpisodesToBatch,
     EnvToModulePipeline,
     FlattenObservations,
+    MeanStdFilter,
 )
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.utils.annotations import override
@@ -19,13 +21,15 @@ from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.observations.masks import MASK, features_of, features_space, has_mask
 from rllib_kd.observations.spaces import has_floats, input_space, is_byte_image, is_discrete, is_flattened
+from rllib_kd.observations.written import change_written
 
 
 class OneVector(ConnectorV2):
     """An env-to-module connector for observations of any composition: one vector of all parts, as of a `Flattener`.
 
     It equals RLlib's `FlattenObservations`, which can encode neither texts, nor discrete numbers from any start, nor
-    grids of them. As that one, it writes the vectors into the episodes.
+    grids of them. As that one, it writes the vectors into the episodes; but what an earlier connector has written to
+    the batch is encoded there.
 
     Args:
         input_observation_space: space of the observations; with several agents a Dict of their spaces.
@@ -57,11 +61,13 @@ class OneVector(ConnectorV2):
 
     @override(ConnectorV2)
     def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **kwargs: Any) -> dict[str, Any]:
+        if not self._is_multi_agent and change_written(batch, lambda obs: self._vector(obs, None)):
+            return batch
         for episode in self.single_agent_episode_iterator(episodes):
             agent = episode.agent_id if self._is_multi_agent else None
             if agent not in self._flatteners:
                 continue
-            vector = self._flatteners[agent](episode.get_observations(-1), 1)[0]
+            vector = self._vector(episode.get_observations(-1), agent)
             episode.set_observations(at_indices=-1, new_data=vector)
             # Or the episode would refuse the next vector.
             episode.observation_space = (
@@ -69,11 +75,21 @@ class OneVector(ConnectorV2):
             )
         return batch
 
+    def _vector(self, obs: Any, agent: Any) -> np.ndarray:
+        try:
+            return self._flatteners[agent](obs, 1)[0]
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            space = self.input_observation_space[agent] if self._is_multi_agent else self.input_observation_space
+            raise ValueError(
+                f"An observation does not match its space {space}: {type(error).__name__}: {error}. If a connector of "
+                "your own has made it, let its recompute_output_observation_space() return the space of what it makes."
+            ) from error
+
 
 class MaskApart(ConnectorV2):
     """An env-to-module connector that takes the mask of legal actions out of observations.
 
-    As `OneVector`, it writes what is left into the episodes.
+    As `OneVector`, it writes what is left into the episodes, or changes what an earlier connector has written.
 
     Args:
         input_observation_space: space of the observations; with several agents a Dict of their spaces.
@@ -104,6 +120,9 @@ class MaskApart(ConnectorV2):
 
     @override(ConnectorV2)
     def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **kwargs: Any) -> dict[str, Any]:
+        whole = self.input_observation_space
+        if not self._is_multi_agent and change_written(batch, lambda obs: features_of(whole, obs)):
+            return batch
         for episode in self.single_agent_episode_iterator(episodes):
             space, shown = self.input_observation_space, self.observation_space
             if self._is_multi_agent:
@@ -125,16 +144,44 @@ def add_inputs(pipeline: EnvToModulePipeline, *, are_own: bool, multi_agent: boo
         pipeline: of the config. Without RLlib's default connectors it stays as it is.
         are_own: whether connectors of the user's come first. If they return Boxes of floats, these stay as they are.
         multi_agent: whether there are several agents.
+
+    Raises:
+        ValueError: the user's connectors make something of the observations that would not work.
     """
     batching = next((own for own in pipeline.connectors if isinstance(own, AddObservationsFromEpisodesToBatch)), None)
     if batching is None:
         return
     space = batching.input_observation_space
-    shown = space.spaces.values() if multi_agent and isinstance(space, gym.spaces.Dict) else [space]
-    if are_own and all(isinstance(one, gym.spaces.Box) and has_floats(one) for one in shown):
-        return
+    if are_own and not multi_agent:
+        _check_filters(pipeline.connectors)
+        _check_has_same_mask(pipeline.input_observation_space, space)
+        if isinstance(space, gym.spaces.Box) and has_floats(space):
+            return
     for connector in connectors_for(space, multi_agent=multi_agent):
-        pipeline.insert_before(AddObservationsFromEpisodesToBatch, connector)
+        # RLlib's own would leave vectors in a batch as they are.
+        added = OneVector() if are_own and not isinstance(connector, MaskApart | ImagesToFloats) else connector
+        pipeline.insert_before(type(batching), added)
+
+
+def _check_filters(connectors: Sequence[ConnectorV2]) -> None:
+    """Check that RLlib's filters get Boxes of floats: it rounds its outputs for integers, and fails on other spaces."""
+    for space in (own.input_observation_space for own in connectors if type(own) is MeanStdFilter):
+        if not (isinstance(space, gym.spaces.Box) and has_floats(space)):
+            apart = "MaskApart() and " if has_mask(space) else ""
+            raise ValueError(
+                f"RLlib's MeanStdFilter takes observations in a Box of floats of 32 or 64 bits, but gets {space}. Put "
+                f"{apart}OneVector() before it, of rllib_kd.observations.connectors, for one vector of all parts."
+            )
+
+
+def _check_has_same_mask(shown: gym.Space, returned: gym.Space) -> None:
+    """Check that a mask of legal actions that connectors return is one that the environment shows as such."""
+    if has_mask(returned) and not has_mask(shown):
+        raise ValueError(
+            f"The env_to_module_connector returns a mask of legal actions, '{MASK}', but the environment's observation "
+            "has no such part at its top, so that illegal actions would be taken. Return the mask there, or in "
+            f"info['{MASK}']; and leave it out of what the connector returns."
+        )
 
 
 def connectors_for(space: gym.Space | None, *, multi_agent: bool = False) -> list[ConnectorV2]:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 from ray.rllib.utils.annotations import override
 
 from rllib_kd.observations.spaces import input_space
+from rllib_kd.observations.written import change_written
 
 
 def as_input(obs: torch.Tensor, shape: Sequence[int] | None, *, contiguous: bool = False) -> torch.Tensor:
@@ -43,7 +45,10 @@ def _contiguous(obs: torch.Tensor) -> torch.Tensor:
 
 
 class ImagesToFloats(ConnectorV2):
-    """An env-to-module connector that converts images of bytes by `as_input()`. The episodes keep the bytes."""
+    """An env-to-module connector that converts images of bytes by `as_input()`. The episodes keep the bytes.
+
+    Images that an earlier connector has written to the batch are converted there.
+    """
 
     @override(ConnectorV2)
     def recompute_output_observation_space(
@@ -53,8 +58,12 @@ class ImagesToFloats(ConnectorV2):
 
     @override(ConnectorV2)
     def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **kwargs: Any) -> dict[str, Any]:
+        if change_written(batch, self._convert):
+            return batch
         for episode in self.single_agent_episode_iterator(episodes):
-            obs = torch.as_tensor(episode.get_observations(-1)).unsqueeze(0)
-            item = as_input(obs, self.observation_space.shape)[0].numpy()
+            item = self._convert(episode.get_observations(-1))
             self.add_batch_item(batch, Columns.OBS, item_to_add=item, single_agent_episode=episode)
         return batch
+
+    def _convert(self, image: Any) -> np.ndarray:
+        return as_input(torch.as_tensor(image).unsqueeze(0), self.observation_space.shape)[0].numpy()

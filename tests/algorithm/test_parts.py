@@ -6,6 +6,7 @@ import math
 import pickle
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pyarrow.fs
 import pytest
@@ -27,8 +28,10 @@ from rllib_kd.checkpoints.replay_files import read_replays, write_replay
 from rllib_kd.env_runner import multi_agent, single_agent
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.experiment.snapshots import has_snapshot, put_back
+from rllib_kd.observations.pipeline import Function, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
-from tests.conftest import make_q_module, states
+from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
+from tests.observations.test_connectors import Reading
 
 
 def ratio(**settings) -> ReplayRatio:
@@ -314,6 +317,20 @@ def test_students_are_shaped_by_their_teachers():
     assert config.compression is None
     shape_students(config, teachers)  # widths are there already
     assert config.given_model_config["fcnet_hiddens"] == [17, 17]
+
+
+def test_students_behind_connectors_are_sized_for_their_own_inputs():
+    """Not for those of a teacher that sees something else."""
+    views = gym.spaces.Dict(state=CARTPOLE_OBS, read=gym.spaces.Dict(word=gym.spaces.Text(9), n=gym.spaces.Discrete(9)))
+    module = make_q_module(fcnet_hiddens=[64, 64])
+    knows_views = Teacher(module, pipeline=ObservationPipeline(views, (Function(lambda obs: obs["state"]),)))
+    spaces = (views, CARTPOLE_ACTIONS)
+    for teacher, known in ((knows_views, None), (Teacher(module), spaces), (Teacher(module), None)):
+        config = DistillDQNConfig().env_runners(env_to_module_connector=lambda env, spaces, device: Reading())
+        shape_students(config.distillation(compression=0.1), {"default_policy": teacher}, known)
+        # 73 inputs, of which a text has 64; if nothing but the teacher is known, they are taken to be its 4.
+        expected = [17, 17] if teacher.pipeline is None and known is None else [5, 5]
+        assert config.given_model_config["fcnet_hiddens"] == expected
 
 
 def test_a_large_student_is_a_warning(caplog):

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from ray.tune.registry import register_env
 
+from rllib_kd import DistillDQNConfig
+from rllib_kd.algorithm.fit import explain_failed_env_runners
 from tests.conftest import make_q_module
+from tests.observations.test_connectors import Reading
 
 
 def teacher_of(tmp_path, *spaces):
@@ -115,3 +118,28 @@ def test_environments_that_cannot_be_made_by_the_local_env_runner_are_named(cart
         register_env(env, REGISTERED[env][0])
     with pytest.raises(ValueError, match=f"^{message}"):
         build(cartpole_config.environment(env).env_runners(num_env_runners=0))
+
+
+class Odd(gym.Env):
+    observation_space = gym.spaces.Dict(read=gym.spaces.Sequence(gym.spaces.Discrete(2)), hidden=gym.spaces.Discrete(2))
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, config=None):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("connector", "message"),
+    [
+        (
+            lambda env, spaces, device: 1 / 0,
+            r"connector cannot be made: ZeroDivisionError.*test_refusals",
+        ),
+        (lambda env, spaces, device: Reading(), r"They get Sequence"),
+    ],
+)
+def test_connectors_that_remote_env_runners_cannot_make_are_explained(connector, message):
+    """RLlib's own error is an IndexError."""
+    config = DistillDQNConfig().environment(Odd).env_runners(env_to_module_connector=connector)
+    with pytest.raises(ValueError, match=message):
+        explain_failed_env_runners(config, Odd)

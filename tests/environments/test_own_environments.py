@@ -276,7 +276,7 @@ def test_an_environment_without_a_space_says_which(own_folder, set_first, messag
         env_maker(name),
         lambda: known_spaces(config),
         lambda: check_players_fit(env_maker(name), {}),
-        lambda: explain_failed_env_runners(config, OwnEnvironment(parsed(name)), {}),
+        lambda: explain_failed_env_runners(config, OwnEnvironment(parsed(name))),
     ):
         with pytest.raises(ValueError, match=f"env.py:Good' {message}") as error:
             use()

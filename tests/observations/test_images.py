@@ -205,9 +205,13 @@ def test_a_function_of_bytes_is_shown_bytes(config):
     np.testing.assert_array_equal(columns["teacher_q"][columns["valid"]], expected.astype(np.float32))
 
 
-def test_bytes_behind_connectors_of_ones_own_are_refused(config, build):
-    with pytest.raises(ValueError, match="images of bytes"):
-        build(config.env_runners(env_to_module_connector=connector(Nothing)))
+def test_bytes_behind_connectors_of_ones_own_become_the_same_inputs(config):
+    config.environment(env_config={"stacked": False})
+    own = make_runner(config.copy().env_runners(env_to_module_connector=connector(Nothing)))
+    assert not own._samples_directly
+    columns, expected = (sample(runner, DISTILLATION_COLUMNS) for runner in (own, make_runner(config)))
+    np.testing.assert_array_equal(columns["obs"][:5], floats(expected["obs"][:5]))
+    np.testing.assert_allclose(columns["teacher_q"][:5], expected["teacher_q"][:5], rtol=1e-5, atol=1e-6)
 
 
 class Nothing(ConnectorV2):

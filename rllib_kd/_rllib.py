@@ -20,6 +20,9 @@ from ray.experimental import internal_kv
 
 # --- EnvRunners -------------------------------------------------------------------------------------------------------
 
+#: Id under which a SingleAgentEnvRunner registers an environment that gymnasium does not know.
+OWN_ENVIRONMENT = "rllib-single-agent-env-v0"
+
 
 def actor_manager(env_runner_group: Any) -> Any:
     """Return the manager that counts the requests to EnvRunners: the group has no public access to them."""

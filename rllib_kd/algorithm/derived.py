@@ -197,7 +197,7 @@ class DerivedValues:
         """Return the temperatures of teacher and student, with which their probabilities are equally sharp.
 
         Args:
-            median_gap: median over states of the teacher's action gap, best − second-best output, return units or nats.
+            median_gap: median over states of the teacher's action gap, best − next lower output, return units or nats.
             outputs: what the teacher's outputs are. A policy has temperature 1, unless another one is set.
         """
         auto = 1.0 if outputs == LOG_PROBS else self.AUTO_TEMPERATURE_GAPS * median_gap

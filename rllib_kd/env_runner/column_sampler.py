@@ -196,6 +196,7 @@ class ExplainingEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
     @override(SingleAgentEnvRunner)
     def make_env(self) -> None:
         pools.register(self.config.env)
+        gym.registry.pop(_rllib.OWN_ENVIRONMENT, None)  # gymnasium warns of every second registration in a process
         super().make_env()
         check_vectorized(self.config, self.env.single_observation_space)
 

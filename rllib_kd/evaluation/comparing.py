@@ -292,7 +292,7 @@ def evaluate(
 
 def _warn_of_teacher(source: str, env: str, returns: Sequence[float], random_returns: Sequence[float]) -> None:
     more = "Play more: --episodes on the command line, `num_episodes` in Python."
-    if text := doubt(source, env, returns, random_returns, to_play_more=more):
+    if text := doubt(source, env, returns, random_returns, to_play_more=more, same_seeds=True):
         is_higher = has_higher_mean(returns, random_returns)
         what = "may be far off" if is_higher else "has no meaning"
         logger.warning("%s The return ratio %s then.", text, what)

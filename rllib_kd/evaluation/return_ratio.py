@@ -27,7 +27,13 @@ def has_higher_mean(teacher_returns: Sequence[float], random_returns: Sequence[f
 
 
 def doubt(
-    source: str, env: Any, teacher_returns: Sequence[float], random_returns: Sequence[float], *, to_play_more: str
+    source: str,
+    env: Any,
+    teacher_returns: Sequence[float],
+    random_returns: Sequence[float],
+    *,
+    to_play_more: str,
+    same_seeds: bool = False,
 ) -> str | None:
     """Return why a teacher may be no better than a random policy, as the sentences of a warning or an error.
 
@@ -41,12 +47,16 @@ def doubt(
         teacher_returns: the teacher's undiscounted return of each episode.
         random_returns: the random policy's.
         to_play_more: how to play more episodes, as a sentence.
+        same_seeds: whether both have played the same seeds, in the same order. The noise is then that of the episodes'
+            differences, without the chance that both share: where demand or weather decides most of the return, it is
+            a small part of the noise of either.
 
     Returns:
         The text; None if the teacher is better.
     """
     means = [mean_and_ci95(values) for values in (teacher_returns, random_returns)]
-    noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in (teacher_returns, random_returns)))
+    samples = [np.subtract(teacher_returns, random_returns)] if same_seeds else [teacher_returns, random_returns]
+    noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in samples))
     if means[0][0] - means[1][0] > noise:
         return None
     episodes = "1 episode" if len(teacher_returns) == 1 else f"{len(teacher_returns)} episodes"

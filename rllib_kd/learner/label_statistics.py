@@ -16,6 +16,12 @@ _GAP_BINS = 256
 _LOG2_GAP_RANGE = (-32.0, 32.0)  # action gaps from 2e-10 to 4e9 return units, a factor of 1.19 a bin
 
 
+#: Times the best Q-value: actions that are worse by less count as equally good. It is eight roundings of float32. Many
+#: actions have equals (two ways around a wall), and then half of the states may have a gap of 0 or of rounding, on
+#: whose scale the cost of a real mistake is a million or more.
+_ROUNDING = 8 * 2.0**-23
+
+
 _SMALLEST_SCALE = 1e-6  # return units; a teacher whose values do not vary at all
 
 
@@ -79,10 +85,8 @@ class QStatistics:
         legal = torch.isfinite(q)
         value = torch.where(legal, q, 0.0).sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
         deviation = torch.where(legal, q - value, 0.0)
-        best, second = q.topk(2, dim=-1).values.unbind(-1) if self._num_actions > 1 else (q[:, 0], q[:, 0])
         low, high = _LOG2_GAP_RANGE
-        gap = (best - second)[torch.isfinite(second)]  # where there was a choice
-        log_gap = gap.clamp(2.0**low, 2.0**high).log2()
+        log_gap = _gaps(q).clamp(2.0**low, 2.0**high).log2()
         new = torch.cat(
             [
                 torch.tensor([len(q)]).to(q),
@@ -98,7 +102,11 @@ class QStatistics:
         self._sums += new
 
     def gap_quantile(self, quantile: float) -> float:
-        """Return a quantile over states of the action gap, max_a Q − second-best Q, return units, to about 20 %."""
+        """Return a quantile over states of the action gap, return units, to about 20 %.
+
+        The gap is the best Q-value minus the best one that is lower. States in which all actions are equally good have
+        none. It is 1 if no state has one.
+        """
         histogram = self._sums[-_GAP_BINS:].cpu().numpy()
         if histogram.sum() == 0:
             return 1.0
@@ -129,3 +137,13 @@ class QStatistics:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `get_state()`."""
         self._sums = torch.as_tensor(np.asarray(state["sums"])).to(self._sums)
+
+
+def _gaps(q: Tensor) -> Tensor:
+    """Return the action gaps, > 0, of the states that have one, from Q-values `[N, A]`; −inf marks illegal actions."""
+    best = q.max(-1, keepdim=True).values
+    lower = torch.where(q < best - _ROUNDING * best.abs(), q, -torch.inf).max(-1).values
+    # Where only rounding tells actions apart, as of nearly equal values of 1e5, it is all that there is.
+    lowest = torch.where(torch.isfinite(q), q, torch.inf).min(-1).values
+    gaps = best.squeeze(-1) - torch.where(torch.isfinite(lower), lower, lowest)
+    return gaps[gaps > 0.0]

@@ -44,7 +44,7 @@ class Objective:
         td_coeff: weight of the TD loss, ≥ 0; 0 leaves it out. One of the two must not be 0.
         temperature: temperature of the teacher's policy, > 0, return units.
         student_temperature: temperature of the student's policy, > 0, in units of its outputs.
-        median_gap: median over states of the teacher's action gap, best − second-best Q-value, > 0, return units.
+        median_gap: median over states of the teacher's action gap, best − next lower Q-value, > 0, return units.
     """
 
     config: Any

@@ -138,7 +138,7 @@ class Run:
         self._checks = np.array(self.state["checks"])
         self._new_test(np.empty(0))  # refuses stated bounds that are too narrow
         teacher, random = self._checks
-        if doubt(self.teacher.source, self.arena.name, teacher, random, to_play_more="") is None:
+        if doubt(self.teacher.source, self.arena.name, teacher, random, to_play_more="", same_seeds=True) is None:
             return ""
         return (
             f"The teacher is not clearly better than a random policy: mean returns of {number(teacher.mean())} and "

@@ -33,7 +33,7 @@ def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict
 
     Args:
         teacher: the teacher of all students; its network decides how sizes are drawn.
-        median_gap: median action gap (best − second-best output) over states that the teacher visits, > 0, return units
+        median_gap: median action gap (best − next lower output) over states that the teacher visits, > 0, return units
             or nats.
         env_steps: training length of each student, > 0.
 

@@ -279,7 +279,7 @@ class Sweep:
         random_returns, _ = play(make_env, RandomActions(int(teacher.action_space.n), seed=self.seed), seeds)
         played = teacher_returns, random_returns
         more = f"A sweep plays {NUM_EPISODES}: train the teacher for longer, or expect return ratios with much noise."
-        if text := doubt(teacher.source, self.env, *played, to_play_more=more):
+        if text := doubt(teacher.source, self.env, *played, to_play_more=more, same_seeds=True):
             if not has_higher_mean(*played):
                 raise ValueError(f"{text} There is nothing to distil.")
             logger.warning("%s", text)

@@ -259,3 +259,10 @@ def test_a_request_brings_the_student_that_acts_an_older_one_too(counting_config
         assert sampled.weights_seq_no == weights_seq_no
         assert sampled.connector_states == {}
         assert torch.equal(last_linear(runner.module.af).bias, last_linear(student.af).bias)
+
+
+def test_a_second_runner_of_an_own_environment_gives_no_warning_of_its_registration(counting_config, recwarn):
+    for runner in (make_runner(counting_config), make_runner(counting_config)):
+        runner.make_env()
+        runner.stop()
+    assert not [warning for warning in recwarn if "already in registry" in str(warning.message)]

@@ -34,8 +34,8 @@ def test_a_teacher_no_better_than_random_has_no_return_ratio(returns):
     assert math.isnan(return_ratio(*returns))
 
 
-def doubts(teacher, random):
-    return doubt("teachers/t", "CartPole-v1", teacher, random, to_play_more="Play more.")
+def doubts(teacher, random, **options):
+    return doubt("teachers/t", "CartPole-v1", teacher, random, to_play_more="Play more.", **options)
 
 
 def test_better_than_random_means_by_two_standard_errors():
@@ -45,6 +45,16 @@ def test_better_than_random_means_by_two_standard_errors():
     assert doubts(random + 1.01 * noise, random) is None
     assert doubts(random + 0.99 * noise, random) is not None
     assert doubts([5.1], [5.0]) is None  # of one episode nothing is known of the noise
+
+
+def test_chance_that_both_share_raises_no_doubt_on_the_same_seeds():
+    rng = np.random.default_rng(0)
+    demand, (own, of_random) = rng.normal(0.0, 10.0, 100), rng.normal(0.0, 0.1, (2, 100))
+    teacher, random = demand + 0.5 + own, demand + of_random
+    assert doubts(teacher, random) is not None
+    assert doubts(teacher, random, same_seeds=True) is None
+    assert "no better than a random policy" in doubts(random, teacher, same_seeds=True)
+    assert doubts(random + 0.01, demand - random, same_seeds=True) is not None  # nor does chance with opposite effects
 
 
 @pytest.mark.parametrize("teacher", [[20.0, 22.0], [19.0, 21.0], [21.0, 21.0]])

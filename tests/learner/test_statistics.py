@@ -78,6 +78,24 @@ def test_states_without_a_choice_say_nothing_about_gaps():
     assert statistics.gap_quantile(0.5) == pytest.approx(0.5, rel=0.2)
 
 
+@pytest.mark.parametrize("noise", [0.0, 3e-7], ids=["equal", "equal but for rounding"])
+def test_actions_as_good_as_the_best_one_make_no_gap(noise):
+    rng = np.random.default_rng(0)
+    gaps = rng.lognormal(-2, 1, 2_000)
+    best = rng.normal(20, 2, 2_000)
+    values = np.stack([best, best * (1 - noise), best - gaps, best - 5], 1)
+    statistics = QStatistics(4)
+    statistics.update(torch.tensor(values))
+    statistics.update(torch.full((3_000, 4), 20.0))  # where nothing depends on the action
+    assert statistics.gap_quantile(0.5) == pytest.approx(np.median(gaps), rel=0.2)
+
+
+def test_gaps_of_a_few_roundings_count_where_there_are_no_others():
+    statistics = QStatistics(2)
+    statistics.update(torch.tensor([[100_000.0, 100_000.03]] * 10))
+    assert statistics.gap_quantile(0.5) == pytest.approx(0.03, rel=0.2)
+
+
 def test_nothing_seen_or_nothing_varying_gives_finite_scales():
     statistics = QStatistics(2)
     statistics.update(torch.zeros(0, 2))

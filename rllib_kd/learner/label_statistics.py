@@ -141,9 +141,13 @@ class QStatistics:
 
 def _gaps(q: Tensor) -> Tensor:
     """Return the action gaps, > 0, of the states that have one, from Q-values `[N, A]`; −inf marks illegal actions."""
-    best = q.max(-1, keepdim=True).values
-    lower = torch.where(q < best - _ROUNDING * best.abs(), q, -torch.inf).max(-1).values
+    best = q.amax(-1)
+    equal = q >= (best - _ROUNDING * best.abs()).unsqueeze(-1)
+    gaps = best - q.masked_fill(equal, -torch.inf).amax(-1)
+    alike = torch.isinf(gaps)
+    if not alike.any():
+        return gaps
     # Where only rounding tells actions apart, as of nearly equal values of 1e5, it is all that there is.
-    lowest = torch.where(torch.isfinite(q), q, torch.inf).min(-1).values
-    gaps = best.squeeze(-1) - torch.where(torch.isfinite(lower), lower, lowest)
+    lowest = q.masked_fill(torch.isinf(q), torch.inf).amin(-1)
+    gaps = torch.where(alike, best - lowest, gaps)
     return gaps[gaps > 0.0]

@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own package, beside the installed one
 
 from tests.benchmarks.pools import NUM_ENVS, play  # isort: skip  # sets the threads
+import highway_env  # noqa: F401  # registers the environment
 import numpy as np
 import torch
 from torch import Tensor

@@ -26,24 +26,33 @@ import highway_env  # noqa: F401  # registers the environment
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from rllib_kd import DistillDQNConfig, load_teacher
+from rllib_kd import DistillDQNConfig
 from rllib_kd.environments.pools import Pool
 from rllib_kd.evaluation.intervals import mean_and_ci95
+from rllib_kd.evaluation.sources import open_source
 
 ENV = "highway-fast-v0"
+NUM_ACTIONS = 5
 SLOWER = 4
 
 
-class Fixed:
-    """A policy without a network, as `play()` takes a teacher."""
+class Policy:
+    """What `play()` calls a teacher."""
 
-    def __init__(self, choose: Callable[[int], np.ndarray]):
+    def __init__(self, choose: Callable[[Tensor], Any]):
         self._choose = choose
 
     def q_values(self, obs: Tensor) -> Tensor:
-        """Return 1 for the chosen action of each observation `[N, ...]`, and 0 for the others."""
-        return torch.nn.functional.one_hot(torch.as_tensor(self._choose(len(obs))), 5)
+        """Return 1 for the chosen action of each observation `[N, 5, 5]`, and 0 for the others."""
+        return F.one_hot(torch.as_tensor(self._choose(obs)), NUM_ACTIONS)
+
+
+def greedy(source: Any) -> Policy:
+    """The network of a checkpoint or an algorithm, whose input is one vector."""
+    network = open_source(source).network()
+    return Policy(lambda obs: network.q_values(obs.flatten(1)).argmax(-1))
 
 
 def returns_of(policy: Any, num_episodes: int) -> np.ndarray:
@@ -68,7 +77,7 @@ def measure(teacher: str, units: int, seed: int, lengths: list[int], bounds: dic
             while algo.num_env_steps < length:
                 algo.train()
             seconds += time.perf_counter() - began
-            returns = returns_of(load_teacher(algo), bounds["episodes"])
+            returns = returns_of(greedy(algo), bounds["episodes"])
             mean, half = mean_and_ci95(returns)
             span = bounds["teacher"] - bounds["random"]
             ratio = (mean - bounds["random"]) / span
@@ -91,9 +100,9 @@ def main() -> None:
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     policies = {
-        "teacher": load_teacher(args.teacher),
-        "random": Fixed(lambda count: rng.integers(5, size=count)),
-        "slower": Fixed(lambda count: np.full(count, SLOWER)),
+        "teacher": greedy(args.teacher),
+        "random": Policy(lambda obs: rng.integers(NUM_ACTIONS, size=len(obs))),
+        "slower": Policy(lambda obs: np.full(len(obs), SLOWER)),
     }
     bounds = {name: float(returns_of(policy, args.episodes).mean()) for name, policy in policies.items()}
     bounds["episodes"] = args.episodes

@@ -138,7 +138,7 @@ def page(
     for kind, text in zip(_KINDS, (_VECTORS, _IMAGES, _LANGUAGE), strict=True):
         if own := [task for task in tasks if task.kind == kind]:
             parts += [text, _table(own)]
-    parts.append(_INTEGERS.format(count=len(integers), mean=fmean(integers), most=max(integers)))
+    parts.append(_INTEGERS.format(count=len(integers), mean=round(fmean(integers), 3) + 0.0, most=max(integers)))
     lines = ["| environment | parameters (median) | certificates | wrong |", "|---|---|---|---|"]
     lines += [f"| {env} | {median} | {number} | {wrong} |" for env, median, number, wrong in certificates]
     parts += [_CERTIFIED, "\n".join(lines), _MISSING]
@@ -210,8 +210,8 @@ _LANGUAGE = """## Language
 
 _INTEGERS = """## In integers
 
-The {count} students of [language](language.md) were exported to C with weights of 8 bits, too. In 200 episodes these files
-lose {mean:.3f} of the return ratio on average, and {most:.3f} at most. [Exported C](c.md) has students of vectors."""
+Of the students of images and language, {count} were exported to C with weights of 8 bits, too. In 200 episodes these
+files lose {mean:.3f} of the return ratio on average, and {most:.3f} at most. [Exported C](c.md) has students of vectors."""
 
 _CERTIFIED = """## The smallest one, with a certificate
 

@@ -211,7 +211,7 @@ _LANGUAGE = """## Language
 _INTEGERS = """## In integers
 
 Of the students of images and language, {count} were exported to C with weights of 8 bits, too. In 200 episodes these
-files lose {mean:.3f} of the return ratio on average, and {most:.3f} at most. [Exported C](c.md) has students of vectors."""
+files lose {mean:.3f} of the return ratio on average, and {most:.3f} at most. [Exported C](c.md): those of vectors."""
 
 _CERTIFIED = """## The smallest one, with a certificate
 

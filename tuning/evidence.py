@@ -97,6 +97,7 @@ def _of_lines(path: Path, kind: str) -> Iterable[Task]:
     """Return the tasks of a file of `by_size.py`."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for name in dict.fromkeys(row["task"] for row in rows):
+        # Runs of another length than the first one's are for another question.
         own = [row for row in rows if row["task"] == name and row["env_steps"] == rows[0]["env_steps"]]
         sizes = []
         for compression in sorted({row["compression"] for row in own}, reverse=True):

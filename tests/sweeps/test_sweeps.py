@@ -15,6 +15,7 @@ from ray.tune.search.sample import Categorical, Float
 
 from rllib_kd import DistillDQN, Sweep, load_teacher, search_space, sweep_loggers
 from rllib_kd.algorithm.student_config import student_config
+from rllib_kd.experiment.snapshots import SNAPSHOT
 from rllib_kd.locks import locked
 from rllib_kd.relay import printed_warnings
 from rllib_kd.sweeps.report import summary
@@ -403,10 +404,16 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path, rllib):
 
     driver = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
     deadline = time.monotonic() + 600
-    while max(saved().values(), default=0) < 3:
-        assert driver.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+
+    def wait_for(what):
+        while not what():
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    wait_for(lambda: max(saved().values(), default=0) >= 3)
+    known, seen_at = saved(), time.time()
+    wait_for(lambda: (folder / SNAPSHOT).stat().st_mtime > seen_at)  # from then on the sweep knows of them
     driver.kill()
     driver.wait()
     before = saved()
@@ -424,9 +431,9 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path, rllib):
         rows = rows_of(trial)
         assert rows[-1]["training_iteration"] == 8
         resumed = next((row for row in rows if row["iterations_since_restore"] != row["training_iteration"]), None)
-        if before.get(trial, 8) < 8:
+        if trial in known and before[trial] < 8:
             assert resumed is not None, "it began anew"
-            assert resumed["training_iteration"] > before[trial] - 1
+            assert resumed["training_iteration"] > known[trial] - 1  # a checkpoint is there before it is known
         for row in rows:
             goal = steps * row["training_iteration"] / 8
             sampled = row["num_env_steps_sampled_lifetime"]

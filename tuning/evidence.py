@@ -225,7 +225,7 @@ _MISSING = """## What this does not show
 - SpaceInvaders at 3.6 % stays below its teacher ([why](images.md#spaceinvaders)), and so do students of 1 % on MinAtar.
 - Linear students fail on some tasks. [Restarts](studies.md#tiny-students) help on four of them, and trees on
   [five](trees.md).
-- Atari has one seed for each size, and no sticky actions."""
+- Atari has one seed for each size, and sticky actions in [Pong](images.md#pong) alone."""
 
 
 # --- The picture ------------------------------------------------------------------------------------------------------

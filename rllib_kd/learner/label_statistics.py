@@ -16,10 +16,10 @@ _GAP_BINS = 256
 _LOG2_GAP_RANGE = (-32.0, 32.0)  # action gaps from 2e-10 to 4e9 return units, a factor of 1.19 a bin
 
 
-#: Times the best Q-value: actions that are worse by less count as equally good. It is eight roundings of float32. Many
-#: actions have equals (two ways around a wall), and then half of the states may have a gap of 0 or of rounding, on
-#: whose scale the cost of a real mistake is a million or more.
-_ROUNDING = 8 * 2.0**-23
+#: Relative tolerance of ties, eight units of float32 rounding: actions that are worse than the best one by less than
+#: this times the largest Q-value count as equally good. Many actions have equals (two ways around a wall). Then half of
+#: the states may have a gap of 0 or of rounding, on whose scale the cost of a real mistake is a million or more.
+_TIE_TOLERANCE = 8 * 2.0**-23
 
 
 _SMALLEST_SCALE = 1e-6  # return units; a teacher whose values do not vary at all
@@ -65,8 +65,9 @@ class QStatistics:
     """
 
     def __init__(self, num_actions: int, *, device: torch.device | str = "cpu"):
-        # count, Σ mean_a, Σ mean_a², Σ deviation [A], Σ deviation² [A]; then the histogram of log2(gap).
-        self._sums = torch.zeros(3 + 2 * num_actions + _GAP_BINS, dtype=torch.float64, device=device)
+        # count, Σ mean_a, Σ mean_a², Σ deviation [A], Σ deviation² [A]; then two histograms of log2(gap): of real gaps,
+        # and of rounding in states whose actions are all equally good.
+        self._sums = torch.zeros(3 + 2 * num_actions + 2 * _GAP_BINS, dtype=torch.float64, device=device)
         self._num_actions = num_actions
 
     @property
@@ -83,10 +84,9 @@ class QStatistics:
         """
         q = teacher_q.to(self._sums).reshape(-1, self._num_actions)
         legal = torch.isfinite(q)
-        value = torch.where(legal, q, 0.0).sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
+        known = torch.where(legal, q, 0.0)
+        value = known.sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
         deviation = torch.where(legal, q - value, 0.0)
-        low, high = _LOG2_GAP_RANGE
-        log_gap = _gaps(q).clamp(2.0**low, 2.0**high).log2()
         new = torch.cat(
             [
                 torch.tensor([len(q)]).to(q),
@@ -94,7 +94,7 @@ class QStatistics:
                 value.square().sum().reshape(1),
                 deviation.sum(0),
                 deviation.square().sum(0),
-                torch.histc(log_gap, bins=_GAP_BINS, min=low, max=high),
+                *map(_histogram, _gaps(q, tolerance=_TIE_TOLERANCE * known.abs().amax(-1, keepdim=True))),
             ]
         )
         if reduce is not None:
@@ -104,11 +104,13 @@ class QStatistics:
     def gap_quantile(self, quantile: float) -> float:
         """Return a quantile over states of the action gap, return units, to about 20 %.
 
-        The gap is the best Q-value minus the best one that is lower. States in which all actions are equally good have
-        none. It is 1 if no state has one.
+        The gap is the best Q-value minus the next lower one. States in which all actions are equally good, up to
+        rounding, have none. If there are no other states, as with nearly equal values of 1e5, the rounding is taken.
+        The quantile is 1 if no two actions differ anywhere.
         """
-        histogram = self._sums[-_GAP_BINS:].cpu().numpy()
-        if histogram.sum() == 0:
+        real, rounding = self._sums[-2 * _GAP_BINS :].reshape(2, _GAP_BINS).cpu().numpy()
+        histogram = real if real.any() else rounding
+        if not histogram.any():
             return 1.0
         low, high = _LOG2_GAP_RANGE
         share = np.cumsum(histogram) / histogram.sum()
@@ -136,18 +138,45 @@ class QStatistics:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `get_state()`."""
-        self._sums = torch.as_tensor(np.asarray(state["sums"])).to(self._sums)
+        self._sums = self._extended(torch.as_tensor(np.asarray(state["sums"])).to(self._sums))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle, also of an earlier version."""
+        self.__dict__.update(state)
+        self._sums = self._extended(self._sums)
+
+    def _extended(self, sums: Tensor) -> Tensor:
+        """Return the sums; those of an earlier version, which had one histogram of all gaps, with an empty second one."""
+        missing = 3 + 2 * self._num_actions + 2 * _GAP_BINS - len(sums)
+        return torch.cat([sums, sums.new_zeros(missing)]) if missing else sums
 
 
-def _gaps(q: Tensor) -> Tensor:
-    """Return the action gaps, > 0, of the states that have one, from Q-values `[N, A]`; −inf marks illegal actions."""
-    best = q.amax(-1)
-    equal = q >= (best - _ROUNDING * best.abs()).unsqueeze(-1)
-    gaps = best - q.masked_fill(equal, -torch.inf).amax(-1)
+def _gaps(q: Tensor, *, tolerance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return action gaps of states, all > 0.
+
+    Args:
+        q: Q-values `[N, A]`, return units; −inf marks illegal actions.
+        tolerance: `[N, 1]`, ≥ 0, return units: actions that are worse than the best one by less are as good.
+
+    Returns:
+        The gaps of states that have one, and those of states whose actions are equally good, up to rounding.
+    """
+    best = q.amax(-1, keepdim=True)
+    gaps = _to_next(q, below=best - tolerance)
     alike = torch.isinf(gaps)
     if not alike.any():
-        return gaps
-    # Where only rounding tells actions apart, as of nearly equal values of 1e5, it is all that there is.
-    lowest = q.masked_fill(torch.isinf(q), torch.inf).amin(-1)
-    gaps = torch.where(alike, best - lowest, gaps)
-    return gaps[gaps > 0.0]
+        return gaps, gaps[:0]
+    rounding = _to_next(q[alike], below=best[alike])
+    return gaps[~alike], rounding[torch.isfinite(rounding)]
+
+
+def _to_next(q: Tensor, *, below: Tensor) -> Tensor:
+    """Return the best of the Q-values `[N, A]` minus the best one below `[N, 1]`; inf if there is none."""
+    return q.amax(-1) - q.masked_fill(q >= below, -torch.inf).amax(-1)
+
+
+def _histogram(gaps: Tensor) -> Tensor:
+    if not len(gaps):
+        return gaps.new_zeros(_GAP_BINS)
+    low, high = _LOG2_GAP_RANGE
+    return torch.histc(gaps.clamp(2.0**low, 2.0**high).log2(), bins=_GAP_BINS, min=low, max=high)

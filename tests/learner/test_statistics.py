@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -78,22 +80,34 @@ def test_states_without_a_choice_say_nothing_about_gaps():
     assert statistics.gap_quantile(0.5) == pytest.approx(0.5, rel=0.2)
 
 
-@pytest.mark.parametrize("noise", [0.0, 3e-7], ids=["equal", "equal but for rounding"])
-def test_actions_as_good_as_the_best_one_make_no_gap(noise):
+@pytest.mark.parametrize("noise", [0.0, 3e-7], ids=["equal", "equal up to rounding"])
+@pytest.mark.parametrize("offset", [20.0, 0.0], ids=["far from 0", "best at 0"])
+def test_actions_as_good_as_the_best_one_make_no_gap(noise, offset):
     rng = np.random.default_rng(0)
     gaps = rng.lognormal(-2, 1, 2_000)
-    best = rng.normal(20, 2, 2_000)
-    values = np.stack([best, best * (1 - noise), best - gaps, best - 5], 1)
+    best = offset + rng.normal(0, 2, 2_000) * (offset > 0)
+    values = np.stack([best, best - noise, best - gaps, best - 5], 1)
     statistics = QStatistics(4)
     statistics.update(torch.tensor(values))
-    statistics.update(torch.full((3_000, 4), 20.0))  # where nothing depends on the action
+    statistics.update(torch.tensor(20.0 * (1 - noise * rng.random((3_000, 4)))))  # nothing depends on the action
     assert statistics.gap_quantile(0.5) == pytest.approx(np.median(gaps), rel=0.2)
 
 
 def test_gaps_of_a_few_roundings_count_where_there_are_no_others():
-    statistics = QStatistics(2)
-    statistics.update(torch.tensor([[100_000.0, 100_000.03]] * 10))
+    statistics = QStatistics(3)
+    statistics.update(torch.tensor([[100_000.0, 100_000.03, 99_999.97]] * 10, dtype=torch.float64))
     assert statistics.gap_quantile(0.5) == pytest.approx(0.03, rel=0.2)
+
+
+def test_the_state_of_an_earlier_version_has_its_gaps():
+    statistics, former = QStatistics(2), QStatistics(2)
+    former.update(q_like_cartpole(100))
+    expected = former.gap_quantile(0.5)
+    former._sums = former._sums[:-256]  # it had one histogram
+    statistics.set_state(former.get_state())
+    for each in (statistics, pickle.loads(pickle.dumps(former))):
+        assert each.gap_quantile(0.5) == expected
+        each.update(q_like_cartpole(100))
 
 
 def test_nothing_seen_or_nothing_varying_gives_finite_scales():

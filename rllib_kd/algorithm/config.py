@@ -460,7 +460,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
     def build_env_to_module_connector(
         self, env: Any = None, spaces: Any = None, device: Any = None
     ) -> EnvToModulePipeline:
-        """Return RLlib's pipeline, with connectors for masks, images and vectors behind those of the user's."""
+        """Return RLlib's pipeline, with connectors for masks, images and vectors after the user's."""
         pipeline = super().build_env_to_module_connector(env, spaces, device)
         add_inputs(pipeline, are_own="env_to_module" in self.own_connectors, multi_agent=self.is_multi_agent)
         return pipeline

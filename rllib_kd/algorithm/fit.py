@@ -14,6 +14,7 @@ from rllib_kd.algorithm.preflight import check_teacher
 from rllib_kd.algorithm.students import Students, new_student
 from rllib_kd.environments.failures import described
 from rllib_kd.environments.making import check_has_spaces
+from rllib_kd.observations.connectors import UnfitConnectorsError
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import Flatten
 from rllib_kd.observations.spaces import check_actions, check_spaces, input_space, same_space
@@ -87,21 +88,22 @@ def explain_failed_env_runners(config: DistillationConfig, make_env: Callable[[E
     if config.is_multi_agent:
         return
     check_has_spaces(env, name)
-    seen = input_space(features_space(env.observation_space))
-    if "env_to_module" in config.own_connectors:
-        check_actions(env.action_space)
-        seen = _returned_by_connectors(config, env)
-    check_spaces(seen, env.action_space)
+    if "env_to_module" not in config.own_connectors:
+        check_spaces(input_space(features_space(env.observation_space)), env.action_space)
+        return
+    check_actions(env.action_space)
+    if (seen := _returned_by_connectors(config, env)) is not None:
+        check_spaces(seen, env.action_space)
 
 
 def _returned_by_connectors(config: DistillationConfig, env: Any) -> Any:
-    """Return the space of the networks' inputs behind connectors of the user's."""
+    """Return the space of the networks' inputs after connectors of the user's; None without any connectors."""
     envs = gym.vector.SyncVectorEnv([lambda: env])
     spaces = {INPUT_ENV_SINGLE_SPACES: (env.observation_space, env.action_space)}
     try:
         return config.build_env_to_module_connector(env=envs, spaces=spaces).observation_space
-    except ValueError:
-        raise  # it has the reason
+    except UnfitConnectorsError:
+        raise
     except Exception as error:
         raise ValueError(f"The env_to_module_connector cannot be made: {described(error)}") from error
 

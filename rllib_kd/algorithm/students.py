@@ -218,11 +218,12 @@ def _shape(
 
 
 def _inputs(config: DistillationConfig, teacher: Teacher, spaces: tuple[Any, Any] | None) -> gym.Space:
-    """Return the space of a student's inputs. There is no environment yet.
+    """Return the space of a student's inputs.
 
     If it is not known what connectors of the user's return, or for images of any layout, these inputs are assumed to be
     those of the teacher's network.
     """
+    # There is no environment yet.
     if "env_to_module" not in config.own_connectors:
         sees_inputs = teacher.takes(teacher.input_space)
         return teacher.input_space if sees_inputs else input_space(features_space(teacher.observation_space))

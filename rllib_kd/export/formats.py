@@ -96,7 +96,9 @@ def exportable_stages(student: Teacher) -> tuple[Stage, ...]:
             "The student has custom connectors or functions, which an artifact cannot contain. Wrap the environment."
         )
     if len(stages) > 1 and any(isinstance(stage, StackFrames) for stage in stages):
-        raise ValueError("Frames that are stacked beside other connectors cannot be exported. Wrap the environment.")
+        raise ValueError(
+            "A student that combines frame stacking with other connectors cannot be exported. Wrap the environment."
+        )
     if not isinstance(space, _ARRAYS) and not any(map(_is_outside, stages[:1])):
         raise ValueError(f"An artifact takes one array, but observations are {space}. Wrap the environment.")
     return stages

@@ -146,7 +146,7 @@ class QStatistics:
         self._sums = self._extended(self._sums)
 
     def _extended(self, sums: Tensor) -> Tensor:
-        """Return the sums; those of an earlier version, which had one histogram of all gaps, with an empty second one."""
+        """Return the sums, with an empty second histogram if they are of an earlier version, which had but one."""
         missing = 3 + 2 * self._num_actions + 2 * _GAP_BINS - len(sums)
         return torch.cat([sums, sums.new_zeros(missing)]) if missing else sums
 

@@ -24,6 +24,10 @@ from rllib_kd.observations.spaces import has_floats, input_space, is_byte_image,
 from rllib_kd.observations.written import change_written
 
 
+class UnfitConnectorsError(ValueError):
+    """Connectors of the user's would not work; the message has the reason and the remedy."""
+
+
 class OneVector(ConnectorV2):
     """An env-to-module connector for observations of any composition: one vector of all parts, as of a `Flattener`.
 
@@ -146,38 +150,42 @@ def add_inputs(pipeline: EnvToModulePipeline, *, are_own: bool, multi_agent: boo
         multi_agent: whether there are several agents.
 
     Raises:
-        ValueError: the user's connectors make something of the observations that would not work.
+        UnfitConnectorsError: the user's connectors make something of the observations that would not work.
     """
     batching = next((own for own in pipeline.connectors if isinstance(own, AddObservationsFromEpisodesToBatch)), None)
     if batching is None:
         return
     space = batching.input_observation_space
-    if are_own and not multi_agent:
+    if are_own:
         _check_filters(pipeline.connectors)
         _check_has_same_mask(pipeline.input_observation_space, space)
         if isinstance(space, gym.spaces.Box) and has_floats(space):
             return
     for connector in connectors_for(space, multi_agent=multi_agent):
         # RLlib's own would leave vectors in a batch as they are.
-        added = OneVector() if are_own and not isinstance(connector, MaskApart | ImagesToFloats) else connector
+        added = (
+            OneVector(multi_agent=multi_agent)
+            if are_own and not isinstance(connector, MaskApart | ImagesToFloats)
+            else connector
+        )
         pipeline.insert_before(type(batching), added)
 
 
 def _check_filters(connectors: Sequence[ConnectorV2]) -> None:
     """Check that RLlib's filters get Boxes of floats: it rounds its outputs for integers, and fails on other spaces."""
     for space in (own.input_observation_space for own in connectors if type(own) is MeanStdFilter):
-        if not (isinstance(space, gym.spaces.Box) and has_floats(space)):
+        if space is not None and not (isinstance(space, gym.spaces.Box) and has_floats(space)):
             apart = "MaskApart() and " if has_mask(space) else ""
-            raise ValueError(
+            raise UnfitConnectorsError(
                 f"RLlib's MeanStdFilter takes observations in a Box of floats of 32 or 64 bits, but gets {space}. Put "
                 f"{apart}OneVector() before it, of rllib_kd.observations.connectors, for one vector of all parts."
             )
 
 
 def _check_has_same_mask(shown: gym.Space, returned: gym.Space) -> None:
-    """Check that a mask of legal actions that connectors return is one that the environment shows as such."""
+    """Check that a mask of legal actions that connectors return is also in the environment's observation."""
     if has_mask(returned) and not has_mask(shown):
-        raise ValueError(
+        raise UnfitConnectorsError(
             f"The env_to_module_connector returns a mask of legal actions, '{MASK}', but the environment's observation "
             "has no such part at its top, so that illegal actions would be taken. Return the mask there, or in "
             f"info['{MASK}']; and leave it out of what the connector returns."

@@ -135,6 +135,7 @@ class Odd(gym.Env):
             lambda env, spaces, device: 1 / 0,
             r"connector cannot be made: ZeroDivisionError.*test_refusals",
         ),
+        (lambda env, spaces, device: int("x"), r"connector cannot be made: ValueError.*test_refusals"),
         (lambda env, spaces, device: Reading(), r"They get Sequence"),
     ],
 )

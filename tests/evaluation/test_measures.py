@@ -54,7 +54,9 @@ def test_chance_that_both_share_raises_no_doubt_on_the_same_seeds():
     assert doubts(teacher, random) is not None
     assert doubts(teacher, random, same_seeds=True) is None
     assert "no better than a random policy" in doubts(random, teacher, same_seeds=True)
-    assert doubts(random + 0.01, demand - random, same_seeds=True) is not None  # nor does chance with opposite effects
+    opposite = demand - demand.mean()
+    assert doubts(opposite + 3, -opposite, same_seeds=True) is not None
+    assert doubts(opposite + 3, -opposite) is None  # as if both were independent
 
 
 @pytest.mark.parametrize("teacher", [[20.0, 22.0], [19.0, 21.0], [21.0, 21.0]])

@@ -62,7 +62,7 @@ def test_frames_are_stacked_outside(tmp_path):
     ("space", "stages", "message"),
     [
         (gym.spaces.Dict(a=CARTPOLE_OBS), (), "takes one array"),
-        (CARTPOLE_OBS, (FILTER, StackFrames(2)), "stacked beside other connectors"),
+        (CARTPOLE_OBS, (FILTER, StackFrames(2)), "combines frame stacking with other connectors"),
         (CARTPOLE_OBS, (RLlibConnectors(None),), "custom connectors"),
         (gym.spaces.Tuple((CARTPOLE_OBS,)), (), "takes one array"),
     ],

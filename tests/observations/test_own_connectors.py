@@ -109,7 +109,7 @@ def test_what_is_written_to_the_batch_is_encoded_there(name):
     np.testing.assert_array_equal(in_play(pipeline_of(connectors), seen), expected)
 
 
-@pytest.mark.parametrize(("space", "last"), [(BYTES, Images((16, 16, 3))), (GRID, Flatten)])
+@pytest.mark.parametrize(("space", "last"), [(BYTES, Images), (GRID, Flatten)])
 def test_frames_are_stacked_before_they_become_inputs(space, last, tmp_path):
     connectors, seen = connectors_behind(lambda: FrameStackingEnvToModule(num_frames=3), space), observations(space)
     frames = [np.zeros(space.shape, space.dtype)] * 2 + seen
@@ -124,7 +124,7 @@ def test_frames_are_stacked_before_they_become_inputs(space, last, tmp_path):
     for pipeline in (pipeline_of(connectors), opened.load_observation_pipeline()):
         first, second = pipeline.stages
         assert first == StackFrames(3)
-        assert second == last or isinstance(second, Flatten)
+        assert isinstance(second, last)
         np.testing.assert_array_equal(in_play(pipeline, seen), expected)
 
 

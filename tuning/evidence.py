@@ -2,7 +2,8 @@
 
     python tuning/evidence.py [--results docs/results]
 
-`results.py`, `min_atar.py` and `language.py` measure the rows. The figures of Atari are those of docs/results/images.md.
+`results.py`, `min_atar.py` and `language.py` measure the rows. The figures of Atari are those of
+docs/results/images.md.
 """
 
 from __future__ import annotations
@@ -80,9 +81,11 @@ def tasks_of(results: Path) -> list[Task]:
     vectors = [
         _of_families(json.loads(path.read_text())) for path in sorted((results / "sizes").glob("*-kl-mixture.json"))
     ]
-    by_kind = {"images": results / "minatar.jsonl", "language": results / "language.jsonl"}
-    alone = [task for kind, path in by_kind.items() if path.exists() for task in _of_lines(path, kind)]
-    return [*vectors, *alone]
+    return [
+        *vectors,
+        *_of_lines(results / "minatar.jsonl", "images"),
+        *_of_lines(results / "language.jsonl", "language"),
+    ]
 
 
 def _of_families(row: Mapping[str, Any]) -> Task:
@@ -109,8 +112,8 @@ def _of_lines(path: Path, kind: str) -> Iterable[Task]:
 
 def integers_of(results: Path) -> list[float]:
     """Return the return ratio that each exported file loses that computes in integers."""
-    lines = [line for name in ("language",) for line in _lines(results / f"{name}.jsonl")]
-    return [row["int8_loses"] for row in map(json.loads, lines) if "int8_loses" in row]
+    lines = (results / "language.jsonl").read_text().splitlines()
+    return [json.loads(line)["int8_loses"] for line in lines]
 
 
 def certificates_of(results: Path) -> list[tuple[str, int, int, int]]:
@@ -123,10 +126,6 @@ def certificates_of(results: Path) -> list[tuple[str, int, int, int]]:
         parameters = sorted(int(row["num_parameters"]) for row in own)
         found.append((env, parameters[len(own) // 2], len(own), sum(row["is_wrong"] == "True" for row in own)))
     return found
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
 
 
 # --- The page ---------------------------------------------------------------------------------------------------------
@@ -198,8 +197,8 @@ highway and LunarLander."""
 _VECTORS = """## Vectors
 
 Students of one hidden layer, or none ([Size against return](sizes/README.md): the rows of highway and LunarLander were
-measured before today's defaults, and highway has one gradient step for each env step). At today's defaults, and with other
-teachers, [LunarLander](studies.md#lunarlander-at-todays-defaults) and [highway](studies.md#highway-with-envpool) have more."""
+measured before today's defaults, and highway has one gradient step for each env step). Studies of newer students have
+other teachers: [LunarLander](studies.md#lunarlander-at-todays-defaults), [highway](studies.md#highway-with-envpool)."""
 
 _IMAGES = """## Images
 
@@ -215,7 +214,7 @@ _LANGUAGE = """## Language
 _INTEGERS = """## In integers
 
 Of the students on this page, {count} of language were exported to C with weights of 8 bits, too. In 200 episodes these
-files lose {mean:.3f} of the return ratio on average, and {most:.3f} at most. Figures for vectors: [Exported C](c.md)."""
+files lose {mean:.3f} of the return ratio on average, and {most:.3f} at most. Vectors: [Exported C](c.md)."""
 
 _CERTIFIED = """## The smallest one, with a certificate
 

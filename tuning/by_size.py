@@ -24,7 +24,7 @@ from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.export.deployment import deploy
 
 from games import train_to  # isort: skip
-from results_page import interval  # isort: skip
+from results_page import cell, interval  # isort: skip
 
 COMPRESSIONS = (0.25, 0.067, 0.037, 0.01)
 NUM_EPISODES = 200
@@ -107,8 +107,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"| parameters | {' | '.join(tasks)} | all |", "|---" * (len(tasks) + 2) + "|"]
     for size, of_tasks in sorted(by_size.items(), reverse=True):
         measured = {task: as_row(of_tasks[task]) for task in tasks if task in of_tasks}
-        cells = [_cell(interval([measured[task]], "one")) if task in measured else "" for task in tasks]
-        cells.append(_cell(interval(list(measured.values()), "one")))
+        cells = [cell(*interval([measured[task]], "one")) if task in measured else "" for task in tasks]
+        cells.append(cell(*interval(list(measured.values()), "one")))
         lines.append(f"| {100 * size:.3g} % | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -120,10 +120,6 @@ def as_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         played = {who: {"returns": run[f"{who}_returns"]} for who in _POLICIES}
         seeds[str(run["seed"])] = {"students": {"one": {**played, "return_ratio": run["return_ratio"]}}}
     return {"seeds": seeds}
-
-
-def _cell(ratios: tuple[float, float, float]) -> str:
-    return "{:.3f} ({:.3f} to {:.3f})".format(*ratios)
 
 
 def main(

@@ -24,7 +24,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from by_size import as_row  # isort: skip
-from results_page import interval  # isort: skip
+from results_page import cell, interval  # isort: skip
 
 #: Rusu et al. 2015 (arXiv 1511.06295), table 1: geometric means over ten games, in percent of the parameters.
 RUSU = {25.3: 1.083, 6.7: 1.017, 3.7: 0.839}
@@ -153,11 +153,11 @@ def _table(tasks: Sequence[Task]) -> str:
         raise ValueError(f"The tasks of one table need the same sizes: {names} of {tasks[0].name}.")
     lines = [f"| task | teacher | {' | '.join(names)} | seeds |", "|---" * (len(names) + 3) + "|"]
     for task in tasks:
-        cells = [f"{_cell(size.ratio)} at {task.share(size):.2g} %" for size in task.sizes]
+        cells = [f"{cell(*size.ratio)} at {task.share(size):.2g} %" for size in task.sizes]
         seeds = "/".join(str(number) for number in dict.fromkeys(size.num_seeds for size in task.sizes))
         lines.append(f"| {task.name} | {task.num_parameters:,} | {' | '.join(cells)} | {seeds} |")
     if len(tasks) > 1:
-        cells = [_cell(_over([task.sizes[i] for task in tasks])) for i in range(len(names))]
+        cells = [cell(*_over([task.sizes[i] for task in tasks])) for i in range(len(names))]
         lines.append(f"| all {len(tasks)} | | {' | '.join(cells)} | |")
     return "\n".join(lines)
 
@@ -175,10 +175,6 @@ def _runs(size: Size) -> list[dict[str, Any]]:
         | {f"{who}_returns": run[who]["returns"] for who in ("teacher", "student", "random")}
         for seed, run in runs
     ]
-
-
-def _cell(ratios: tuple[float, float, float]) -> str:
-    return "{:.3f} ({:.3f} to {:.3f})".format(*ratios)
 
 
 _INTRODUCTION = """# The evidence in three minutes

@@ -169,7 +169,7 @@ def _size_table(title: str, groups: Sequence[Sequence[Row]]) -> str:
     lines = [f"### {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for group in groups:
         settings = group[0]["settings"]
-        cells = [_cell(*interval(group, student)) for student in students]
+        cells = [cell(*interval(group, student)) for student in students]
         num_seeds = sum(len(row["seeds"]) for row in group)
         lines.append(f"| `{settings['loss']}`, {settings['rollout_policy']} | {' | '.join(cells)} | {num_seeds} |")
     return "\n".join(lines)
@@ -191,7 +191,7 @@ def _image_table(rows: Mapping[str, Row]) -> str:
     for row in rows.values():
         for student, run in _first_run(row)["students"].items():
             played = f"{run['student']['return_mean']:.1f} ± {run['student']['return_ci95']:.1f}"
-            ratio = _cell(*interval([row], student))
+            ratio = cell(*interval([row], student))
             lines.append(f"| {row['env']} | {student} {_details(row, student)} {played} | {ratio} |")
     return "\n".join(lines)
 
@@ -220,7 +220,8 @@ def _machines(rows: Mapping[str, Row]) -> str:
     return "## Machine\n\n" + "\n".join(f"- {line}" for line in sorted(machines))
 
 
-def _cell(middle: float, low: float, high: float) -> str:
+def cell(middle: float, low: float, high: float) -> str:
+    """Return a mean and its interval, as tables have them."""
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 

@@ -110,7 +110,8 @@ def main() -> None:
     rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
     for seed in args.seeds:
         for units in args.units:
-            if any((row["units"], row["seed"]) == (units, seed) for row in rows):
+            key = {"units": units, "seed": seed, "env_steps": max(args.env_steps)} | bounds
+            if any(row.items() >= key.items() for row in rows):
                 continue
             for row in measure(args.teacher, units, seed, sorted(args.env_steps), bounds):
                 print(json.dumps(row), flush=True)

@@ -197,7 +197,7 @@ def test_the_teacher_never_changes_and_enters_nothing_of_the_student(cartpole_co
     )
     teacher_size = sum(map(len, before))
     assert max(synced) < teacher_size
-    assert len(pickle.dumps(learner.get_state())) < teacher_size + 4_000  # statistics and optimizer, no teacher
+    assert len(pickle.dumps(learner.get_state())) < teacher_size + 5_000  # statistics and optimizer, no teacher
     labels = {name for name in student_weights(algo) if not name.startswith("_target")}
     assert labels == set(make_q_module(fcnet_hiddens=[7, 7]).get_state())
 

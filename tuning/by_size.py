@@ -63,15 +63,16 @@ class Task:
         return config
 
 
-def measure(task: Task, compression: float, seed: int, teacher: Path, work: Path, env_steps: int) -> dict[str, Any]:
-    """Train a student, export it as C in integers, and return its row."""
-    began, folder = time.perf_counter(), (work / f"{task.name}-{compression:g}-{seed}").resolve()
-    train_to(task.config(seed).distillation(teacher=str(teacher), compression=compression), env_steps, folder)
+def measure(task: Task, compression: float, seed: int, folder: Path, env_steps: int) -> dict[str, Any]:
+    """Train a student beside its teacher in a folder, export it as C in integers, and return its row."""
+    teacher, student = str(folder / task.name), folder / f"{task.name}-{compression:g}-{seed}"
+    began = time.perf_counter()
+    train_to(task.config(seed).distillation(teacher=teacher, compression=compression), env_steps, student)
     seconds, own = time.perf_counter() - began, dict(task.env_config)
-    played = compare(str(teacher), str(folder), task.env, env_config=own, num_episodes=NUM_EPISODES, seed=FIRST_SEED)
+    played = compare(teacher, str(student), task.env, env_config=own, num_episodes=NUM_EPISODES, seed=FIRST_SEED)
     integers = deploy(
-        str(folder),
-        folder / "student.h",
+        str(student),
+        student / "student.h",
         task.env,
         format="c",
         int8=True,
@@ -154,10 +155,10 @@ def main(
     asked = parser.parse_args()
     if unknown := set(asked.tasks) - known.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}. Known are {', '.join(known)}.")
-    chosen = [known[name] for name in asked.tasks or known]
+    chosen, teachers = [known[name] for name in asked.tasks or known], asked.teachers.resolve()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     for task in chosen:
-        folder = asked.teachers.resolve() / task.name
+        folder = teachers / task.name
         if not folder.exists():
             task.train_teacher(task, asked.teacher_env_steps, folder)
             played = evaluate(
@@ -171,8 +172,7 @@ def main(
                 key = {"task": task.name, "compression": compression, "seed": seed, "env_steps": asked.env_steps}
                 if any(row.items() >= key.items() for row in rows):
                     continue
-                teacher = asked.teachers.resolve() / task.name
-                row = measure(task, compression, seed, teacher, asked.teachers, asked.env_steps)
+                row = measure(task, compression, seed, teachers, asked.env_steps)
                 rows.append(row)
                 with asked.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")

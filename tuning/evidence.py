@@ -147,7 +147,7 @@ def page(
 
 
 def _table(tasks: Sequence[Task]) -> str:
-    """Return a line for each task, and one for all of them if they have the same sizes."""
+    """Return a line for each task, and one for all of them. The tasks must have the same sizes."""
     names = [size.name for size in tasks[0].sizes]
     if any([size.name for size in task.sizes] != names for task in tasks):
         raise ValueError(f"The tasks of one table need the same sizes: {names} of {tasks[0].name}.")
@@ -157,24 +157,10 @@ def _table(tasks: Sequence[Task]) -> str:
         seeds = "/".join(str(number) for number in dict.fromkeys(size.num_seeds for size in task.sizes))
         lines.append(f"| {task.name} | {task.num_parameters:,} | {' | '.join(cells)} | {seeds} |")
     if len(tasks) > 1:
-        cells = [cell(*_over([task.sizes[i] for task in tasks])) for i in range(len(names))]
+        of_size = [[task.sizes[i] for task in tasks] for i in range(len(names))]
+        cells = [cell(*interval([size.row for size in sizes], sizes[0].student)) for sizes in of_size]
         lines.append(f"| all {len(tasks)} | | {' | '.join(cells)} | |")
     return "\n".join(lines)
-
-
-def _over(sizes: Sequence[Size]) -> tuple[float, float, float]:
-    """Return the interquartile mean over all tasks and seeds, with its interval: tasks are strata."""
-    renamed = [as_row(_runs(size)) for size in sizes]
-    return interval(renamed, "one")
-
-
-def _runs(size: Size) -> list[dict[str, Any]]:
-    runs = [(seed, own["students"][size.student]) for seed, own in size.row["seeds"].items()]
-    return [
-        {"seed": seed, "return_ratio": run["return_ratio"]}
-        | {f"{who}_returns": run[who]["returns"] for who in ("teacher", "student", "random")}
-        for seed, run in runs
-    ]
 
 
 _INTRODUCTION = """# The evidence in three minutes

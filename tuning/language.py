@@ -127,17 +127,17 @@ def advised_action(advice: Tensor) -> Tensor:
 def train_teacher(task: Task, env_steps: int, folder: Path) -> None:
     """Distil the bot into a network, and keep the network without the connector that hides the advice from it."""
     own = dict(task.env_config)
+    advisor = bot(Advised(own).observation_space)
     config = (
         task.config(seed=0)
         .environment(Advised, env_config=own)
         .env_runners(env_to_module_connector=lambda env, spaces, device: Unadvised())
         .rl_module(model_config={"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"})
         .training(lr=[[0, 1e-3], [env_steps, 1e-4]], replay_buffer_config={"capacity": env_steps})
-        .distillation(teacher=bot(Advised(own).observation_space))
+        .distillation(teacher=advisor)
     )
     algorithm = Path(train_to(config, env_steps, folder.with_name(f"{folder.name}-algorithm")))
     shutil.copytree(algorithm / "learner_group" / "learner" / "rl_module" / "default_policy", folder)
-    advisor = bot(Advised(own).observation_space)
     played = evaluate(advisor, Advised, env_config=own, num_episodes=NUM_EPISODES, seed=FIRST_SEED)
     print(f"bot of {task.name}: {played.return_mean:.3f} ± {played.return_ci95:.3f}", flush=True)
 

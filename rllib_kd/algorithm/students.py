@@ -20,7 +20,7 @@ from rllib_kd.networks.dqn_module import Support, count_parameters, student_modu
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.observations.masks import features_space
-from rllib_kd.observations.spaces import check_spaces, has_floats, input_space
+from rllib_kd.observations.spaces import check_spaces, input_space, is_box_of_floats
 from rllib_kd.students.sizes import PRESETS, compress
 from rllib_kd.teachers.base import Teacher
 
@@ -235,4 +235,4 @@ def _inputs(config: DistillationConfig, teacher: Teacher, spaces: tuple[Any, Any
         seen = config.build_env_to_module_connector(spaces={INPUT_ENV_SINGLE_SPACES: spaces}).observation_space
     except Exception:  # of any kind: the connectors need the environment itself, or EnvRunners will name the reason
         return teacher.input_space
-    return seen if isinstance(seen, gym.spaces.Box) and has_floats(seen) else teacher.input_space
+    return seen if is_box_of_floats(seen) else teacher.input_space

@@ -399,7 +399,7 @@ class _TrialsReader(TrialReader):
         return trial if name.startswith(CHECKPOINT) and self.is_trial(trial) else None
 
     def score(self, trial: str, folders: Sequence[str], *, reads_states: bool = True) -> list[_Scored]:
-        """Return the checkpoints among folders of a trial: those that Tune has not numbered, then the others by age.
+        """Return the checkpoints among a trial's folders. Those without a number come first, then the others by age.
 
         Args:
             trial: folder of the trial.

@@ -107,7 +107,7 @@ def _set_variables_of_ray(*, is_logged: bool) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a return is missing until an episode has ended
-    # Tune reports a failed save. If nobody waits for its result, Ray would print the traceback, too.
+    # Tune reports a failed save. Without this, Ray would print its traceback as well.
     if not is_logged:
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 

@@ -67,8 +67,8 @@ class QStatistics:
     def __init__(self, num_actions: int, *, device: torch.device | str = "cpu"):
         # count, Σ mean_a, Σ mean_a², Σ deviation [A], Σ deviation² [A]; then two histograms of log2(gap): of real gaps,
         # and of rounding in states whose actions are all equally good.
-        self._sums = torch.zeros(3 + 2 * num_actions + 2 * _GAP_BINS, dtype=torch.float64, device=device)
         self._num_actions = num_actions
+        self._sums = self._extended(torch.zeros(0, dtype=torch.float64, device=device))
 
     @property
     def count(self) -> int:
@@ -146,7 +146,7 @@ class QStatistics:
         self._sums = self._extended(self._sums)
 
     def _extended(self, sums: Tensor) -> Tensor:
-        """Return the sums, with an empty second histogram if they are of an earlier version, which had but one."""
+        """Return the sums, with zeros for those that are missing: earlier versions had no second histogram."""
         missing = 3 + 2 * self._num_actions + 2 * _GAP_BINS - len(sums)
         return torch.cat([sums, sums.new_zeros(missing)]) if missing else sums
 
@@ -162,17 +162,17 @@ def _gaps(q: Tensor, *, tolerance: Tensor) -> tuple[Tensor, Tensor]:
         The gaps of states that have one, and those of states whose actions are equally good, up to rounding.
     """
     best = q.amax(-1, keepdim=True)
-    gaps = _to_next(q, below=best - tolerance)
+    gaps = best[:, 0] - _next_lower(q, below=best - tolerance)
     alike = torch.isinf(gaps)
     if not alike.any():
         return gaps, gaps[:0]
-    rounding = _to_next(q[alike], below=best[alike])
+    rounding = best[alike, 0] - _next_lower(q[alike], below=best[alike])
     return gaps[~alike], rounding[torch.isfinite(rounding)]
 
 
-def _to_next(q: Tensor, *, below: Tensor) -> Tensor:
-    """Return the best of the Q-values `[N, A]` minus the best one below `[N, 1]`; inf if there is none."""
-    return q.amax(-1) - q.masked_fill(q >= below, -torch.inf).amax(-1)
+def _next_lower(q: Tensor, *, below: Tensor) -> Tensor:
+    """Return the best of the Q-values `[N, A]` that is below `[N, 1]`; −inf if there is none."""
+    return q.masked_fill(q >= below, -torch.inf).amax(-1)
 
 
 def _histogram(gaps: Tensor) -> Tensor:

@@ -20,7 +20,14 @@ from ray.rllib.utils.annotations import override
 from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.observations.masks import MASK, features_of, features_space, has_mask
-from rllib_kd.observations.spaces import has_floats, input_space, is_byte_image, is_discrete, is_flattened
+from rllib_kd.observations.spaces import (
+    has_floats,
+    input_space,
+    is_box_of_floats,
+    is_byte_image,
+    is_discrete,
+    is_flattened,
+)
 from rllib_kd.observations.written import change_written
 
 
@@ -159,7 +166,7 @@ def add_inputs(pipeline: EnvToModulePipeline, *, are_own: bool, multi_agent: boo
     if are_own:
         _check_filters(pipeline.connectors)
         _check_has_same_mask(pipeline.input_observation_space, space)
-        if isinstance(space, gym.spaces.Box) and has_floats(space):
+        if is_box_of_floats(space):
             return
     for connector in connectors_for(space, multi_agent=multi_agent):
         # RLlib's own would leave vectors in a batch as they are.
@@ -174,7 +181,7 @@ def add_inputs(pipeline: EnvToModulePipeline, *, are_own: bool, multi_agent: boo
 def _check_filters(connectors: Sequence[ConnectorV2]) -> None:
     """Check that RLlib's filters get Boxes of floats: it rounds its outputs for integers, and fails on other spaces."""
     for space in (own.input_observation_space for own in connectors if type(own) is MeanStdFilter):
-        if space is not None and not (isinstance(space, gym.spaces.Box) and has_floats(space)):
+        if space is not None and not is_box_of_floats(space):
             apart = "MaskApart() and " if has_mask(space) else ""
             raise UnfitConnectorsError(
                 f"RLlib's MeanStdFilter takes observations in a Box of floats of 32 or 64 bits, but gets {space}. Put "

@@ -49,7 +49,7 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
         ValueError: it does not; the message has the remedy.
     """
     check_actions(action_space)
-    if isinstance(observation_space, gym.spaces.Box) and has_floats(observation_space):
+    if is_box_of_floats(observation_space):
         return
     remedy = (
         "Wrap the environment, or use a connector: "
@@ -65,6 +65,11 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
         "images of bytes, other Boxes, discrete ones, texts, and Dicts and Tuples of these. They get "
         f"{observation_space}. {remedy}"
     )
+
+
+def is_box_of_floats(space: Any) -> bool:
+    """Return whether networks take the observations as they are: a Box of floats of 32 or 64 bits."""
+    return isinstance(space, gym.spaces.Box) and has_floats(space)
 
 
 def has_floats(space: gym.spaces.Box) -> bool:

@@ -64,7 +64,7 @@ def serve(listener: int, path: list[str], parent: int, differing: list[str]) -> 
     """
     _end_with(parent)
     before = dict(os.environ)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it may be ignored: then nobody can wait for a fork
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, a process cannot wait for its forks
     with socket.socket(fileno=listener) as listening:
         sys.path[:] = path
         import_package(parent)

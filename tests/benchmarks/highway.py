@@ -60,7 +60,7 @@ def returns_of(policy: Any, num_episodes: int) -> np.ndarray:
     return play(lambda: Pool(NUM_ENVS, name=ENV), policy, num_episodes)["returns"]
 
 
-def measure(teacher: str, units: int, seed: int, lengths: list[int], bounds: dict[str, Any]) -> list[dict[str, Any]]:
+def measure(teacher: str, units: int, seed: int, lengths: list[int], reference: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of one student, at several lengths of its training."""
     config = (
         DistillDQNConfig()
@@ -77,12 +77,12 @@ def measure(teacher: str, units: int, seed: int, lengths: list[int], bounds: dic
             while algo.num_env_steps < length:
                 algo.train()
             seconds += time.perf_counter() - began
-            returns = returns_of(greedy(algo), bounds["episodes"])
+            returns = returns_of(greedy(algo), reference["episodes"])
             mean, half = mean_and_ci95(returns)
-            span = bounds["teacher"] - bounds["random"]
-            ratio = (mean - bounds["random"]) / span
+            span = reference["teacher"] - reference["random"]
+            ratio = (mean - reference["random"]) / span
             row = {"units": units, "seed": seed, "env_steps": length, "seconds": round(seconds, 1), "return": mean}
-            rows.append(row | {"return_ratio": round(ratio, 4), "half_width": round(half / span, 4)} | bounds)
+            rows.append(row | {"return_ratio": round(ratio, 4), "half_width": round(half / span, 4)} | reference)
     finally:
         algo.stop()
     return rows
@@ -104,16 +104,16 @@ def main() -> None:
         "random": Policy(lambda obs: rng.integers(NUM_ACTIONS, size=len(obs))),
         "slower": Policy(lambda obs: np.full(len(obs), SLOWER)),
     }
-    bounds = {name: float(returns_of(policy, args.episodes).mean()) for name, policy in policies.items()}
-    bounds["episodes"] = args.episodes
-    print(json.dumps(bounds), flush=True)
+    reference = {name: float(returns_of(policy, args.episodes).mean()) for name, policy in policies.items()}
+    reference["episodes"] = args.episodes
+    print(json.dumps(reference), flush=True)
     rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
     for seed in args.seeds:
         for units in args.units:
-            key = {"units": units, "seed": seed, "env_steps": max(args.env_steps)} | bounds
+            key = {"units": units, "seed": seed, "env_steps": max(args.env_steps)} | reference
             if any(row.items() >= key.items() for row in rows):
                 continue
-            for row in measure(args.teacher, units, seed, sorted(args.env_steps), bounds):
+            for row in measure(args.teacher, units, seed, sorted(args.env_steps), reference):
                 print(json.dumps(row), flush=True)
                 with args.rows.open("a") as file:
                     file.write(json.dumps(row) + "\n")

@@ -153,7 +153,7 @@ def test_a_sweep_brings_workers_that_leave_again_and_work_for_a_gpu_the_gpu_type
     assert of_sweep.workers[-1] == {}, "idle workers stayed"
     # A trial, and an EnvRunner for its student: two CPUs, where a node has one.
     assert max(workers.get("cpu_worker", 0) for workers in of_sweep.workers) >= 2, of_sweep.workers
-    assert not any("gpu_worker" in workers for workers in of_sweep.workers), "a GPU, for which nobody asked"
+    assert not any("gpu_worker" in workers for workers in of_sweep.workers), "no work needs a GPU"
     assert of_sweep.actors["DistillEnvRunner"] == ["cpu_worker"]
     assert (tmp_path / "sweep" / "report" / "index.html").exists()
     students = list(tmp_path.glob("sweep/*/checkpoint_*/seed_*/learner_group/learner/rl_module/default_policy"))

@@ -1,5 +1,6 @@
 """What dies on a cluster of several nodes, and what goes on. Real actors and real nodes are killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -179,7 +180,8 @@ def test_a_dead_node_sends_its_trial_back_to_its_last_checkpoint_elsewhere(nodes
             (node_id,) = (actor["Address"]["NodeID"] for actor in actors() if actor["Pid"] == pid)
             assert node_id in {node.node_id for node in places}
             remove_node(nodes, node_id)
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may have died with its node
+                os.kill(pid, signal.SIGKILL)
             removed.append(node_id)
         except Exception as error:
             errors.append(error)

@@ -1,5 +1,6 @@
 """What ends a run from outside: signals, closed terminals, dead processes, a full disk. Real ones, to real commands."""
 
+import contextlib
 import json
 import os
 import pty
@@ -229,6 +230,14 @@ class Run:
         wait_for(lambda: not self.pids, seconds)
         return self.process.returncode, output
 
+    def kill(self) -> None:
+        """All that live, Ray's daemons among them. Whoever dies of another's death is no error."""
+        while pids := self.pids:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.process.communicate()
+
 
 @pytest.fixture
 def start(tmp_path):
@@ -241,9 +250,7 @@ def start(tmp_path):
 
     yield start_run
     for run in runs:
-        for pid in run.pids:
-            os.kill(pid, signal.SIGKILL)
-        run.process.communicate()
+        run.kill()
 
 
 def assert_saved(storage, output) -> list[str]:

@@ -1,8 +1,6 @@
 """`rllib train --input ... --resume` after `kill -9`: the student is that of a run that nobody killed."""
 
 import json
-import os
-import signal
 import sys
 
 import pytest
@@ -28,12 +26,6 @@ def arguments(folder, storage, *flags):
     return [*words, "--checkpoint-freq", str(SAVED_EVERY), "--storage-path", str(storage), "-n", "mine", *flags]
 
 
-def kill(run):
-    for pid in run.pids:  # with Ray's
-        os.kill(pid, signal.SIGKILL)
-    run.process.wait()
-
-
 def last_result(storage):
     (file,) = storage.glob("mine/*/result.json")
     return json.loads(file.read_text().splitlines()[-1])
@@ -52,7 +44,7 @@ def test_a_run_on_rows_that_is_killed_and_resumed_ends_with_the_student_of_an_un
     try:
         run.wait_for_iteration(KILLED_AFTER)
     finally:
-        kill(run)
+        run.kill()
     assert KILLED_AFTER <= last_result(storages[1])["training_iteration"] < LAST
     for storage, flags in zip(storages, ([], ["--resume"]), strict=True):
         done = rllib(*arguments(folder, storage, *flags))

@@ -1,10 +1,11 @@
 """Test how often a student takes its teacher's action, in recorded states: for runs without an environment.
 
-The agreement of an episode is the share of its states in which the student takes the teacher's action, a number in
-[0, 1]. The test is about its mean over episodes. It is that of `RatioTest`, with 1 as the teacher's return and 0 as the
-random policy's: the return ratio of these numbers is the agreement. As nothing is below 0 or above 1, no range has to
-be assumed. Whole episodes are the units because states of one episode resemble each other: as single outcomes they
-would prove more than they are worth. The shares of episodes may be distributed in any way, within an episode, too.
+The agreement of an episode is the share of its states in which the student takes the teacher's action, or one that the
+teacher finds equally good; a number in [0, 1]. The test is about its mean over episodes. It is that of `RatioTest`,
+with 1 as the teacher's return and 0 as the random policy's: the return ratio of these numbers is the agreement. As
+nothing is below 0 or above 1, no range has to be assumed. Whole episodes are the units because states of one episode
+resemble each other: as single outcomes they would prove more than they are worth. The shares of episodes may be
+distributed in any way, within an episode, too.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class AgreementTest(RatioTest):
         """Add units, in an order that does not depend on their agreement.
 
         Args:
-            agreements: share of the states of each unit in which the student takes the teacher's action, `[n]`.
+            agreements: share of the states of each unit in which the student agrees with the teacher, `[n]`.
         """
         ones = np.ones(len(agreements))
         self.update(student=agreements, teacher=ones, random=0.0 * ones)
@@ -110,9 +111,9 @@ def agreement_means(unit: str, keep: float, alpha: float) -> list[str]:
             "holds if the order of the rows is random, and hardly if episodes are much longer than a block."
         )
     return [
-        f"Agreement is the mean, over {unit}, of the share of the states in which student and teacher prefer the same "
-        f"action. The probability of certifying a student whose agreement on further {unit} is below {keep:g} is at "
-        f"most {100 * alpha:.3g} %, for all candidates together.",
+        f"Agreement is the mean, over {unit}, of the share of the states in which the student prefers the teacher's "
+        f"action, or an equally good one. The probability of certifying a student whose agreement on further {unit} is "
+        f"below {keep:g} is at most {100 * alpha:.3g} %, for all candidates together.",
         f"This holds on the condition that {condition}",
         "No student has learned from the rows of the certificate, and no choice was made by them.",
     ]

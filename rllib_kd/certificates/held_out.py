@@ -16,7 +16,7 @@ from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.certificates.agreement import AgreementTest, fewest_units
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import MAX_EPISODES
-from rllib_kd.learner.label_statistics import QStatistics
+from rllib_kd.learner.label_statistics import QStatistics, equally_good
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.images import as_input
 from rllib_kd.offline.data import all_files, check_teacher_of
@@ -67,7 +67,7 @@ class HeldOutStates:
 
     @torch.no_grad()
     def agreements(self, module: Any, first: int, count: int) -> np.ndarray:
-        """Return the share of the states of each unit in which a student takes the teacher's action, `[count]`.
+        """Return the share of the states of each unit in which a student agrees with the teacher, `[count]`.
 
         Args:
             module: RLModule with Q-values.
@@ -100,9 +100,9 @@ class HeldOutStates:
         return statistics.gap_quantile(0.5)
 
     def _agree(self, module: Any, rows: np.ndarray) -> np.ndarray:
-        """Return 1.0 for those of some states in which a student takes the teacher's action, otherwise 0.0."""
+        """Return 1.0 for those of some states in which a student takes an action that is as good as the teacher's."""
         labels, chosen = self._choices(module, rows)
-        return (chosen == labels.argmax(-1)).double().numpy()
+        return equally_good(labels).gather(-1, chosen.unsqueeze(-1)).squeeze(-1).double().numpy()
 
     def _choices(self, module: Any, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the teacher's labels of some states, `[R, A]`, and a student's actions, `[R]`."""

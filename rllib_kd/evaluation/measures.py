@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rllib_kd.learner.label_statistics import equally_good
 from rllib_kd.teachers.base import Teacher
 
 _STATES_AT_ONCE = 1_000  # in one forward pass: 10,000 stacks of frames and their features would fill the memory
@@ -33,13 +34,16 @@ def confusion_and_regret(
         mask: `[M, A]`, truth values: the legal actions, among which both choose; None: all are legal.
 
     Returns:
-        Counts of states `[A, A]`, with rows for the teacher's action and columns for the student's; and the Q-regret,
+        Counts of states `[A, A]`, with rows for the teacher's action and columns for the student's: if the teacher
+        finds the student's action equally good, up to rounding, it counts as the teacher's, too. And the Q-regret,
         the mean of max_a Q_T(s, a) − Q_T(s, a_S), ≥ 0, in the unit of the teacher's outputs: return units or nats.
     """
     teacher_q = all_q_values(teacher, teacher_inputs, mask)  # [M, A]
     student_q = all_q_values(student, student_inputs, mask)  # [M, A]
     num_actions = teacher_q.shape[-1]
-    best, chosen = teacher_q.argmax(-1), student_q.argmax(-1)  # [M]
+    chosen = student_q.argmax(-1)  # [M]
+    agrees = equally_good(teacher_q).gather(-1, chosen[:, None])[:, 0]
+    best = torch.where(agrees, chosen, teacher_q.argmax(-1))
     confusion = torch.bincount(best * num_actions + chosen, minlength=num_actions**2).reshape(num_actions, num_actions)
     regret = (teacher_q.max(-1).values - teacher_q.gather(-1, chosen[:, None])[:, 0]).mean()
     return confusion.numpy(), regret.item()

@@ -13,7 +13,7 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from rllib_kd.learner import losses
-from rllib_kd.learner.label_statistics import QStatistics
+from rllib_kd.learner.label_statistics import QStatistics, equally_good
 from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, ObservationStatistics
 from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay
 from rllib_kd.learner.student import StackedStudents, Student, members_of
@@ -160,15 +160,16 @@ class StudentGroup:
             states: as `take_in()` returns them.
 
         Returns:
-            For each student the means over the states of `teacher_agreement` (share of equal greedy actions, in
-            [0, 1]), `q_regret` (return units; `regret_nats` against log-probabilities) and, but for trees,
-            `kl_to_teacher` (nats). Empty if there are no states.
+            For each student the means over the states of `teacher_agreement` (share of actions that are the teacher's,
+            or equally good, in [0, 1]), `q_regret` (return units; `regret_nats` against log-probabilities) and, but
+            for trees, `kl_to_teacher` (nats). Empty if there are no states.
         """
         if not states or len(states[TEACHER_Q]) == 0:
             return {}
         student_q, teacher_q, chosen = self._choices(self.named, states)
+        agrees = equally_good(states[TEACHER_Q]).expand_as(teacher_q)
         by_state = {
-            "teacher_agreement": (chosen.squeeze(-1) == teacher_q.argmax(-1)).float(),
+            "teacher_agreement": agrees.gather(-1, chosen).squeeze(-1).float(),
             "regret_nats" if self._outputs == LOG_PROBS else "q_regret": _regret(teacher_q, chosen),
             "kl_to_teacher": losses.policy_kl(
                 student_q, teacher_q, temperature=self.temperature, student_temperature=self.student_temperature

@@ -94,7 +94,7 @@ class QStatistics:
                 value.square().sum().reshape(1),
                 deviation.sum(0),
                 deviation.square().sum(0),
-                *map(_histogram, _gaps(q, tolerance=_TIE_TOLERANCE * known.abs().amax(-1, keepdim=True))),
+                *map(_histogram, _gaps(q)),
             ]
         )
         if reduce is not None:
@@ -151,28 +151,41 @@ class QStatistics:
         return torch.cat([sums, sums.new_zeros(missing)]) if missing else sums
 
 
-def _gaps(q: Tensor, *, tolerance: Tensor) -> tuple[Tensor, Tensor]:
+def equally_good(q: Tensor) -> Tensor:
+    """Return which actions are as good as the best one, up to rounding.
+
+    In states in which all actions are alike up to rounding, as nearly equal values of 1e5 are, only exact equals count.
+
+    Args:
+        q: Q-values or log-probabilities `[..., A]`; −inf marks illegal actions.
+
+    Returns:
+        Truth values `[..., A]`.
+    """
+    is_best, are_alike = _alike(q)
+    return torch.where(are_alike, q == q.amax(-1, keepdim=True), is_best)
+
+
+def _alike(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which actions are the best ones up to rounding, `[..., A]`; and whether all legal ones are, `[..., 1]`."""
+    legal = torch.isfinite(q)
+    tolerance = _TIE_TOLERANCE * torch.where(legal, q, 0.0).abs().amax(-1, keepdim=True)
+    is_best = q >= q.amax(-1, keepdim=True) - tolerance
+    return is_best, (is_best | ~legal).all(-1, keepdim=True)
+
+
+def _gaps(q: Tensor) -> tuple[Tensor, Tensor]:
     """Return action gaps of states, all > 0.
 
     Args:
         q: Q-values `[N, A]`, return units; −inf marks illegal actions.
-        tolerance: `[N, 1]`, ≥ 0, return units: actions that are worse than the best one by less are as good.
 
     Returns:
         The gaps of states that have one, and those of states whose actions are equally good, up to rounding.
     """
-    best = q.amax(-1, keepdim=True)
-    gaps = best[:, 0] - _next_lower(q, below=best - tolerance)
-    alike = torch.isinf(gaps)
-    if not alike.any():
-        return gaps, gaps[:0]
-    rounding = best[alike, 0] - _next_lower(q[alike], below=best[alike])
-    return gaps[~alike], rounding[torch.isfinite(rounding)]
-
-
-def _next_lower(q: Tensor, *, below: Tensor) -> Tensor:
-    """Return the best of the Q-values `[N, A]` that is below `[N, 1]`; −inf if there is none."""
-    return q.masked_fill(q >= below, -torch.inf).amax(-1)
+    gaps = q.amax(-1) - q.masked_fill(equally_good(q), -torch.inf).amax(-1)
+    alike = _alike(q)[1].squeeze(-1)
+    return gaps[~alike], gaps[alike & torch.isfinite(gaps)]
 
 
 def _histogram(gaps: Tensor) -> Tensor:

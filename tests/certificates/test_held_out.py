@@ -104,9 +104,11 @@ def test_of_long_episodes_some_states_are_drawn_and_of_many_episodes_the_first(t
     assert fewer._obs[::20, 0].tolist() == found._obs[::256, 0][:7].tolist()
 
 
-def test_illegal_actions_are_not_taken():
-    labels = np.array([[1.0, -np.inf], [-np.inf, 1.0]], np.float32)
-    states = HeldOutStates(np.zeros((2, 4), np.float32), labels, np.array([1, 1]))
+@pytest.mark.parametrize(
+    "labels", [[[1.0, -np.inf], [-np.inf, 1.0]], [[1.0, 1.0], [-2.0, -2.0]]], ids=["one is legal", "equally good"]
+)
+def test_illegal_actions_are_not_taken_and_equally_good_ones_agree(labels):
+    states = HeldOutStates(np.zeros((2, 4), np.float32), np.array(labels, np.float32), np.array([1, 1]))
     assert states.agreements(make_q_module(), 0, 2).tolist() == [1.0, 1.0]
 
 

@@ -110,3 +110,10 @@ def test_agreement_and_regret_are_over_legal_actions():
     assert regret == pytest.approx((1.0 + 2.0 + 0.0) / 3)
     every, _ = confusion_and_regret(Fixed(), Fixed(), teacher_q, student_q, np.ones_like(mask))
     assert np.array_equal(every, confusion_and_regret(Fixed(), Fixed(), teacher_q, student_q)[0])
+
+
+def test_an_equally_good_action_counts_as_the_teachers():
+    teacher_q = np.array([[2.0, 2.0, 1.0], [2.0, 2.0, 1.0], [2.0, 2.0, 1.0]], np.float32)
+    confusion, regret = confusion_and_regret(Fixed(), Fixed(), teacher_q, np.eye(3, dtype=np.float32))
+    assert confusion.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    assert regret == pytest.approx(1 / 3)

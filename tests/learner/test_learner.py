@@ -1,5 +1,6 @@
 """What an update does: data, metrics, priorities, averages, clipping, targets."""
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -43,6 +44,8 @@ def test_metrics_are_those_of_states_not_yet_learned(cluster):
     assert results["teacher_agreement"].peek() == pytest.approx(agreement)
     assert results["q_regret"].peek() == pytest.approx(regret, rel=1e-5)
     assert "regret_nats" not in results
+    results = learner.update([ray.put(columns | {"teacher_q": np.full_like(teacher_q, 3.0)})])["default_policy"]
+    assert results["teacher_agreement"].peek() == 1.0
 
 
 def test_labels_of_actor_critics_have_temperature_1_and_a_regret_in_nats():

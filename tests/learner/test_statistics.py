@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rllib_kd.learner.label_statistics import QStatistics
+from rllib_kd.learner.label_statistics import QStatistics, equally_good
 
 
 def q_like_cartpole(count: int, seed: int = 0, num_actions: int = 2) -> torch.Tensor:
@@ -97,6 +97,19 @@ def test_gaps_of_a_few_roundings_count_where_there_are_no_others():
     statistics = QStatistics(3)
     statistics.update(torch.tensor([[100_000.0, 100_000.03, 99_999.97]] * 10, dtype=torch.float64))
     assert statistics.gap_quantile(0.5) == pytest.approx(0.03, rel=0.2)
+
+
+def test_equally_good_actions_are_equal_up_to_rounding_but_for_those_that_are_all_alike():
+    cases = {
+        (1.0, 1.0, 0.5): (True, True, False),
+        (20.0, 20.0 - 5e-6, 19.9): (True, True, False),
+        (20.0, 20.0 - 5e-5, 19.9): (True, False, False),
+        (-torch.inf, 3.0, 3.0): (False, True, True),
+        (-torch.inf, 3.0, -torch.inf): (False, True, False),
+        (1e5, 1e5 + 0.03125, 1e5): (False, True, False),  # small gaps of large values: only exact equals
+    }
+    found = equally_good(torch.tensor(list(cases)))
+    assert found.tolist() == list(map(list, cases.values()))
 
 
 def test_the_state_of_an_earlier_version_has_its_gaps():

@@ -22,6 +22,17 @@ from ray.experimental import internal_kv
 
 #: Id under which a SingleAgentEnvRunner registers an environment that gymnasium does not know.
 OWN_ENVIRONMENT = "rllib-single-agent-env-v0"
+#: Attributes of RLlib's EnvRunners from which sampling continues, as far as an EnvRunner has them. Our classes have
+#: lists of their own: `SAMPLING_STATE`, and `LASTING_STATE` for environments that begin new episodes.
+SAMPLING_STATE = (
+    "_seed",
+    "_needs_initial_reset",
+    "_ongoing_episodes",
+    "_cached_to_module",
+    "_shared_data",
+    "_done_episodes_for_metrics",
+    "_ongoing_episodes_for_metrics",
+)
 
 
 def actor_manager(env_runner_group: Any) -> Any:
@@ -89,6 +100,9 @@ def log_values(metrics: Any, key: str | tuple[str, ...], values: Sequence[float]
 
 
 # --- Connectors, configs and callbacks --------------------------------------------------------------------------------
+
+#: Settings whose attribute of a config has another name.
+CONFIG_ATTRIBUTES = {"is_atari": "_is_atari", "model_config": "_model_config"}
 
 
 def has_batch_size(config: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import textwrap
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +34,6 @@ import rllib_kd
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.config import DistillationConfig
-from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 from rllib_kd.learner.learner import DistillDQNTorchLearner
@@ -164,7 +164,7 @@ def test_what_is_reached_from_outside_is_there(cls):
 
 @pytest.mark.parametrize("cls", [DistillEnvRunner, DistillMultiAgentEnvRunner])
 def test_what_sampling_goes_on_from_is_there(cls):
-    names = RLLIB_SAMPLING_STATE
+    names = _rllib.SAMPLING_STATE
     rllibs = source_of(base for base in cls.__mro__ if base.__module__.startswith("ray."))
     missing = {name for name in names if f"self.{name}" not in rllibs}
     assert not missing, message(cls, missing)
@@ -219,6 +219,28 @@ def test_no_private_name_of_ray_is_reached_from_another_file():
         "_gone",
         "_node",
     }
+
+
+def private_names_in_texts(tree: ast.AST) -> set[str]:
+    """Texts such as "_seed" outside of classes, by which `vars()` and `getattr()` reach attributes."""
+    in_classes = {id(node) for cls in ast.walk(tree) if isinstance(cls, ast.ClassDef) for node in ast.walk(cls)}
+    texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in in_classes)
+    return {text for text in texts if isinstance(text, str) and re.fullmatch(r"_[a-z]\w*", text)}
+
+
+def test_no_attribute_of_rllib_is_named_by_a_text_in_another_file():
+    bases = {base for cls in OUR_CLASSES for base in cls.__mro__ if base.__module__.startswith("ray.")}
+    rllibs = set(re.findall(r"self\.(_[a-z]\w*)", source_of(bases)))
+    files = {path: ast.parse(path.read_text()) for path in Path(rllib_kd.__file__).parent.rglob("*.py")}
+    named = {path.name: private_names_in_texts(tree) & rllibs for path, tree in files.items()}
+    assert named.pop("_rllib.py") >= {*_rllib.SAMPLING_STATE, *_rllib.CONFIG_ATTRIBUTES.values()}
+    assert {name: names for name, names in named.items() if names} == {}
+
+
+def test_attributes_of_settings_are_there():
+    assert not (missing := missing_in(AlgorithmConfig, _rllib.CONFIG_ATTRIBUTES.values())), message(
+        AlgorithmConfig, missing
+    )
 
 
 @pytest.mark.parametrize("module", REACHED_IN_MODULES)

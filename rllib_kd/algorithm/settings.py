@@ -133,10 +133,6 @@ _ANY = "*"
 _BUFFER_HINTS: dict[str, Any] = dict.fromkeys(("capacity", "batch_size_B", "batch_length_T", "max_episodes"), int)
 
 
-#: Settings whose name in a config's dict is another.
-ATTRIBUTES = {"is_atari": "_is_atari", "model_config": "_model_config"}
-
-
 def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> AlgorithmConfig:
     """Set fields of a config by name, each through the fluent method that takes it.
 
@@ -399,7 +395,7 @@ def _included_in_model_config(classes: tuple[type, ...]) -> tuple[str, ...]:
 
 def _value_in(config: AlgorithmConfig, name: str) -> Any:
     """Return a config's value of a setting; None if it has none."""
-    names = (ATTRIBUTES.get(name, name), f"_{name}", f"{name}_str")
+    names = (_rllib.CONFIG_ATTRIBUTES.get(name, name), f"_{name}", f"{name}_str")
     return next((vars(config)[attribute] for attribute in names if attribute in vars(config)), None)
 
 

@@ -14,19 +14,6 @@ from rllib_kd import _rllib
 logger = logging.getLogger(__name__)
 
 
-#: Attributes of RLlib's EnvRunners from which sampling continues, as far as an EnvRunner has them. Our classes have
-#: lists of their own: `SAMPLING_STATE`, and `LASTING_STATE` for environments that begin new episodes.
-RLLIB_SAMPLING_STATE = (
-    "_seed",
-    "_needs_initial_reset",
-    "_ongoing_episodes",
-    "_cached_to_module",
-    "_shared_data",
-    "_done_episodes_for_metrics",
-    "_ongoing_episodes_for_metrics",
-)
-
-
 def capture_sampling(env_runner: Any) -> bytes:
     """Return the state of an EnvRunner and its environments.
 

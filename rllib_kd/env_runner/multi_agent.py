@@ -22,8 +22,8 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
+from rllib_kd import _rllib
 from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
-from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import ExplainsFailures, fixed_seed, log_dropped, set_state_and_sample
 from rllib_kd.env_runner.fragment import as_rewards, count_not_finite, is_usable
 from rllib_kd.env_runner.legal import choosing_legally
@@ -67,7 +67,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
     """RLlib's multi-agent EnvRunner, which also returns labelled columns of each module that has a teacher."""
 
     #: The same lists as in `DistillEnvRunner`.
-    SAMPLING_STATE: ClassVar = (*RLLIB_SAMPLING_STATE, "_rng", "_gaps")
+    SAMPLING_STATE: ClassVar = (*_rllib.SAMPLING_STATE, "_rng", "_gaps")
     LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng", "_gaps")
     NOT_SAVED: ClassVar = frozenset({"_teachers"})
 

@@ -26,9 +26,9 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ENV_STEP_TIMER, SAMPLE_TIMER
 
+from rllib_kd import _rllib
 from rllib_kd.checkpoints.connectors import stages_of
 from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
-from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import (
     ENDLESS,
     ExplainsFailures,
@@ -76,7 +76,7 @@ class DistillEnvRunner(RecordingEnvRunner):
 
     #: Attributes that a checkpoint contains, in addition to the environments.
     SAMPLING_STATE: ClassVar[tuple[str, ...]] = (
-        *RLLIB_SAMPLING_STATE,
+        *_rllib.SAMPLING_STATE,
         "_rng",
         "_turns",
         "_gaps",

@@ -8,7 +8,8 @@ from typing import Any
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.tune.search.variant_generator import generate_variants
 
-from rllib_kd.algorithm.settings import ATTRIBUTES, RENAMED
+from rllib_kd import _rllib
+from rllib_kd.algorithm.settings import RENAMED
 
 
 def variants(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -34,7 +35,8 @@ def param_space(config: AlgorithmConfig, settings: Mapping[str, Any]) -> dict[st
     space = config.to_dict()
     for given, value in settings.items():
         if has_space(value):
-            name = ATTRIBUTES.get(RENAMED.get(given, given), RENAMED.get(given, given))
+            renamed = RENAMED.get(given, given)
+            name = _rllib.CONFIG_ATTRIBUTES.get(renamed, renamed)
             space[name] = _overlay(space.get(name), value)
     return space
 

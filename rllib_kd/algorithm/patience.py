@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from rllib_kd.schedules import Schedule, last_change
 
@@ -26,6 +26,8 @@ class Patience:
         patience: env steps without a lower regret after which the run ends, ≥ 1; None: it does not end.
         teacher_fraction: β.
     """
+
+    NOT_SAVED: ClassVar = frozenset({"_patience", "_starts_at"})
 
     def __init__(self, patience: int | None, teacher_fraction: Schedule):
         self._patience, self._starts_at = patience, last_change(teacher_fraction)

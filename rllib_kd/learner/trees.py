@@ -81,6 +81,8 @@ class Trees:
         seed: seed of the states that each is grown on; None: a random one.
     """
 
+    NOT_SAVED: ClassVar = frozenset({"students"})  # their modules are
+
     def __init__(self, students: Sequence[TreeStudent], *, seed: int | None):
         self.students = list(students)
         self._seed = int(np.random.default_rng(seed).integers(2**31))

@@ -14,20 +14,24 @@ import ray
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 
-from rllib_kd import DistillDQN, DistillDQNConfig
-from rllib_kd.algorithm import algorithm
+from rllib_kd import DistillDQN, DistillDQNConfig, DistillEnvRunner
+from rllib_kd.algorithm import algorithm, recorded
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, check_format, check_format_at
 from rllib_kd.algorithm.gradient_steps import ReplayRatio
+from rllib_kd.algorithm.patience import Patience
+from rllib_kd.algorithm.recorded import RecordedSampling
+from rllib_kd.algorithm.restarts import Restarts
 from rllib_kd.algorithm.results import distillation_results
 from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.algorithm.sampling import Sampling, StudentState
 from rllib_kd.algorithm.students import Students, StudentSize, shape_students, warn_of_large_students
 from rllib_kd.algorithm.teachers import Teachers, _load_from_trial, without_networks
 from rllib_kd.checkpoints.replay_files import read_replays, write_replay
-from rllib_kd.env_runner import multi_agent, single_agent
+from rllib_kd.env_runner import multi_agent, recurrent, single_agent
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.experiment.snapshots import has_snapshot, put_back
+from rllib_kd.learner.trees import Trees
 from rllib_kd.observations.pipeline import Function, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
@@ -41,9 +45,18 @@ def ratio(**settings) -> ReplayRatio:
 # --- What a checkpoint holds ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [ratio, lambda: StudentReturns(["a"]), lambda: FirstWeights(["a"])])
-def test_every_attribute_is_saved_or_named_as_not_saved(make):
-    part = make()
+#: By attribute of the Algorithm.
+PARTS = {
+    "_replay_ratio": ratio(),
+    "_returns": StudentReturns(["a"]),
+    "_first_weights": FirstWeights(["a"]),
+    "_restarts": Restarts(2, num_episodes=10),
+    "_patience": Patience(1_000, 0.5),
+}
+
+
+@pytest.mark.parametrize("part", [*PARTS.values(), Trees([], seed=0)], ids=lambda part: type(part).__name__)
+def test_every_attribute_is_saved_or_named_as_not_saved(part):
     saved = set(part.get_state())
     assert {name.lstrip("_") for name in set(vars(part)) - part.NOT_SAVED} == saved
     assert set(vars(part)) >= part.NOT_SAVED
@@ -64,6 +77,7 @@ def test_every_attribute_of_the_algorithm_is_saved_or_named_as_not_saved():
     cls = algorithm.DistillDQN
     # The teachers are components of the Algorithm.
     assert attributes_set_in(algorithm, "DistillDQN", "_set_up") == {*cls.SAVED, *cls.NOT_SAVED, "_teachers"}
+    assert {*cls.SAVED} == {*PARTS, "_sampling"}  # which is tested below
 
 
 @pytest.mark.parametrize(
@@ -91,6 +105,16 @@ def test_teachers_are_saved_as_components():
 
 def test_all_of_sampling_is_named():
     assert attributes_set_in(inspect.getmodule(Sampling), "Sampling", "__init__") == Sampling.NOT_SAVED
+    own = attributes_set_in(recorded, "RecordedSampling", "__init__") - {"_data"}  # whose state it saves
+    assert own == RecordedSampling.NOT_SAVED - Sampling.NOT_SAVED
+
+
+def test_all_of_a_recurrent_env_runner_is_named():
+    own, cls = DistillEnvRunner, recurrent.RecurrentEnvRunner
+    assert attributes_set_in(recurrent, "RecurrentEnvRunner", "__init__") == {*cls.SAMPLING_STATE} - {
+        *own.SAMPLING_STATE
+    }
+    assert attributes_set_in(recurrent, "RecurrentEnvRunner", "make_module") == cls.NOT_SAVED - own.NOT_SAVED
 
 
 # --- The format of checkpoints ----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from rllib_kd.environments.own import (
     OwnName,
     is_gymnasiums,
     is_of_old_gym,
+    is_registered,
     is_registered_with_tune,
     parsed,
 )
@@ -213,11 +214,6 @@ def _own(own: OwnName, env: str) -> str | OwnEnvironment:
 def names_class(env: str) -> bool:
     """Return whether RLlib reads the name of an environment as the path of a class."""
     return "." in env and ":" not in env and not is_registered(env)
-
-
-def is_registered(env: str) -> bool:
-    """Return whether an environment has this name, in gymnasium or in Ray Tune."""
-    return env in gym.registry or is_registered_with_tune(env)
 
 
 def _class_at(path: str) -> Callable[..., gym.Env]:

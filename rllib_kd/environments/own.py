@@ -155,7 +155,8 @@ def is_registered_with_tune(env: str) -> bool:
     return _rllib.is_registered(ENV_CREATOR, env)
 
 
-def _is_registered(env: str) -> bool:
+def is_registered(env: str) -> bool:
+    """Return whether an environment has this name, in gymnasium or in Ray Tune."""
     return env in gym.registry or is_registered_with_tune(env)
 
 
@@ -255,7 +256,7 @@ def defined_in(file: Path, env: Any, imports: Sequence[str] = ()) -> Any:
         imports: files and modules that were imported before it.
     """
     if isinstance(env, str):
-        if ":" in env or not _is_registered(env) or _is_known_anywhere(env):
+        if ":" in env or not is_registered(env) or _is_known_anywhere(env):
             return env
         own = OwnName((*map(_located, imports), str(file)), env)
         make = _in_context(_rllib.registered(ENV_CREATOR, env)) if is_registered_with_tune(env) else None

@@ -14,8 +14,8 @@ import numpy as np
 from rllib_kd.checkpoints.pickles import CheckpointError, Name
 from rllib_kd.environments import atari, pools
 from rllib_kd.environments.familiar import is_familiar, record
-from rllib_kd.environments.making import check_gymnasium_id, is_registered, names_class
-from rllib_kd.environments.own import parsed, settled, short_name
+from rllib_kd.environments.making import check_gymnasium_id, names_class
+from rllib_kd.environments.own import is_registered, parsed, settled, short_name
 from rllib_kd.environments.untrusted import is_harmless, plain, refusals
 from rllib_kd.evaluation.sources import Source, open_source, open_sources
 

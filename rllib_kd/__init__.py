@@ -1,4 +1,4 @@
-"""Policy distillation for Ray RLlib: compact students from trained DQN teachers.
+"""Policy distillation for Ray RLlib: compact students from trained teachers with discrete actions.
 
 Names are imported when they are first used, so that `import rllib_kd` and the command line start fast. Importing any of
 them registers "DistillDQN" with Ray Tune.

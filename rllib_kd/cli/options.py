@@ -12,7 +12,7 @@ from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.paths import check_path
 
 #: Help of `--teacher`, where it may be given several times.
-TEACHER_HELP = "Checkpoint, or 'cartpole'; repeat: ensemble."
+TEACHER_HELP = "Checkpoint or 'cartpole'; several: ensemble."
 
 
 def option(help: str, *flags: str, metavar: str | None = None) -> Any:
@@ -83,7 +83,7 @@ _ENV = option("Gymnasium id, FILE.py:Class or name.", "--env", "-e", metavar="ID
 TrainEnv = Annotated[str | None, _ENV]
 
 
-Imports = Annotated[list[str] | None, option("File to import first; can be repeated.", "--import", metavar="FILE")]
+Imports = Annotated[list[str] | None, option("File to import first (repeatable).", "--import", metavar="FILE")]
 
 
 Teacher = Annotated[list[str] | None, option(TEACHER_HELP, metavar="PATH")]
@@ -99,11 +99,12 @@ Loss = Annotated[str | None, option("Distillation loss: kl, nll, mse, ...", meta
 
 
 Rows = Annotated[
-    list[str] | None, option("Recorded rows to compare on, without an environment; repeat.", "--input", metavar="URI")
+    list[str] | None,
+    option("Recorded rows to compare on, without an environment (repeatable).", "--input", metavar="URI"),
 ]
 
 
-Input = Annotated[list[str] | None, option("Labelled Parquet to learn from; repeat.", metavar="URI")]
+Input = Annotated[list[str] | None, option("Labelled Parquet to learn from (repeatable).", metavar="URI")]
 
 
 Output = Annotated[str | None, option("Folder for visited states and labels.", metavar="URI")]
@@ -112,7 +113,7 @@ Output = Annotated[str | None, option("Folder for visited states and labels.", m
 Config = Annotated[str, option("Settings: a JSON object, or @FILE.", "--config", "-c", metavar="JSON")]
 
 
-Stop = Annotated[str, option('Stop at {"training_iteration": 9}, or @FILE', "--stop", "-s", metavar="JSON")]
+Stop = Annotated[str, option('Stop at {"training_iteration": 9} or @FILE.', "--stop", "-s", metavar="JSON")]
 
 
 NumSamples = Annotated[int | None, option("Trials of each setting (default: 1).", metavar="N")]

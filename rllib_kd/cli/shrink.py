@@ -41,7 +41,7 @@ def shrink(
     seed: Annotated[int, option("Seed of training and played episodes (default: 0).", metavar="N")] = 0,
     address: Address = None,
 ) -> None:
-    """Find the smallest student that keeps the return, with a certificate.
+    """Find and certify the smallest student that keeps the return.
 
     Without --env, students are compared with the teacher on recorded rows: --input.
 

@@ -40,7 +40,7 @@ def sweep(
     wandb_project: Annotated[str | None, option("Log to Weights & Biases, too.", metavar="NAME")] = None,
     mlflow_uri: Annotated[str | None, option("Log to MLflow, too.", metavar="URI")] = None,
 ) -> None:
-    """Search for the smallest student that plays as well as its teacher.
+    """Search settings for the smallest student as good as its teacher.
 
     Without --env, students are compared with the teacher on recorded rows: --input.
 

@@ -309,8 +309,8 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
         raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}, and web on the command line.")
     if getattr(student, "outputs", Q_VALUES) == LOG_PROBS:  # a network of the user's own has no such attribute
         raise ValueError(
-            f"'{one_line(student.source)}' is an actor-critic. An artifact is a function to Q-values, so that students "
-            "and Q-networks can be exported. Distil it, and export the student."
+            f"'{one_line(student.source)}' is an actor-critic. An artifact returns Q-values, so only students and "
+            "Q-networks can be exported. Distil it, and export the student."
         )
     if not all(parameter.isfinite().all() for parameter in student.module.parameters()):
         raise ValueError(

@@ -27,7 +27,7 @@ from rllib_kd.export.onnx.layers import Value, add_cell, add_layers
 from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher
 
-#: Modules of these packages compute what the description of their layers says.
+#: Packages whose modules compute exactly what the description of their layers contains.
 _KNOWN = ("rllib_kd", "ray", "torch")
 
 
@@ -61,7 +61,7 @@ def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = No
 
 
 def _from_description(student: Teacher, *, takes_mask: bool) -> Any | None:
-    """Return the model that the description of the layers says; None of a network that has none."""
+    """Return the model made from the description of the layers, or None if the network has no description."""
     if not all(map(_is_known, student.module.modules())):
         return None
     try:

@@ -135,8 +135,8 @@ def check_rllib_numbers(config: DistillationConfig) -> None:
     _check_integer("num_steps_sampled_before_learning_starts", config.num_steps_sampled_before_learning_starts, low=0)
     _check_integer("rollout_fragment_length", config.get_rollout_fragment_length(), low=1)
     _check_integer("num_learners", config.num_learners, low=0)
+    _check_integer("n_step", config.n_step, low=1)  # without TD, RLlib compares it with a fragment's length
     if config.uses_td:
-        _check_integer("n_step", config.n_step, low=1)
         check_schedule("gamma", config.gamma, high=1.0)
 
 

@@ -376,7 +376,11 @@ class DistillationConfig(DerivedValues, DQNConfig):
             ValueError: a value or a combination is not supported; the message has what was got, what was expected and
                 what to do.
         """
-        check(self)
+        try:
+            check(self)
+        except (AttributeError, TypeError):  # because of a value of another type, which the next line names
+            check_settings(self)
+            raise
         check_settings(self)
         super().validate()
         if not self.in_evaluation and self.evaluation_config != type(self)().evaluation_config:

@@ -26,8 +26,10 @@ def check_learner_class(config: DistillationConfig) -> None:
         ValueError: it does not.
     """
     cls = config.learner_class
-    if not issubclass(cls, DistillDQNTorchLearner):
-        raise ValueError(f"`learner_class` must be a DistillDQNTorchLearner, got {cls.__name__}.")
+    if not (isinstance(cls, type) and issubclass(cls, DistillDQNTorchLearner)):
+        raise ValueError(
+            f"`learner_class` must be a DistillDQNTorchLearner, got {getattr(cls, '__name__', repr(cls))}."
+        )
     for name in _UNCALLED:
         if getattr(cls, name) is not getattr(DistillDQNTorchLearner, name):
             raise ValueError(

@@ -243,7 +243,8 @@ def check_gymnasium_id(env: str) -> None:
         hint = " pip install 'rllib-kd[atari]'" if is_missing else ""
         if not module and not is_missing:  # nothing has been imported that could have registered it
             hint = f" If it is in a file or another package, name that first: path/to/file.py:{env} or module:{env}."
+        reason = str(error).rstrip(". ")
         raise ValueError(
             f"The environment '{env}' is registered neither with Ray nor with gymnasium: "
-            f"{str(error).rstrip('. ')}.{hint}"
+            f"{reason}{'' if reason.endswith('?') else '.'}{hint}"
         ) from error

@@ -169,8 +169,8 @@ class _Object(Source):
             return self._source
         if not isinstance(self._module, RLModule) and not hasattr(self._module, "compute_q_values"):
             raise ValueError(
-                f"Expected an RLModule, an Algorithm, or the path of a checkpoint, got a {type(self._module).__name__} "
-                "without compute_q_values()."
+                f"Expected an RLModule, an Algorithm, or the path of a checkpoint, got an object of the class "
+                f"{type(self._module).__name__} without compute_q_values()."
             )
         return teacher_of_module(self._module, pipeline=self._pipeline(), source=type(self._source).__name__)
 

@@ -112,6 +112,24 @@ def test_python_and_files_have_one_validator(cls, value, message):
         validate(config)
 
 
+@pytest.mark.parametrize(
+    ("method", "setting", "value", "message"),
+    [
+        ("distillation", "students", "linear", "'students' cannot be 'linear': expected an object"),
+        ("training", "n_step", (1, 3), r"`n_step` must be an integer of at least 1, got \(1, 3\)"),
+        ("training", "num_atoms", "51", "'num_atoms' cannot be '51': expected a number"),
+        ("training", "replay_buffer_config", 50_000, "'replay_buffer_config' cannot be 50000: expected an object"),
+        ("training", "learner_class", "Learner", "`learner_class` must be a DistillDQNTorchLearner, got 'Learner'"),
+        ("rl_module", "model_config", [8], r"'model_config' cannot be \[8\]: expected an object"),
+    ],
+)
+def test_values_of_another_type_are_named_in_python_too(method, setting, value, message):
+    config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole")
+    getattr(config, method)(**{setting: value})
+    with pytest.raises(ValueError, match=message):
+        config.validate()
+
+
 def test_rllibs_own_checks_are_one_line():
     with pytest.raises(ValueError, match="evaluation_duration") as error:
         validate(DQNConfig().environment("CartPole-v1").evaluation(evaluation_duration=-1))

@@ -190,6 +190,8 @@ def test_a_student_of_another_environment_is_named():
         compare(Teacher(more_actions), "cartpole", "CartPole-v1", num_episodes=1)
     with pytest.raises(ValueError, match="`students` is empty"):
         compare_all("cartpole", {}, "CartPole-v1")
+    with pytest.raises(ValueError, match=r"must be a dict of students by name: .* Got \['cartpole'\]\.$"):
+        compare_all("cartpole", ["cartpole"], "CartPole-v1")
 
 
 def test_a_name_is_no_markup():

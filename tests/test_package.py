@@ -77,6 +77,15 @@ def test_all_modules_that_import_linter_keeps_free_of_ray_are_tried():
     assert [module for module in modules if module not in FREE_OF_RAY] == []
 
 
+def test_faces_of_wings_import_nothing_of_the_package():
+    """Otherwise a part that needs no Ray would import it; and import-linter sees no circle of a face and its parts."""
+    faces = [path for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE]
+    assert len(faces) > 20
+    for face in faces:
+        imports = [node for node in ast.parse(face.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert [ast.unparse(node) for node in imports if "rllib_kd" in ast.unparse(node)] == [], face
+
+
 def test_public_names_are_those_of_the_package_wherever_their_code_is():
     assert [name for name in rllib_kd.__all__ if getattr(rllib_kd, name).__module__ != "rllib_kd"] == []
     decorated = re.compile(r"^@public\n(?:@.*\n)*(?:class|def) (\w+)", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What files of others may claim: each limit once, with its reason. docs/pages/guarantees.md has them as a table.
+"""Limits on files of others: each one once, with its reason. docs/pages/guarantees.md has them as a table.
 
 Real files stay far below; a hostile one is refused before its claims take time or memory.
 """

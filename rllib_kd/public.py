@@ -1,4 +1,4 @@
-"""What `from rllib_kd import ...` gives has its public name everywhere: also in pickles, and in messages."""
+"""The decorator of public names: pickles and messages name them `rllib_kd.NAME`, wherever their code is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _Public = TypeVar("_Public", bound=Callable[..., Any])
 
 
 def public(definition: _Public) -> _Public:
-    """Decorate a class or function that `rllib_kd` hands out: pickles then name it so, whatever file it is in.
+    """Decorate a public class or function, so that pickles name it `rllib_kd.NAME`.
 
-    With `rllib_kd/__init__.py`, which finds it by this name, its code can move and older pickles are still read.
+    `rllib_kd/__init__.py` finds it by this name, so its code can move, and older pickles are still read.
     """
     definition.__module__ = "rllib_kd"
     return definition

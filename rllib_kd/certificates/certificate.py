@@ -26,7 +26,7 @@ _RATIOS, _STEPS = (-1.0, 2.0), 16
 
 
 class Measured(NamedTuple):
-    """What a test is about, in the words of its results.
+    """The quantity that a test is about, in the words of its results.
 
     Args:
         name: what is to be at least `keep`.

@@ -25,7 +25,7 @@ Play = Callable[[int, int, int], np.ndarray]
 
 @dataclass
 class Episodes:
-    """What a candidate has played: all that its test depends on, so that an interrupted one continues as the same.
+    """The episodes of a candidate: its test depends on them alone, so an interrupted test continues unchanged.
 
     Args:
         returns: of the student, the teacher and the random policy, `[3, n]`.

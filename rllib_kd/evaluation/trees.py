@@ -1,4 +1,4 @@
-"""What can be looked at of a student that is a tree: its rules, and what happens at its leaves."""
+"""Figures of a student that is a tree: its rules, and the states and regret at its leaves."""
 
 from __future__ import annotations
 

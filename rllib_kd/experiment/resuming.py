@@ -1,4 +1,4 @@
-"""What a resumed experiment takes from its command: another --stop takes effect, other changed flags are refused.
+"""Flags of a resumed experiment: another --stop takes effect, and other changed flags are refused.
 
 Tune silently keeps everything else as it was when the experiment began.
 """

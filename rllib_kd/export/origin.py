@@ -20,7 +20,7 @@ _SAVED_INSIDE = "checkpoint:"  # a teacher without another name than its place i
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a network comes from.
+    """The origin of a network.
 
     Args:
         checkpoint: name, path or URI of its checkpoint; None: it was made in this process.

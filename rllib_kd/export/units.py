@@ -1,4 +1,4 @@
-"""What "smallest" can mean, and its units."""
+"""Measures of a student's size, of which "smallest" can mean each, and their units."""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ class SequenceGroup(StudentGroup):
 
 
 class Kinds(NamedTuple):
-    """What makes the students of one teacher: each of them, several that learn side by side, and their group."""
+    """Constructors for the students of one teacher: one student, several that learn side by side, and their group."""
 
     student: Callable[..., Student]
     stack: type[StackedStudents]

@@ -91,7 +91,7 @@ class PlainMLP:
 
 
 class DuelingMLP(PlainMLP):
-    """The same of a dueling module: Wang et al. 2016, arXiv 1511.06581, eq. 9.
+    """A `PlainMLP` of a dueling module: Wang et al. 2016, arXiv 1511.06581, eq. 9.
 
     Args:
         module: an RLlib DQN module with heads for advantages and for values.

@@ -14,7 +14,7 @@ _FLAGS = (Columns.TERMINATEDS, Columns.TRUNCATEDS)
 
 
 class Place:
-    """Where rows are: a file, and the index in it of the first of them, or of all."""
+    """The place of rows: a file, and the index of the first row in it, or of all rows."""
 
     def __init__(self, file: str, start: int | np.ndarray | None):
         self.file, self.start = file, start

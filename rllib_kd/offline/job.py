@@ -95,7 +95,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What each actor needs."""
+    """The settings of each actor."""
 
     teacher: Teacher
     also: tuple[str, ...]

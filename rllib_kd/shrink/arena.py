@@ -1,4 +1,4 @@
-"""Where students are judged: in episodes of an environment, or by held-out rows if there is none."""
+"""How students are judged: by episodes of an environment, or by held-out rows if there is no environment."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _BETWEEN_SEEDS = 10_007
 
 
 class Part(NamedTuple):
-    """What one process trains.
+    """The share of one process in training.
 
     Args:
         sizes: sizes to train.

@@ -51,7 +51,7 @@ _EPISODES_OF_A_JOB, _VALIDATIONS_OF_A_JOB = 10, 64
 
 @dataclass(frozen=True)
 class ActorTask:
-    """What all actors share.
+    """The settings that all actors share.
 
     Args:
         env: environment, as in `config.environment()`.

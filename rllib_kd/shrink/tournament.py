@@ -41,7 +41,7 @@ Baselines = Callable[[int, int], np.ndarray]
 
 
 class Looks(NamedTuple):
-    """How many episodes snapshots play.
+    """Numbers of episodes that snapshots play.
 
     Args:
         first: of each copy in a round.

@@ -24,7 +24,7 @@ _EPISODES = "certification.json"  # in the sweep's folder
 
 @dataclass(frozen=True)
 class Claim:
-    """What is to be proven; each claim has episodes of its own, which are kept.
+    """The claim that a certificate is to prove. Each claim has its own episodes, which are kept.
 
     Args:
         checkpoint: path or URI of the student's checkpoint.

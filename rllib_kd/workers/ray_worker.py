@@ -1,7 +1,7 @@
-"""What a local Ray starts as its worker process: asks the fork server for one that has imported the package already.
+"""The worker process of a local Ray: asks the fork server for a process that has imported the package already.
 
-Where that is not possible, this process becomes Ray's own worker. A script that imports little, since it is run for
-every worker.
+If that is not possible, this process becomes Ray's own worker. This script imports little, since it is run for every
+worker.
 """
 
 import json

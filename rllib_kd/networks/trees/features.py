@@ -1,4 +1,4 @@
-"""What a tree compares with its thresholds: entries of the observation, and differences, sums or products of two.
+"""Features that a tree compares with its thresholds: entries of observations, and sums, differences or products of two.
 
 Each feature is an entry, or one operation in 32-bit floats on two entries, so that numpy, ONNX and C compute the same
 number, bit by bit.

@@ -126,13 +126,8 @@ def compare_all(
         ValueError: there are no students, they were trained in different environments, or as `compare()`.
     """
     seeds = episode_seeds(num_episodes, seed)
-    if not isinstance(students, Mapping):
-        raise ValueError(
-            "`students` must be a dict of students by name: compare_all(teacher, {'small': path}, env). Got "
-            f"{students!r:.200}."
-        )
-    if not students:
-        raise ValueError("`students` is empty. Give at least one, by name: compare_all(teacher, {'small': path}, env).")
+    if not students or not isinstance(students, Mapping):
+        raise ValueError(f"`students` must be students by name, such as {{'small': path}}, got {students!r:.200}.")
     first, *others = open_sources([teacher, *students.values()], trust_checkpoint=trust_checkpoint)
     sources = dict(zip(students, others, strict=True))
     played = resolve_environment(sources, env, env_config, teacher=first, trust_checkpoint=trust_checkpoint)

@@ -28,7 +28,7 @@ FREE_OF_RAY = (
     "evaluation.intervals",
     "evaluation.return_ratio",
     "evaluation.seeds",
-    "learner.gradient_step",
+    "learner.optimizer_step",
     "learner.label_statistics",
     "learner.losses",
     "learner.replay",

@@ -30,9 +30,9 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
-from rllib_kd.learner.gradient_step import take_step, target_updates
 from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.objective import Loss, Objective
+from rllib_kd.learner.optimizer_step import take_step, target_updates
 from rllib_kd.learner.sequences import kinds_of
 from rllib_kd.learner.student import StackedStudents, Student, forward, make_student, members_of, stackable
 from rllib_kd.learner.trees import TreeStudent

@@ -113,8 +113,14 @@ class Teacher(Checkpointable):
             outputs: "q_values" (default), or "logits" of a policy, such as an actor-critic's.
 
         Raises:
-            ValueError: the function does not return finite Q-values or logits of this number of actions.
+            ValueError: the function does not return finite Q-values or logits of this number of actions; or the
+                observation space is none.
         """
+        if not isinstance(observation_space, gym.Space):
+            raise ValueError(
+                f"`observation_space` must be a gymnasium space of one observation, got {observation_space!r:.100}. "
+                "Pass that of the environment: env.observation_space."
+            )
         network = QNetwork(function, observation_space, action_space, num_parameters)
         source = getattr(function, "__name__", type(function).__name__)
         return cls(network, pipeline=pipeline, outputs=outputs_of(outputs), source=source).checked()

@@ -311,6 +311,8 @@ def test_a_callable_with_logits():
     assert torch.equal(labels["teacher_q"], teacher.q_values(torch.as_tensor(states(20))))
     with pytest.raises(ValueError, match="`outputs` must be 'q_values', or 'logits'"):
         Teacher.from_callable(network, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS, outputs="probs")
+    with pytest.raises(ValueError, match=r"`observation_space` must be a gymnasium space .* got \(4,\)\. Pass"):
+        Teacher.from_callable(network, observation_space=(4,), action_space=CARTPOLE_ACTIONS)
 
 
 def test_illegal_actions_stay_illegal():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from rllib_kd.learner.gradient_step import clip_gradients, step_with, take_step, target_updates
+from rllib_kd.learner.optimizer_step import clip_gradients, step_with, take_step, target_updates
 
 UNCLIPPED = SimpleNamespace(grad_clip=None, grad_clip_by="global_norm")
 

@@ -1,12 +1,12 @@
 """What students of highway-fast-v0 reach, sampled and judged in envpool's environment.
 
-    python tests/benchmarks/highway.py TEACHER --rows rows.jsonl [--seeds 0 1 2 3 4] [--units 32 16]
+    python tests/benchmarks/highway.py TEACHER --rows rows.jsonl [--seeds 0 1 2 3 4] [--units 32 16] [--leaves 64]
         [--env-steps 100000 200000] [--episodes 400]
 
-TEACHER is the experiment of tuning/highway_teacher.py. Each student learns alone, with the defaults. After so many env
-steps it plays episodes that nothing else has seen, as do its teacher, a random policy, and one that always takes
-"slower", since that one is hard to tell from a good one. Needs envpool and highway-env. A run that is in the rows
-already is not made again.
+TEACHER is the experiment of tuning/highway_teacher.py. Each student learns alone, with the defaults: networks of one
+hidden layer, and oblique trees of 12 copies, chosen in 128 validation episodes. After so many env steps it plays
+episodes that nothing else has seen, as do its teacher, a random policy, and one that always takes "slower", since that
+one is hard to tell from a good one. Needs envpool and highway-env. A run that is in the rows already is not made again.
 """
 
 from __future__ import annotations
@@ -60,13 +60,22 @@ def returns_of(policy: Any, num_episodes: int) -> np.ndarray:
     return play(lambda: Pool(NUM_ENVS, name=ENV), policy, num_episodes)["returns"]
 
 
-def measure(teacher: str, units: int, seed: int, lengths: list[int], reference: dict[str, Any]) -> list[dict[str, Any]]:
+def student_settings(kind: str, size: int) -> dict[str, Any]:
+    """Settings of `.distillation()` for a network of so many "units", or a tree of so many "leaves"."""
+    if kind == "units":
+        return {"student": {"fcnet_hiddens": [size], "fcnet_activation": "relu"}}
+    tree = {"max_leaf_nodes": size, "oblique": True}
+    return {"student": {"tree": tree}, "restarts": 12, "num_validation_episodes": 128}
+
+
+def measure(
+    teacher: str, kind: str, size: int, seed: int, lengths: list[int], reference: dict[str, Any]
+) -> list[dict[str, Any]]:
     """The rows of one student, at several lengths of its training."""
     config = (
         DistillDQNConfig()
         .environment(f"envpool/{ENV}")
-        .rl_module(model_config={"fcnet_hiddens": [units], "fcnet_activation": "relu"})
-        .distillation(teacher=teacher, num_baseline_episodes=0)
+        .distillation(teacher=teacher, num_baseline_episodes=0, **student_settings(kind, size))
         .evaluation(evaluation_interval=None)
         .debugging(seed=seed)
     )
@@ -81,7 +90,7 @@ def measure(teacher: str, units: int, seed: int, lengths: list[int], reference: 
             mean, half = mean_and_ci95(returns)
             span = reference["teacher"] - reference["random"]
             ratio = (mean - reference["random"]) / span
-            row = {"units": units, "seed": seed, "env_steps": length, "seconds": round(seconds, 1), "return": mean}
+            row = {kind: size, "seed": seed, "env_steps": length, "seconds": round(seconds, 1), "return": mean}
             rows.append(row | {"return_ratio": round(ratio, 4), "half_width": round(half / span, 4)} | reference)
     finally:
         algo.stop()
@@ -93,7 +102,8 @@ def main() -> None:
     parser.add_argument("teacher")
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=range(5))
-    parser.add_argument("--units", type=int, nargs="+", default=[32, 16])
+    parser.add_argument("--units", type=int, nargs="*", default=[32, 16])
+    parser.add_argument("--leaves", type=int, nargs="*", default=[])
     parser.add_argument("--env-steps", type=int, nargs="+", default=[100_000, 200_000])
     parser.add_argument("--episodes", type=int, default=400)
     args = parser.parse_args()
@@ -109,11 +119,11 @@ def main() -> None:
     print(json.dumps(reference), flush=True)
     rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
     for seed in args.seeds:
-        for units in args.units:
-            key = {"units": units, "seed": seed, "env_steps": max(args.env_steps)} | reference
+        for kind, size in [*(("units", n) for n in args.units), *(("leaves", n) for n in args.leaves)]:
+            key = {kind: size, "seed": seed, "env_steps": max(args.env_steps)} | reference
             if any(row.items() >= key.items() for row in rows):
                 continue
-            for row in measure(args.teacher, units, seed, sorted(args.env_steps), reference):
+            for row in measure(args.teacher, kind, size, seed, sorted(args.env_steps), reference):
                 print(json.dumps(row), flush=True)
                 with args.rows.open("a") as file:
                     file.write(json.dumps(row) + "\n")

@@ -73,6 +73,11 @@ class KeptCopy(NamedTuple):
         """Return the snapshot of a module as it is now."""
         return cls(name, env_steps, weights_of(module), returns)
 
+    def is_unchanged(self, copies: Mapping[str, Any]) -> bool:
+        """Return whether the copy still has these weights, as a tree has that was not regrown."""
+        now = weights_of(copies[self.copy])
+        return all(np.array_equal(value, now[name]) for name, value in self.weights.items())
+
 
 class Restarts:
     """Chooses a copy of each student by validation episodes. Training itself does not depend on the choice.
@@ -146,9 +151,11 @@ class Restarts:
             logger.warning("Validation failed, so no copies of %d env steps are kept: %s", env_steps, error)
             return
         for student, own in names.items():
-            best = played.best(own)[0]
-            snapshot = KeptCopy.of(best, players.copies[best], env_steps, played.returns[best])
-            kept = [*self._kept.get(student, ()), snapshot]
+            kept = self._kept.get(student, [])
+            unchanged = {one.copy for one in kept if one.is_unchanged(players.copies)}
+            new = [name for name in own if name not in unchanged]
+            for best in played.best(new):
+                kept = [*kept, KeptCopy.of(best, players.copies[best], env_steps, played.returns[best])]
             self._kept[student] = sorted(kept, key=lambda one: -float(np.mean(one.returns)))[:_NUM_KEPT]
 
     def choose(self, players: Players, learner_group: LearnerGroup, *, num_updates: int, env_steps: int) -> None:
@@ -167,7 +174,8 @@ class Restarts:
         self._chosen = {student: KeptCopy.of(own[0], copies[own[0]], env_steps) for student, own in names.items()}
         if players.make_env is None:
             return
-        kept = {f"{one.copy} at {one.env_steps}": one for own in self._kept.values() for one in own}
+        snapshots = [one for own in self._kept.values() for one in own if not one.is_unchanged(copies)]
+        kept = {f"{one.copy} at {one.env_steps}": one for one in snapshots}
         for name, one in kept.items():
             names[student_of(one.copy)].append(name)  # behind those of now, which have learned for longer
         modules = {name: with_weights(copies[one.copy], one.weights) for name, one in kept.items()}

@@ -17,15 +17,15 @@ _FIRST, _FACTOR = 1_000, 1.35
 #: States that a tree is grown on.
 MAX_STATES = 60_000
 #: The cost of growing a tree, in states that could be sampled in this time, at 10,000 a second: for each tree, and for
-#: each number that is read for it (measured: 10 ms and, in the mean of the variants, 0.5 µs). The next regrowth waits
+#: each number that is read for it (measured: 10 ms and, in the mean of the variants, 0.2 µs). The next regrowth waits
 #: for this many states.
-_STATES_PER_TREE, _STATES_PER_NUMBER = 100, 0.005
+_STATES_PER_TREE, _STATES_PER_NUMBER = 100, 0.002
 #: How the copies of a tree are grown, in turn: what they weigh their states by, and whether their tests are refined by
 #: regret. docs/pages/trees.md has what was measured: no variant is the best everywhere.
 VARIANTS = (("uniform", True), ("gap", False), ("gap", True), ("uniform", False))
 #: The copies are regrown in this many parts, one at a time: they come from different times of the stream, among which
-#: validation episodes choose.
-_PARTS = 6
+#: validation episodes choose. Four copies at a time have one of each variant.
+_PARTS = 3
 
 
 class TreeStudent:

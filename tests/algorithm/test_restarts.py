@@ -269,6 +269,15 @@ class TestLooks:
             restarts.look(players, 20_000 * number)
         assert [one.returns[0] for one in restarts._kept["default_policy"]] == [6.0, 5.0, 4.0, 3.0]
 
+    def test_a_tree_that_was_not_regrown_is_kept_once_and_is_no_snapshot_of_another_time(self, played):
+        restarts, players = Restarts(3, 64), self.players(1.0, 3.0, 2.0)
+        for env_steps in (20_000, 30_000, 45_000):
+            restarts.look(players, env_steps)
+        assert [one.copy for one in restarts._kept["default_policy"]] == [COPIES[1], COPIES[2], COPIES[0]]
+        played.clear()
+        assert self.choice(restarts, players)[0] == 200_000
+        assert all(names.keys() <= set(COPIES) for names, _ in played)
+
     def test_looks_are_rare_and_cost_no_more_than_they_may(self, played):
         restarts = Restarts(16, 64)
         assert num_played(16, 16) == 128

@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.networks.trees.arrays import Tree, rounded_down
+from rllib_kd.networks.trees.arrays import Tree
 from rllib_kd.networks.trees.features import Features
+from rllib_kd.students.trees.bins import Bins
 from rllib_kd.students.trees.refining import Structure, refined
 
 #: Of more features, those that a first tree uses most are kept, and the others are not tried.
 MAX_FEATURES = 24
 #: Numbers that the first tree is grown on, states times features; of very many features, so many states.
 _SCREENED_NUMBERS, _LEAST_SCREENED_STATES = 1_080_000, 2_000
+#: A coarse tree shows which features are used.
+_SCREENED_BINS, _SCREENED_LEAVES = 32, 32
 
 #: Regrets above this quantile of those above 0 count as that one: a few states, of which a failure is certain, would
 #: take all leaves.
@@ -72,9 +75,10 @@ def grow(
     if len(features) > MAX_FEATURES:
         kept = _most_used(features, obs, costs, num_grown, weighting, seed)
     compared = _finite(features.values(obs, kept))
-    structure = _split(compared, costs, num_grown, weighting, seed)
+    bins = Bins(compared)
+    structure = _split(bins, costs, num_grown, weighting, seed)
     if refine:
-        structure = refined(structure, compared, costs, max_leaf_nodes)
+        structure = refined(structure, compared, bins, costs, max_leaf_nodes)
     place = structure.leaves(compared)
     values = _leaf_values(place, structure.num_leaves, costs, labels)
     return structure.with_features(kept).tree(values, len(features))
@@ -90,8 +94,9 @@ def _most_used(
     """Return the indices of the features that a tree on some of the states uses most."""
     count = min(len(obs), max(_LEAST_SCREENED_STATES, _SCREENED_NUMBERS // len(features)))
     rows = np.random.default_rng(seed).choice(len(obs), count, replace=False)
-    compared = _finite(features.values(obs[rows]))
-    importances = _fitted(compared, costs[rows], num_leaves, weighting, seed).feature_importances_
+    bins = Bins(_finite(features.values(obs[rows])), _SCREENED_BINS)
+    leaves = min(num_leaves, _SCREENED_LEAVES)
+    importances = _fitted(bins.numbers, costs[rows], leaves, weighting, seed).feature_importances_
     return np.sort(np.argsort(-importances, kind="stable")[:MAX_FEATURES])
 
 
@@ -103,12 +108,17 @@ def numbers_read(num_states: int, num_features: int) -> int:
     return num_states * min(num_features, 3 * MAX_FEATURES)
 
 
-def _split(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> Structure:
-    """Return the splits that scikit-learn finds."""
-    grown = _fitted(features, costs, num_leaves, weighting, seed).tree_
+def _split(bins: Bins, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> Structure:
+    """Return the splits that scikit-learn finds: of bins, of which it sorts the numbers twice as fast as features."""
+    grown = _fitted(bins.numbers, costs, num_leaves, weighting, seed).tree_
     is_inner = grown.children_left >= 0
-    feature = np.where(is_inner, grown.feature, -1)
-    return Structure.of(feature, rounded_down(grown.threshold), grown.children_left, grown.children_right)
+    threshold = bins.thresholds[np.maximum(grown.feature, 0), np.maximum(grown.threshold, 0).astype(np.intp)]
+    return Structure.of(
+        np.where(is_inner, grown.feature, -1),
+        np.where(is_inner, threshold, 0.0),
+        grown.children_left,
+        grown.children_right,
+    )
 
 
 def _fitted(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> Any:

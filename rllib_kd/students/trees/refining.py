@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rllib_kd.networks.trees.arrays import Tree, rounded_down
+from rllib_kd.networks.trees.arrays import Tree
+from rllib_kd.students.trees.bins import Bins
 
 #: Rounds over all nodes. Most of the gain comes from the first two.
 _ROUNDS = 3
@@ -96,36 +97,39 @@ class Structure:
         return rows
 
 
-def refined(structure: Structure, features: np.ndarray, costs: np.ndarray, max_leaf_nodes: int) -> Structure:
+def refined(
+    structure: Structure, features: np.ndarray, bins: Bins, costs: np.ndarray, max_leaf_nodes: int
+) -> Structure:
     """Return a tree of at most so many leaves, whose tests cost less regret.
 
     Args:
         structure: the grown tree.
         features: `[N, F]`, float32.
+        bins: those of the features.
         costs: regret of each action `[N, A]`.
         max_leaf_nodes: the most leaves.
     """
-    structure = _improved(pruned(structure, features, costs, max_leaf_nodes), features, costs)
+    structure = _improved(pruned(structure, features, costs, max_leaf_nodes), features, bins, costs)
     structure = pruned(structure, features, costs, max_leaf_nodes)
     if structure.num_leaves < max_leaf_nodes:  # of leaves that had one action, one has been left
-        structure = _improved(filled(structure, features, costs, max_leaf_nodes), features, costs)
+        structure = _improved(filled(structure, features, bins, costs, max_leaf_nodes), features, bins, costs)
         structure = pruned(structure, features, costs, max_leaf_nodes)
     return structure
 
 
-def _improved(structure: Structure, features: np.ndarray, costs: np.ndarray) -> Structure:
+def _improved(structure: Structure, features: np.ndarray, bins: Bins, costs: np.ndarray) -> Structure:
     for _ in range(_ROUNDS):
-        if not _improve(structure, features, costs):
+        if not _improve(structure, features, bins, costs):
             break
     return structure
 
 
-def filled(structure: Structure, features: np.ndarray, costs: np.ndarray, max_leaf_nodes: int) -> Structure:
+def filled(structure: Structure, features: np.ndarray, bins: Bins, costs: np.ndarray, max_leaf_nodes: int) -> Structure:
     """Return the tree with further tests in place of those leaves where they save most, up to so many leaves."""
     rows = structure.rows(features)
     feature, threshold = structure.feature.tolist(), structure.threshold.tolist()
     left, right = structure.left.tolist(), structure.right.tolist()
-    found = {node: _test_at_leaf(features, costs, rows[node]) for node in range(structure.num_inner, len(rows))}
+    found = {node: _test_at_leaf(features, bins, costs, rows[node]) for node in range(structure.num_inner, len(rows))}
     for _ in range(max_leaf_nodes - structure.num_leaves):
         node = max(found, key=lambda node: found[node].saved)
         test = found.pop(node)
@@ -139,7 +143,7 @@ def filled(structure: Structure, features: np.ndarray, costs: np.ndarray, max_le
         is_left = features[own, test.feature] <= np.float32(test.threshold)
         for child, reached in ((left[node], own[is_left]), (right[node], own[~is_left])):
             rows.append(reached)
-            found[child] = _test_at_leaf(features, costs, reached)
+            found[child] = _test_at_leaf(features, bins, costs, reached)
     arrays = (np.array(feature), np.array(threshold, np.float32), np.array(left), np.array(right))
     return Structure.of(*arrays)
 
@@ -150,7 +154,7 @@ class _LeafTest(NamedTuple):
     threshold: float = 0.0
 
 
-def _test_at_leaf(features: np.ndarray, costs: np.ndarray, rows: np.ndarray) -> _LeafTest:
+def _test_at_leaf(features: np.ndarray, bins: Bins, costs: np.ndarray, rows: np.ndarray) -> _LeafTest:
     """Return the test that saves most if the leaf's action stays on one side, and another is taken on the other."""
     best = _LeafTest(-np.inf)
     if len(rows) < 2 or costs[rows].sum(0).min() <= 0:
@@ -159,7 +163,7 @@ def _test_at_leaf(features: np.ndarray, costs: np.ndarray, rows: np.ndarray) -> 
     searched = rows[:: max(1, -(-len(rows) // _MAX_SEARCHED_AT_LEAF))]
     for other in range(costs.shape[1]):
         for sign in (1.0, -1.0) if other != action else ():  # the leaf's action to the left, or to the right
-            found = _best_test(features[searched], sign * (costs[searched, other] - costs[searched, action]))
+            found = bins.best_test(searched, sign * (costs[searched, other] - costs[searched, action]))
             if found is None:
                 continue
             is_left = features[rows, found[0]] <= found[1]
@@ -233,32 +237,34 @@ def _reachable(feature: np.ndarray, left: np.ndarray, right: np.ndarray) -> list
     return sorted(found)
 
 
-def _improve(structure: Structure, features: np.ndarray, costs: np.ndarray) -> bool:
+def _improve(structure: Structure, features: np.ndarray, bins: Bins, costs: np.ndarray) -> bool:
     """Find a better test for each node, from the last to the root; return whether one was found."""
     rows = structure.rows(features)
     n = structure.num_inner
     has_improved = False
     actions = np.array([0] * n + [_cheapest(costs, own) for own in rows[n:]])
+    paid = np.zeros(len(features))  # what each row costs where it comes to now
+    for leaf, own in enumerate(rows[n:], start=n):
+        paid[own] = costs[own, actions[leaf]]
     for node in range(n - 1, -1, -1):
         own = rows[node]
         if not len(own):
             continue
-        sides = [
-            _costs_below(structure, int(child), features, costs, own, actions)
-            for child in (structure.left[node], structure.right[node])
-        ]
-        gains = sides[1] - sides[0]
+        is_left = features[own, structure.feature[node]] <= structure.threshold[node]
+        left, right = paid[own], paid[own]
+        left[~is_left] = _costs_below(structure, int(structure.left[node]), features, costs, own[~is_left], actions)
+        right[is_left] = _costs_below(structure, int(structure.right[node]), features, costs, own[is_left], actions)
+        gains = right - left
         matters = np.flatnonzero(gains)
         searched = matters[:: max(1, -(-len(matters) // _MAX_SEARCHED))]
-        found = _best_test(features[own[searched]], gains[searched])
+        found = bins.best_test(own[searched], gains[searched])
         if found is None:
             continue
-        now, new = (
-            float(gains[features[own, feature] <= threshold].sum())
-            for feature, threshold in ((structure.feature[node], structure.threshold[node]), found)
-        )
+        goes_left = features[own, found[0]] <= found[1]
+        now, new = float(gains[is_left].sum()), float(gains[goes_left].sum())
         if new > now + 1e-9 * max(1.0, abs(now)):
             structure.feature[node], structure.threshold[node] = found
+            paid[own] = np.where(goes_left, left, right)
             has_improved = True
     return has_improved
 
@@ -284,26 +290,3 @@ def _costs_below(
         is_left = features[rows[is_inner], structure.feature[here]] <= structure.threshold[here]
         nodes[is_inner] = np.where(is_left, structure.left[here], structure.right[here])
     return costs[rows, actions[nodes]]
-
-
-def _best_test(features: np.ndarray, gains: np.ndarray) -> tuple[int, np.float32] | None:
-    """Return the test that gains most by what it sends to the left: feature and threshold.
-
-    Args:
-        features: `[n, F]`.
-        gains: what each row gains if it goes left, `[n]`; negative if it loses.
-
-    Returns:
-        None if no threshold lies between two rows.
-    """
-    order = features.argsort(axis=0)
-    ordered = np.take_along_axis(features, order, axis=0)
-    sums = gains[order].cumsum(axis=0)[:-1]
-    with np.errstate(invalid="ignore"):
-        sums[~(ordered[1:] > ordered[:-1])] = -np.inf  # no threshold lies between equal values
-    if not sums.size or not np.isfinite(sums.max()):
-        return None
-    row, feature = np.unravel_index(int(sums.argmax()), sums.shape)
-    low, high = float(ordered[row, feature]), float(ordered[row + 1, feature])
-    threshold = rounded_down(np.array((low + high) / 2))
-    return int(feature), np.float32(threshold)

@@ -5,7 +5,8 @@ import pytest
 
 from rllib_kd.networks.trees.features import Features
 from rllib_kd.networks.trees.shape import WEIGHTINGS
-from rllib_kd.students.trees import growing, refining
+from rllib_kd.students.trees import growing
+from rllib_kd.students.trees.bins import MAX_BINS, Bins
 from rllib_kd.students.trees.growing import _split, clipped, grow, regrets
 from rllib_kd.students.trees.refining import Structure, filled, pruned, refined
 
@@ -114,9 +115,10 @@ def total(structure, x, costs):
 def test_refining_lowers_the_regret_and_pruning_leaves_out_what_saves_least():
     x, labels = data(num_features=6)
     costs = regrets(labels)
-    grown = _split(x, costs, 40, "uniform", 0)
+    bins = Bins(x)
+    grown = _split(bins, costs, 40, "uniform", 0)
     small = pruned(grown, x, costs, 12)
-    better = refined(grown, x, costs, 12)
+    better = refined(grown, x, bins, costs, 12)
     assert small.num_leaves <= 12
     assert better.num_leaves <= 12
     assert total(better, x, costs) < 0.97 * total(small, x, costs)
@@ -125,18 +127,20 @@ def test_refining_lowers_the_regret_and_pruning_leaves_out_what_saves_least():
 def test_leaves_that_are_left_are_filled_where_they_save_most():
     x, labels = data(num_features=6)
     costs = regrets(labels)
-    small = pruned(_split(x, costs, 10, "uniform", 0), x, costs, 4)
-    more = filled(small, x, costs, 12)
+    bins = Bins(x)
+    small = pruned(_split(bins, costs, 10, "uniform", 0), x, costs, 4)
+    more = filled(small, x, bins, costs, 12)
     assert small.num_leaves <= 4
     assert more.num_leaves == 12
     assert total(more, x, costs) < 0.8 * total(small, x, costs)
-    assert filled(small, x, np.zeros_like(costs), 12).num_leaves == small.num_leaves  # nothing can be saved
+    assert filled(small, x, bins, np.zeros_like(costs), 12).num_leaves == small.num_leaves  # nothing can be saved
 
 
 def test_without_refining_the_tests_are_those_of_scikit_learn():
     from sklearn.tree import DecisionTreeClassifier
 
     x, labels = data()
+    x = x.round(1)  # so few values that each has a bin
     plain = grow(x, labels, max_leaf_nodes=8, weighting="uniform", seed=0, refine=False)
     fitted = DecisionTreeClassifier(max_leaf_nodes=8, random_state=0).fit(x, labels.argmax(-1))
     own = fitted.tree_.threshold[fitted.tree_.children_left >= 0]
@@ -144,14 +148,39 @@ def test_without_refining_the_tests_are_those_of_scikit_learn():
     assert (plain.actions[plain.leaves(x)] == fitted.predict(x)).mean() > 0.95
 
 
-def test_the_best_test_is_found_among_all():
+def test_the_best_test_of_some_states_is_found_among_all():
     rng = np.random.default_rng(0)
     x = rng.integers(5, size=(60, 3)).astype(np.float32)
-    gains = rng.normal(size=60)
-    feature, threshold = refining._best_test(x, gains)
-    all_gains = [gains[x[:, f] <= t].sum() for f in range(3) for t in (0.5, 1.5, 2.5, 3.5)]
-    assert gains[x[:, feature] <= threshold].sum() == pytest.approx(max(all_gains))
-    assert refining._best_test(np.ones((60, 1), np.float32), gains) is None
+    rows, gains = np.arange(20, 60), rng.normal(size=40)
+    feature, threshold = Bins(x).best_test(rows, gains)
+    all_gains = [gains[x[rows, f] <= t].sum() for f in range(3) for t in (0.5, 1.5, 2.5, 3.5)]
+    assert gains[x[rows, feature] <= threshold].sum() == pytest.approx(max(all_gains))
+    assert Bins(np.ones((60, 1), np.float32)).best_test(rows, gains) is None
+    assert Bins(x).best_test(rows[:0], gains[:0]) is None
+
+
+@pytest.mark.parametrize("edge", [-0.7, 0.123456, 2.3])
+def test_a_test_is_exact_though_bins_are_coarse(edge):
+    x = np.random.default_rng(0).normal(size=(5_000, 2)).astype(np.float32)
+    rows = np.flatnonzero(x[:, 0] < 2.5)
+    feature, threshold = Bins(x, 16).best_test(rows, np.where(x[rows, 1] <= edge, 1.0, -1.0))
+    assert feature == 1
+    assert np.array_equal(x[rows, 1] <= threshold, x[rows, 1] <= edge)
+
+
+def test_bins_have_as_many_states_each_and_equal_values_share_one():
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.normal(size=8_000), np.round(rng.exponential(size=8_000), 1), np.zeros(8_000)], 1)
+    bins = Bins(x.astype(np.float32))
+    counts = np.bincount(bins.numbers[:, 0])
+    assert len(counts) == MAX_BINS
+    assert counts.min() > 0.9 * counts.max()
+    assert len(np.unique(bins.numbers[:, 1])) == len(np.unique(x[:, 1]))
+    assert not bins.numbers[:, 2].any()
+    for feature in range(3):
+        for number in np.unique(bins.numbers[:, feature])[:-1]:
+            is_left = x[:, feature] <= bins.thresholds[feature, number]
+            assert np.array_equal(is_left, bins.numbers[:, feature] <= number)
 
 
 def test_tests_without_effect_are_left_out():

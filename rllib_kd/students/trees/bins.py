@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from rllib_kd.networks.trees.arrays import rounded_down
@@ -35,7 +37,12 @@ class Bins:
         for feature, own in enumerate(thresholds):
             self.numbers[:, feature] = np.searchsorted(own, features[:, feature])
             self.thresholds[feature, : len(own)] = own
-        self._places = self.numbers + num_bins * np.arange(features.shape[1])
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """Return the number of each feature's bin among those of all features, `[N, F]`."""
+        num_features, num_bins = self.thresholds.shape
+        return self.numbers + num_bins * np.arange(num_features)
 
     def best_test(self, rows: np.ndarray, gains: np.ndarray) -> tuple[int, np.float32] | None:
         """Return the test that gains most by what it sends to the left: feature and threshold.

@@ -4,7 +4,7 @@
         [--env-steps 100000 200000] [--episodes 400]
 
 TEACHER is the experiment of tuning/highway_teacher.py. Each student learns alone, with the defaults: networks of one
-hidden layer, and oblique trees of 12 copies, chosen in 128 validation episodes. After so many env steps it plays
+hidden layer, and oblique trees of 12 copies, chosen in 512 validation episodes. After so many env steps it plays
 episodes that nothing else has seen, as do its teacher, a random policy, and one that always takes "slower", since that
 one is hard to tell from a good one. Needs envpool and highway-env. A run that is in the rows already is not made again.
 """
@@ -65,7 +65,7 @@ def student_settings(kind: str, size: int) -> dict[str, Any]:
     if kind == "units":
         return {"student": {"fcnet_hiddens": [size], "fcnet_activation": "relu"}}
     tree = {"max_leaf_nodes": size, "oblique": True}
-    return {"student": {"tree": tree}, "restarts": 12, "num_validation_episodes": 128}
+    return {"student": {"tree": tree}, "restarts": 12, "num_validation_episodes": 512}
 
 
 def measure(

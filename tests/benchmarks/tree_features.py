@@ -50,17 +50,28 @@ def new_module(like: Any, tree: Mapping[str, Any]) -> Any:
     return spec.build()
 
 
-def measure(env: str, teacher: str, *, leaves: int, env_steps: int, seeds: int) -> list[dict[str, Any]]:
-    """A row for each set of features and seed, and one for teacher and random policy."""
+def trained(env: str, teacher: str, tree: Mapping[str, Any], env_steps: int) -> Any:
+    """An algorithm that has trained a tree on so many env steps."""
     config = DistillDQNConfig().environment(env).debugging(seed=0)
-    tree = {"max_leaf_nodes": leaves, "oblique": True}
-    config.distillation(teacher=teacher, student={"tree": tree}, num_baseline_episodes=0)
+    config.distillation(teacher=teacher, student={"tree": dict(tree)}, num_baseline_episodes=0)
     algo = config.build_algo()
     while algo.num_env_steps < env_steps:
         algo.train()
+    return algo
+
+
+def states_of(algo: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Observations and labels of its replay."""
     (replay,) = algo.learner_group.foreach_learner(lambda learner: learner.replay_arrays()).result_or_errors
     columns = {name.rpartition("columns/")[2]: own for name, own in replay.get().items()}
-    obs, labels = columns["obs"], columns["teacher_q"]
+    return columns["obs"], columns["teacher_q"]
+
+
+def measure(env: str, teacher: str, *, leaves: int, env_steps: int, seeds: int) -> list[dict[str, Any]]:
+    """A row for each set of features and seed, and one for teacher and random policy."""
+    tree = {"max_leaf_nodes": leaves, "oblique": True}
+    algo = trained(env, teacher, tree, env_steps)
+    obs, labels = states_of(algo)
     players = Players.of(algo.config, algo.get_copies(), algo.env_runner)
     modules, keys = {}, {}
     for seed in range(seeds):

@@ -107,9 +107,8 @@ def check_numbers(config: DistillationConfig) -> None:
     if config.patience is not None:
         _check_integer("patience", config.patience, low=1)
     _check_integer("num_validation_episodes", config.num_validation_episodes, low=0)
-    episodes = config.num_baseline_episodes
-    if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
-        raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")
+    if config.num_baseline_episodes is not None:
+        _check_integer("num_baseline_episodes", config.num_baseline_episodes, low=0)
 
 
 def check_schedules(config: DistillationConfig) -> None:

@@ -384,11 +384,12 @@ def check_multi_agent(config: DistillationConfig) -> None:
 
 def check_replay_type(config: DistillationConfig) -> None:
     """Check that the replay is the columnar one of the Learners."""
-    if config.replay_buffer_config.get("type") != "ColumnarReplay":
+    replay = config.replay_buffer_config
+    if not isinstance(replay, Mapping) or replay.get("type") != "ColumnarReplay":
         raise ValueError(
             "DistillDQN uses a replay of its own, in the Learners. Set only its size and priorities: "
             "training(replay_buffer_config={'capacity': ..., 'alpha': ..., 'beta': ...}). Got "
-            f"{config.replay_buffer_config}."
+            f"{replay}."
         )
 
 

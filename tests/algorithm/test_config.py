@@ -136,6 +136,7 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: c.training(gamma=None), "'gamma' cannot be None. Leave it out: its default is 0.99"),
         (lambda c: c.training(gamma=[[0, 0.9]]), "'gamma' cannot be .*: expected a number"),
         (lambda c: c.training(v_max=float("inf")), "'v_max' cannot be inf: expected a finite number"),
+        (lambda c: c.training(replay_buffer_config=None), r"a replay of its own.*Got None\."),
         (lambda c: c.training(replay_buffer_config={"kapacity": 5}), r"no key 'kapacity'. Did you mean 'capacity'\?"),
         (lambda c: c.learners(num_learners=None), "`num_learners` must be an integer of at least 0, got None"),
         (lambda c: c.evaluation(evaluation_num_env_runners=-1), "expected an integer of at least 0"),

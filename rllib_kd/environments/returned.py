@@ -177,8 +177,9 @@ def _departure(error: BaseException, doing: str) -> tuple[str, str] | None:
     frames = frames_of(error)
     if any(map(is_users, frames)):  # the user's own code called or unpacked something
         return None
-    if "unexpected keyword argument 'seed'" in str(error):
-        return "takes no seed in reset()", "def reset(self, *, seed=None, options=None)"
+    for name in ("seed", "options"):
+        if f"reset() got an unexpected keyword argument '{name}'" in str(error):
+            return f"takes no {name} in reset()", "def reset(self, *, seed=None, options=None)"
     if doing not in _RETURNED:
         return None
     if "unpack" not in str(error):

@@ -259,6 +259,12 @@ def test_a_description_needs_a_path(teacher):
         load_teacher(teacher)
 
 
+@pytest.mark.parametrize("trust", ["False", "", None, [0]])
+def test_trust_is_a_truth_value(trust):
+    with pytest.raises(ValueError, match="`trust_checkpoint` must be True or False, got "):
+        load_teacher("cartpole", trust_checkpoint=trust)
+
+
 def test_without_a_description_it_says_what_it_needs(tmp_path):
     path = saved(tmp_path / "a.pth", TUTORIAL)
     refuse(path, "has the linear layers layer1 4→128, layer2 128→128, layer3 128→2, but its description does not name")

@@ -42,6 +42,7 @@ from rllib_kd.algorithm.patience import Patience
 from rllib_kd.algorithm.preflight import (
     actor_resources,
     check_environment,
+    check_has_environment,
     check_resources,
     check_teachers_fit,
     limit_threads,
@@ -122,6 +123,7 @@ class DistillDQN(CheckpointedDQN):
 
     def _set_up(self) -> None:
         limit_threads(self.config.num_cpus_for_main_process)
+        check_has_environment(self.config)
         spaces = spaces_known_here(self.config)
         if spaces is not None:
             check_environment(self.config, spaces)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pyarrow.fs
 from ray.rllib.algorithms.dqn import DQN
+from ray.rllib.core import COMPONENT_LEARNER_GROUP
 from ray.rllib.utils.annotations import override
 from typing_extensions import Self
 
@@ -81,6 +82,8 @@ class CheckpointedDQN(DQN):
             for name in self.SAVED:
                 if name.lstrip("_") in own:  # an attribute that an older version lacked stays as new
                     getattr(self, name).set_state(own[name.lstrip("_")])
+        if COMPONENT_LEARNER_GROUP in state:
+            self._play_newest_student()
         if brings_teachers or not self._teachers:
             self._go_on()
 
@@ -156,8 +159,9 @@ class CheckpointedDQN(DQN):
             check_networks(self.learner_group, resolved, filesystem)
         self._sampling.forget()
         super().restore_from_path(path, *args, **kwargs)
-        if is_whole and self._restarts.put_back(self.learner_group):
-            self._sampling.take_newest_student(self.num_env_steps, self.eval_env_runner_group)
+        if is_whole:
+            self._restarts.put_back(self.learner_group)
+        self._play_newest_student()
         if self._teachers.are_loaded:
             self._go_on()
         if is_whole:
@@ -166,6 +170,10 @@ class CheckpointedDQN(DQN):
             self._sampling.replays_are(restored=has_rows)
             if not has_rows:
                 self._replay_ratio.replay_is_empty()
+
+    def _play_newest_student(self) -> None:
+        """Give the EnvRunners the restored student: RLlib ignores those of fewer updates than they have."""
+        self._sampling.take_newest_student(self.num_env_steps, self.eval_env_runner_group)
 
     def _go_on(self) -> None:
         """Continue sampling after a restore, with the restored teachers."""

@@ -107,9 +107,8 @@ def check_numbers(config: DistillationConfig) -> None:
     if config.patience is not None:
         _check_integer("patience", config.patience, low=1)
     _check_integer("num_validation_episodes", config.num_validation_episodes, low=0)
-    episodes = config.num_baseline_episodes
-    if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
-        raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")
+    if config.num_baseline_episodes is not None:
+        _check_integer("num_baseline_episodes", config.num_baseline_episodes, low=0)
 
 
 def check_schedules(config: DistillationConfig) -> None:
@@ -385,11 +384,12 @@ def check_multi_agent(config: DistillationConfig) -> None:
 
 def check_replay_type(config: DistillationConfig) -> None:
     """Check that the replay is the columnar one of the Learners."""
-    if config.replay_buffer_config.get("type") != "ColumnarReplay":
+    replay = config.replay_buffer_config
+    if not isinstance(replay, Mapping) or replay.get("type") != "ColumnarReplay":
         raise ValueError(
             "DistillDQN uses a replay of its own, in the Learners. Set only its size and priorities: "
             "training(replay_buffer_config={'capacity': ..., 'alpha': ..., 'beta': ...}). Got "
-            f"{config.replay_buffer_config}."
+            f"{replay}."
         )
 
 

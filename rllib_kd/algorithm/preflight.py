@@ -47,6 +47,19 @@ _DQN_WITH_MASK = (
 _SECONDS_TO_BECOME_FREE = 2.0  # Ray frees the resources of an algorithm a moment after its end
 
 
+def check_has_environment(config: DistillationConfig) -> None:
+    """Check that there is an environment, or recorded rows; or that its spaces are set, for an EnvRunner of the user's.
+
+    Raises:
+        ValueError: there is nothing to learn in.
+    """
+    if config.env is None and config.observation_space is None and not config.is_offline:
+        raise ValueError(
+            "DistillDQN needs an environment, got None. Set .environment('CartPole-v1'), or recorded rows: "
+            ".offline_data(input_=...)."
+        )
+
+
 def known_spaces(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
     """Return the spaces of an environment of gymnasium or in a file, or those in the config; None for any other.
 

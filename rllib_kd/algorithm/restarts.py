@@ -230,11 +230,10 @@ class Restarts:
         finally:
             self.put_back(learner_group)
 
-    def put_back(self, learner_group: LearnerGroup) -> bool:
-        """Give modules their own weights again, also those of a restored checkpoint; return whether there were some."""
+    def put_back(self, learner_group: LearnerGroup) -> None:
+        """Give modules their own weights again, also those of a restored checkpoint."""
         displaced, self._displaced = self._displaced, {}
         _give_weights(learner_group, displaced)
-        return bool(displaced)
 
     def results(self) -> dict[str, Any]:
         """Return the entry `validation` of a training result."""

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ray
@@ -204,12 +205,11 @@ class Sampling:
             evaluation_group: EnvRunners of evaluations; None if there are none.
         """
         student = self._ask_for_student(env_steps).packed()
-        # By its number they have that student already; 0 forces RLlib.
-        forced = dataclasses.replace(student, seq_no=0).for_env_runners()
+        state = student.for_env_runners()
         if self._group.local_env_runner is not None:
-            self._group.local_env_runner.set_state(forced)
+            _force(self._group.local_env_runner, state)
         if evaluation_group is not None:
-            evaluation_group.foreach_env_runner(lambda env_runner: env_runner.set_state(forced))
+            evaluation_group.foreach_env_runner(partial(_force, state=state))
         if self.is_remote:
             self._student = student
 
@@ -283,6 +283,12 @@ class Sampling:
             put_back_sampling(self._group.local_env_runner, state["env_runner"])
         if state.get("random_state") is not None:
             put_back_random_state(state["random_state"])
+
+
+def _force(env_runner: Any, state: Mapping[str, Any]) -> None:
+    """Set the state of an EnvRunner with the student, even if it has made no more updates than the present one."""
+    _rllib.accept_older_weights(env_runner)
+    env_runner.set_state(state)
 
 
 class SampleRequests:

@@ -181,8 +181,13 @@ def env_maker(
         render_mode: gymnasium's render mode; an entry of the config if `env` is not a gymnasium id.
 
     Raises:
-        ValueError: gymnasium has no such id, or there is no such file, module or class.
+        ValueError: gymnasium has no such id, there is no such file, module or class, or it is made already.
     """
+    if not isinstance(env, str) and not callable(env):
+        raise ValueError(
+            f"An environment is named, or made by a class or function, got {env!r:.200}. Name it, such as "
+            "'CartPole-v1', or pass what makes it: lambda config: ..."
+        )
     pools.register(env)
     name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
     config = dict(env_config or {}) | ({} if render_mode is None else {"render_mode": render_mode})

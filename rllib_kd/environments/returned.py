@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from rllib_kd.environments.failures import EnvFailedError, Frame, failure, frames_of, is_users, name_of
+from rllib_kd.environments.failures import EnvFailedError, Frame, described, failure, frames_of, is_users, name_of
 
 _MAX_SHOWN = 5  # components, and places in files, that a message names
 
@@ -25,6 +25,9 @@ _RETURNED = {
     "reset": ("observation", "info"),
     "step": ("observation", "reward", "terminated", "truncated", "info"),
 }
+
+
+_AS_NUMBERS = "return observation, float(reward), bool(terminated), bool(truncated), info"
 
 
 class NotFiniteError(EnvFailedError):
@@ -136,8 +139,10 @@ def explained(env: Any, envs: Any, error: BaseException, *, doing: str) -> EnvFa
     """
     base = getattr(envs, "unwrapped", None)
     space, shown = getattr(base, "single_observation_space", None), getattr(base, "_env_obs", ())
+    frames = frames_of(error)
+    are_all_set = any("concatenate" in frame.function for frame in frames)  # before, None is where none was returned
     for index, obs in enumerate(() if space is None else shown):
-        if obs is not None and (difference := misfit(space, obs)) is not None:
+        if (obs is not None or are_all_set) and (difference := misfit(space, obs)) is not None:
             methods = doing if doing == "reset" else "step() or reset"  # a vector env may reset in its step()
             where = _places(_sub_environment(envs, index), methods, "observation")
             return EnvFailedError(
@@ -169,15 +174,26 @@ def check_reset(env: Any, name: str) -> None:
 
 def _departure(error: BaseException, doing: str) -> tuple[str, str] | None:
     """Return how a method departs from gymnasium's API, and what is expected, if a vector env's error shows it."""
-    if any(map(is_users, frames_of(error))):  # the user's own code called or unpacked something
+    frames = frames_of(error)
+    if any(map(is_users, frames)):  # the user's own code called or unpacked something
         return None
-    if "unexpected keyword argument 'seed'" in str(error):
-        return "takes no seed in reset()", "def reset(self, *, seed=None, options=None)"
-    if "unpack" not in str(error) or doing not in _RETURNED:
+    for name in ("seed", "options"):
+        if f"reset() got an unexpected keyword argument '{name}'" in str(error):
+            return f"takes no {name} in reset()", "def reset(self, *, seed=None, options=None)"
+    if doing not in _RETURNED:
         return None
+    if "unpack" not in str(error):
+        is_written = isinstance(error, TypeError | ValueError) and doing == "step" and _is_in_vector_step(frames)
+        what = "a reward, terminated or truncated that is not one number"
+        return (f"returned {what} from step() ({described(error)})", _AS_NUMBERS) if is_written else None
     got = re.search(r"got (\d+)\)", str(error))  # Python does not count those that are too many
     what = f"returned {got[1]} values" if got else f"did not return {len(_RETURNED[doing])} values"
     return f"{what} from {doing}()", f"return {', '.join(_RETURNED[doing])}"
+
+
+def _is_in_vector_step(frames: Sequence[Frame]) -> bool:
+    """Return whether gymnasium's vector env failed in `step()` itself, where it writes a step's numbers into arrays."""
+    return bool(frames) and frames[-1].function == "step" and frames[-1].file == gym.vector.sync_vector_env.__file__
 
 
 def misfit(space: gym.Space, obs: Any, what: str = "observation") -> str | None:
@@ -196,6 +212,8 @@ def misfit(space: gym.Space, obs: Any, what: str = "observation") -> str | None:
         return next(filter(None, parts), None)
     if space.shape is None or space.dtype is None:  # texts, graphs, tuples
         return None
+    if obs is None:
+        return f"{what} that is None, but its observation_space has shape {space.shape}"
     try:
         array = np.asarray(obs)
     except ValueError:  # rows of different lengths

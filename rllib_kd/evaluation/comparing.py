@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -299,8 +300,8 @@ def _warn_of_teacher(source: str, env: str, returns: Sequence[float], random_ret
 
 
 def _with_epsilon(policy: GreedyQ | LikeliestAction, epsilon: float, *, seed: int) -> Player:
-    if not 0.0 <= epsilon <= 1.0:
-        raise ValueError(f"`epsilon` must be in [0, 1], a share of random actions, got {epsilon}.")
+    if not isinstance(epsilon, Real) or not 0.0 <= epsilon <= 1.0:
+        raise ValueError(f"`epsilon` must be in [0, 1], a share of random actions, got {epsilon!r}.")
     if epsilon == 0.0:
         return policy
     if not isinstance(policy.action_space, gym.spaces.Discrete):

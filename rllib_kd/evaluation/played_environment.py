@@ -77,8 +77,10 @@ def resolve_environment(
 
     Raises:
         ValueError: no environment is named; policies record different ones; or an untrusted checkpoint chooses one that
-            is not of gymnasium or ALE, or a config that is not known to be harmless.
+            is not of gymnasium or ALE, or a config that is not known to be harmless; or `env_config` is not a dict.
     """
+    if not isinstance(env_config, Mapping | None):
+        raise ValueError(f"`env_config` must be a dict of the environment's settings, got {env_config!r:.200}.")
     asked = dict(env_config or {})
     if isinstance(env, PlayedEnvironment):
         return PlayedEnvironment(env.env, {**env.env_config, **asked})

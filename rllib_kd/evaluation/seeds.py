@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 #: Seed of the first episode that evaluates a student, far from those of its training.
 FRESH_SEED = 1_000_000
 
@@ -27,10 +29,9 @@ def episode_seeds(num_episodes: int, seed: int) -> range:
         seed: seed of the first episode, ≥ 0; the others count up from it.
 
     Raises:
-        ValueError: a number is too small.
+        ValueError: a number is too small, or no integer.
     """
-    if num_episodes < 1:
-        raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
-    if seed < 0:
-        raise ValueError(f"`seed` must be at least 0, got {seed}.")
+    for name, number, low in (("num_episodes", num_episodes, 1), ("seed", seed, 0)):
+        if not isinstance(number, Integral) or isinstance(number, bool) or number < low:
+            raise ValueError(f"`{name}` must be an integer of at least {low}, got {number!r}.")
     return range(seed, seed + num_episodes)

@@ -243,6 +243,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             if not schedule.use_schedule:  # the config's counts, not that of the state: PBT exchanges states
                 self._set_optimizer_lr(optimizer, lr=schedule.get_current_value())
         if COMPONENT_RL_MODULE in state:
+            self.module.set_state(state[COMPONENT_RL_MODULE])  # RLlib ignores those of fewer updates than its own
             self._forget_training_weights()
         for group_id, group_state in own.items():
             self.groups[group_id].set_state(group_state)

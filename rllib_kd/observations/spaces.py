@@ -50,6 +50,11 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
     """
     check_actions(action_space)
     if is_box_of_floats(observation_space):
+        if 0 in observation_space.shape:
+            raise ValueError(
+                f"The networks need at least one number to see, got {observation_space}. Return an observation that is "
+                "not empty, such as np.zeros(1, np.float32)."
+            )
         return
     remedy = (
         "Wrap the environment, or use a connector: "

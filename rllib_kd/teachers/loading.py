@@ -103,7 +103,7 @@ class OpenedCheckpoint:
         continues: as in `resolve()`.
 
     Raises:
-        ValueError: there is nothing, or a run folder has no checkpoint to choose.
+        ValueError: there is nothing, a run folder has no checkpoint to choose, or `trust_checkpoint` is no truth value.
     """
 
     def __init__(
@@ -113,7 +113,9 @@ class OpenedCheckpoint:
         trust_checkpoint: bool = False,
         continues: bool = False,
     ):
-        self._trusted = trust_checkpoint
+        if trust_checkpoint not in (True, False):  # "False" would count as True, and run code
+            raise ValueError(f"`trust_checkpoint` must be True or False, got {trust_checkpoint!r:.100}.")
+        self._trusted = bool(trust_checkpoint)
         self._packaged: PackagedTeacher | None = None
         self._network: Mapping[str, Any] | None = None  # as the user describes it
         if isinstance(path, Location):

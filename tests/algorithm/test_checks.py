@@ -33,6 +33,7 @@ def valid() -> DistillDQNConfig:
         (lambda c: c.distillation(teacher="/does/not/exist"), "no checkpoint at '/does/not/exist'"),
         (lambda c: c.environment("Acrobot-v1"), r"observation space is Box\(4,\), but in 'Acrobot-v1' it is Box\(6,\)"),
         (lambda c: c.environment("Blackjack-v1"), r"it is Tuple\(Discrete\(32\).*of which the student gets Box\(45,\)"),
+        (lambda c: c.environment(env=None), r"needs an environment, got None\. Set \.environment\('CartPole-v1'\), or"),
         (lambda c: c.environment("Pendulum-v1"), "needs discrete actions"),
         (lambda c: c.environment("CartPole-v1", env_config={"wrong": 1}), "'CartPole-v1' cannot be made: TypeError"),
         (lambda c: c.env_runners(num_env_runners=500), "EnvRunners and Learners need 500 CPUs, but Ray has"),

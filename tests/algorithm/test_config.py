@@ -4,6 +4,7 @@ import ast
 import inspect
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -67,7 +68,7 @@ def test_the_defaults_are_valid():
         ({"kd_coeff": 0.0}, "there is nothing to learn"),
         ({"compression": 0.0}, r"`compression` must be in \(0, 1\]"),
         ({"compression": 4}, r"`compression` must be in \(0, 1\]"),
-        ({"num_baseline_episodes": -1}, "`num_baseline_episodes` must be None or an integer"),
+        ({"num_baseline_episodes": -1}, "`num_baseline_episodes` must be an integer of at least 0"),
         ({"max_staleness": -1}, "`max_staleness` must be an integer of at least 0, got -1"),
         ({"max_staleness": 0.5}, "`max_staleness` must be an integer of at least 0, got 0.5"),
         ({"td_coeff": 1.0, "student_temperature": 1.0}, "the student's outputs must be Q-values"),
@@ -135,6 +136,7 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: c.training(gamma=None), "'gamma' cannot be None. Leave it out: its default is 0.99"),
         (lambda c: c.training(gamma=[[0, 0.9]]), "'gamma' cannot be .*: expected a number"),
         (lambda c: c.training(v_max=float("inf")), "'v_max' cannot be inf: expected a finite number"),
+        (lambda c: c.training(replay_buffer_config=None), r"a replay of its own.*Got None\."),
         (lambda c: c.training(replay_buffer_config={"kapacity": 5}), r"no key 'kapacity'. Did you mean 'capacity'\?"),
         (lambda c: c.learners(num_learners=None), "`num_learners` must be an integer of at least 0, got None"),
         (lambda c: c.evaluation(evaluation_num_env_runners=-1), "expected an integer of at least 0"),
@@ -169,6 +171,10 @@ def test_bad_settings_elsewhere_are_refused(change, message):
 def test_a_teacher_is_a_path(teacher):
     with pytest.raises(ValueError, match="A teacher must be the path or URI of a checkpoint"):
         DistillDQNConfig().distillation(teacher=teacher)
+
+
+def test_integers_may_be_numpys():
+    valid().distillation(num_baseline_episodes=np.int64(3), restarts=np.int64(2), patience=np.int64(4)).validate()
 
 
 def test_minus_one_is_a_value_like_any_other():

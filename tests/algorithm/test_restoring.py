@@ -13,6 +13,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from rllib_kd import DistillDQN, load_teacher
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.running import RunOptions, check_options
+from rllib_kd.networks.weights import weights_of
 from tests.algorithm.weights import assert_equal_weights, bytes_of, student_weights
 from tests.conftest import make_q_module, states
 
@@ -50,6 +51,33 @@ def test_a_callback_at_the_start_has_the_whole_algorithm(cartpole_config, build,
     assert got["steps"] == 0
     obs = torch.as_tensor(states(4))
     assert torch.equal(load_teacher(got["saved"]).q_values(obs), load_teacher(path).q_values(obs))
+
+
+def test_an_earlier_student_plays_at_once(cartpole_config, build, tmp_path):
+    algo = build(cartpole_config.evaluation(evaluation_duration=1))
+    algo.train()
+    path, state = algo.save_to_path(str(tmp_path / "checkpoint")), algo.get_state()
+    expected = weights_of(algo.get_module())
+    name = next(iter(expected))
+    algo.get_module().save_to_path(str(tmp_path / "module"))
+    component = "learner_group/learner/rl_module/default_policy"
+    for restore in (
+        lambda: algo.restore_from_path(path),
+        lambda: algo.set_state(state),
+        lambda: algo.set_state({"learner_group": {"learner": {"rl_module": {"default_policy": expected}}}}),
+        lambda: algo.restore_from_path(str(tmp_path / "module"), component=component),
+    ):
+        for _ in range(2):
+            algo.train()
+        algo.evaluate()
+        assert not np.array_equal(weights_of(algo.get_module())[name], expected[name])
+        restore()
+        algo.evaluate()
+        for module in (algo.get_module(), algo.env_runner.module, algo.eval_env_runner.module):
+            assert_equal_weights(weights_of(module), expected)
+        algo.train()
+        learned = student_weights(algo)
+        assert_equal_weights(weights_of(algo.get_module()), {name: learned[name] for name in expected})
 
 
 @pytest.mark.parametrize(

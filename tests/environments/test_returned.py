@@ -98,6 +98,11 @@ class NoSeed(Fine):
         return np.zeros(3, np.float32), {}
 
 
+class NoOptions(Fine):
+    def reset(self, seed=None):
+        return np.zeros(3, np.float32), {}
+
+
 class TwoNumbers(Fine):
     """Its observation looks like a pair."""
 
@@ -105,6 +110,21 @@ class TwoNumbers(Fine):
 
     def reset(self, *, seed=None, options=None):
         return np.zeros(2, np.float32)
+
+
+class NothingSeen(Fine):
+    def reset(self, *, seed=None, options=None):
+        return None, {}
+
+
+class RewardInAnArray(Fine):
+    def step(self, action):
+        return np.zeros(3, np.float32), np.zeros(2), False, False, {}
+
+
+class RewardOfText(Fine):
+    def step(self, action):
+        return np.zeros(3, np.float32), "much", False, False, {}
 
 
 class OldWrapper(gym.Wrapper):
@@ -131,6 +151,13 @@ class OldWrapper(gym.Wrapper):
         ),
         (TwoNumbers, r"'TwoNumbers' did not return 2 values from reset\(\) \(\S+, in reset\)\. Expected: return obs"),
         (NoSeed, r"'NoSeed' takes no seed in reset\(\) \(.*, in reset\)\. Expected: def reset\(self, \*, seed=None"),
+        (
+            NoOptions,
+            r"'NoOptions' takes no options in reset\(\) \(.*, in reset\)\. Expected: def reset\(self, \*, seed=",
+        ),
+        (NothingSeen, r"'NothingSeen' returned, in reset\(\), an observation that is None, but its .* shape \(3,\) \("),
+        (RewardInAnArray, r"'RewardInAnArray' returned a reward, terminated or truncated that is not one number from"),
+        (RewardOfText, r"not one number from step\(\) \(ValueError: could not convert .*Expected: return observation,"),
         (OldWrapper, r"'FourValues' raised in step\(\): ValueError: not enough values to unpack .*, in step"),
     ],
 )

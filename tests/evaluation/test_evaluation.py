@@ -220,6 +220,9 @@ def test_takes_what_rllib_takes_for_an_env(cluster, small_teacher):
     ("kwargs", "message"),
     [
         ({"num_episodes": 0}, "at least 1"),
+        ({"env": gym.make("CartPole-v1")}, "An environment is named, or made by a class or function, got <TimeLimit<"),
+        ({"env_config": ["steps"]}, r"`env_config` must be a dict of the environment's settings, got \['steps'\]"),
+        ({"epsilon": "0.1"}, r"`epsilon` must be in \[0, 1\], a share .*got '0\.1'"),
         ({"student": "/does/not/exist"}, "no checkpoint at"),
         ({"student": torch.nn.Linear(4, 2)}, "without compute_q_values"),
     ],

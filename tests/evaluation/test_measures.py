@@ -88,10 +88,13 @@ def test_the_intervals_are_students():
 
 def test_each_episode_has_a_seed_of_its_own():
     assert list(episode_seeds(3, FRESH_SEED)) == [1_000_000, 1_000_001, 1_000_002]
-    with pytest.raises(ValueError, match="`num_episodes` must be at least 1, got 0"):
-        episode_seeds(0, 0)
-    with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
-        episode_seeds(1, -1)
+    assert len(episode_seeds(np.int64(3), 0)) == 3
+    for num_episodes in (0, 2.5, "3", None, True):
+        with pytest.raises(ValueError, match="`num_episodes` must be an integer of at least 1, got "):
+            episode_seeds(num_episodes, 0)
+    for seed in (-1, 0.5, None):
+        with pytest.raises(ValueError, match="`seed` must be an integer of at least 0, got "):
+            episode_seeds(1, seed)
 
 
 class Fixed:

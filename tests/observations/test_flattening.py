@@ -211,6 +211,7 @@ def test_rllibs_connector_leaves_images_as_they_are():
         (gym.spaces.Dict(x=gym.spaces.Sequence(ACTIONS)), r"part \['x'\] is Sequence.*no fixed number of numbers"),
         (gym.spaces.Sequence(ACTIONS), "need observations in a Box"),
         (gym.spaces.Dict(), "need observations in a Box"),
+        (gym.spaces.Box(0.0, 1.0, (0,)), r"at least one number to see, got Box\(\[\], \[\], \(0,\), float32\)"),
         (gym.spaces.Box(0.0, 1.0, (42, 42, 1), np.float16), "a Box of floats of 32 or 64 bits"),
     ],
 )

@@ -378,6 +378,22 @@ def test_pt2_is_a_program_that_needs_trust(tmp_path):
     assert teacher.num_parameters == 58
 
 
+def test_programs_of_batches_of_two_alone_are_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(mlp(4, 8, 2), (torch.zeros(2, 4),)), tmp_path / "a.pt2")
+    (tmp_path / "a.json").write_text('{"observation_shape": [4]}')
+    with pytest.raises(ValueError, match=r"fails on observations of the shape .*a function of batches of any"):
+        load_teacher(tmp_path / "a.pt2", trust_checkpoint=True)
+
+
+def test_an_error_in_torchscript_has_its_reason(tmp_path):
+    torch.jit.save(torch.jit.script(mlp(4, 2).double()), tmp_path / "a.pt")
+    (tmp_path / "a.json").write_text('{"observation_shape": [4]}')
+    with pytest.raises(ValueError, match=r"RuntimeError: .*dtype.* Double\. Expected a function of batches"):
+        load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
+
+
 SHAPES = [
     '"4"',
     '"[4]"',
@@ -425,7 +441,7 @@ def test_the_description_of_a_file_without_an_ending(tmp_path):
 
 
 def test_the_shape_in_the_script_itself_is_checked_too(tmp_path):
-    for shape, message in (('"x"', "expected a list of positive integers"), ("[5]", "fails on two observations")):
+    for shape, message in (('"x"', "expected a list of positive integers"), ("[5]", "fails on observations")):
         torch.jit.save(torch.jit.script(mlp(4, 2)), tmp_path / "a.pt", _extra_files={"observation_shape.json": shape})
         with pytest.raises(CheckpointError, match=message):
             load_teacher(tmp_path / "a.pt", trust_checkpoint=True)

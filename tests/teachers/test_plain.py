@@ -253,6 +253,18 @@ def test_what_is_not_clear_is_asked_for(tmp_path, weights, network, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("teacher", [{}, {"network": {"activation": "relu"}}])
+def test_a_description_needs_a_path(teacher):
+    with pytest.raises(ValueError, match="needs a path and a dict as its network, got"):
+        load_teacher(teacher)
+
+
+@pytest.mark.parametrize("trust", ["False", "", None, [0]])
+def test_trust_is_a_truth_value(trust):
+    with pytest.raises(ValueError, match="`trust_checkpoint` must be True or False, got "):
+        load_teacher("cartpole", trust_checkpoint=trust)
+
+
 def test_without_a_description_it_says_what_it_needs(tmp_path):
     path = saved(tmp_path / "a.pth", TUTORIAL)
     refuse(path, "has the linear layers layer1 4→128, layer2 128→128, layer3 128→2, but its description does not name")

@@ -247,12 +247,17 @@ class Teacher(Checkpointable):
         """Return this teacher, after checking that its network ranks actions.
 
         Raises:
-            ValueError: its action space is not Discrete, its connectors do not fit its network, or the network's
+            ValueError: its action space is not Discrete from 0, its connectors do not fit its network, or the network's
                 outputs for zeros are not finite, or not one for each action.
         """
         action_space, shape, source = self.action_space, self.input_space.shape, one_line(self.source)
         if not isinstance(action_space, gym.spaces.Discrete):
             raise ValueError(f"The teacher '{source}' has the action space {action_space}, expected Discrete.")
+        if action_space.start != 0:
+            raise ValueError(
+                f"The teacher '{source}' has the action space {action_space}, but actions are numbered from 0 here. Wrap "
+                "its environment: gymnasium.wrappers.TransformAction."
+            )
         if shape is None:
             raise ValueError(f"The network of '{source}' takes {self.input_space}, expected arrays of numbers.")
         if self.pipeline is not None:

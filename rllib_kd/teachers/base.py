@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +32,10 @@ from rllib_kd.wire import LOG_PROBS, Q_VALUES, TEACHER_FEATURES, TEACHER_PROBS, 
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+#: A policy's smaller probabilities, 0 among them, count as the smallest normal float of 32 bits: −inf marks actions that
+#: are illegal, and students learn nothing of these.
+_LEAST_LOG_PROB = math.log(torch.finfo(torch.float32).tiny)
 
 
 @public
@@ -330,7 +335,9 @@ class Teacher(Checkpointable):
         return self._ranking(self._module.compute_q_values(batch)[QF_PREDS])
 
     def _ranking(self, network_outputs: Tensor) -> Tensor:
-        return F.log_softmax(network_outputs, dim=-1) if self.outputs == LOG_PROBS else network_outputs
+        if self.outputs != LOG_PROBS:
+            return network_outputs
+        return F.log_softmax(network_outputs, dim=-1).clamp(min=_LEAST_LOG_PROB)
 
     def _counted(self, obs: Tensor) -> Tensor:
         """Return Q-values, and record how much memory the widest layer takes."""

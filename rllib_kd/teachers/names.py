@@ -50,7 +50,7 @@ def check_description(teacher: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it has unknown keys, or values of other types.
     """
-    path, network = teacher["path"], teacher.get("network", {})
+    path, network = teacher.get("path"), teacher.get("network", {})
     if unknown := sorted(set(map(str, teacher)) - DESCRIPTION_KEYS):
         raise ValueError(
             f"A teacher's description has no key '{unknown[0]}'. Expected {{'path': ..., 'network': {{'activation': "

@@ -66,6 +66,30 @@ def test_wrong_use(refused, name, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"keep": "0.9"}, "keep must be a number, got '0.9'"),
+        ({"confidence": None}, "confidence must be a number, got None"),
+        ({"minutes": True}, "minutes must be a number, got True"),
+        ({"seed": None}, "seed must be an integer of at least 0, got None"),
+        ({"episodes": None}, "episodes must be an integer of at least 100, got None"),
+        ({"bounds": 5}, "bounds must be two finite returns, the lowest first, got 5"),
+        ({"bounds": ("low", "high")}, "bounds must be two finite returns"),
+        ({"sizes": ["linear"]}, r"sizes must be a dict such as {'small': .*got \['linear'\]"),
+        ({"config": None}, r"config must be a dict such as {'lr': 0\.001}, got None"),
+        ({"trees": "yes"}, "trees must be True or False, got 'yes'"),
+        ({"out": 5}, "out must be the path of a folder, got 5"),
+        ({"env": ["CartPole-v1"]}, r"must be a name, or a class or function that makes one, got \['CartPole-v1'\]"),
+        ({"teacher": {}}, "A teacher's description needs a path"),
+    ],
+)
+def test_values_of_other_types(values, message, monkeypatch):
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    with pytest.raises(ValueError, match=message):
+        Shrink(**{"teacher": "cartpole", "env": "CartPole-v1", **values}).run()
+
+
 def test_a_folder_with_files_is_left_alone(refused, tmp_path):
     (tmp_path / "mine").write_text("")
     assert f"'{tmp_path}' is not empty" in refused(*SHRINK, "--out", str(tmp_path))

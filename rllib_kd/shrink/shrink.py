@@ -29,6 +29,7 @@ from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
 from rllib_kd.experiment.names import folder_word, new_name, own_folder
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.export.units import MINIMIZED
+from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.observations.masks import features_space
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.paths import check_path
@@ -144,6 +145,12 @@ class Shrink:
         if self.minimize not in MINIMIZED:
             hint = did_you_mean(str(self.minimize), MINIMIZED)
             raise ValueError(f"minimize must be one of {', '.join(MINIMIZED)}, got {self.minimize!r}.{hint}")
+        has_trees = any(isinstance(shape, Mapping) and TREE in shape for shape in (self.sizes or {}).values())
+        if self.minimize == "int8_bytes" and (self.trees or has_trees):
+            raise ValueError(
+                "minimize='int8_bytes' does not compare trees, which have no weights of 8 bits. Leave the trees out "
+                "(--trees, sizes=...), or minimize 'bytes'."
+            )
         if self.env is None:
             self._check_without_environment()
         self.env = settled(self.env)

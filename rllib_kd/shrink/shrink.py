@@ -134,8 +134,9 @@ class Shrink:
             value = getattr(self, name)
             if value is None and name not in ("seed", "episodes"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
                 raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
+            setattr(self, name, int(value))
         if self.bounds is not None:
             as_range(self.bounds)
         if self.sizes is not None and self.trees:
@@ -166,6 +167,8 @@ class Shrink:
             is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             if not is_number and (value is not None or name != "minutes"):
                 raise ValueError(f"{name} must be a number, got {value!r:.200}.")
+            if is_number and not isinstance(value, int | float):  # one of numpy's, which JSON does not take
+                setattr(self, name, float(value))
         for name in ("env_config", "config", "sizes"):
             value = getattr(self, name)
             if not isinstance(value, Mapping) and (value is not None or name != "sizes"):

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import ray
 
@@ -90,6 +91,12 @@ def test_values_of_other_types(values, message, monkeypatch):
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
     with pytest.raises(ValueError, match=message):
         Shrink(**{"teacher": "cartpole", "env": "CartPole-v1", **values}).run()
+
+
+def test_numbers_of_numpy_are_numbers():
+    asked = Shrink("cartpole", "CartPole-v1", keep=np.float32(0.5), env_steps=np.int64(7), seed=np.arange(3)[2])
+    assert json.loads(json.dumps([asked.keep, asked.env_steps, asked.seed])) == [0.5, 7, 2]
+    assert type(Shrink("cartpole", "CartPole-v1", minutes=5).minutes) is int  # as it was given
 
 
 def test_a_folder_with_files_is_left_alone(refused, tmp_path):

@@ -33,8 +33,8 @@ from rllib_kd.wire import LOG_PROBS, Q_VALUES, TEACHER_FEATURES, TEACHER_PROBS, 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-#: A policy's smaller probabilities, 0 among them, count as the smallest normal float of 32 bits: −inf marks actions that
-#: are illegal, and students learn nothing of these.
+#: A policy's smaller probabilities, 0 among them, count as the smallest normal float of 32 bits: −inf marks illegal
+#: actions, of which students learn nothing.
 _LEAST_LOG_PROB = math.log(torch.finfo(torch.float32).tiny)
 
 
@@ -260,8 +260,8 @@ class Teacher(Checkpointable):
             raise ValueError(f"The teacher '{source}' has the action space {action_space}, expected Discrete.")
         if action_space.start != 0:
             raise ValueError(
-                f"The teacher '{source}' has the action space {action_space}, but actions are numbered from 0 here. Wrap "
-                "its environment: gymnasium.wrappers.TransformAction."
+                f"The teacher '{source}' has the action space {action_space}, but actions are numbered from 0 here. "
+                "Wrap its environment: gymnasium.wrappers.TransformAction."
             )
         if shape is None:
             raise ValueError(f"The network of '{source}' takes {self.input_space}, expected arrays of numbers.")

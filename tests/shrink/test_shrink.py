@@ -35,7 +35,10 @@ WRONG = {
     "seed": (["--seed", "-1"], "seed must be an integer of at least 0"),
     "bounds in the wrong order": (["--bounds", "5", "1"], "the lowest first"),
     "unknown cost": (["--minimize", "byte"], "Did you mean 'bytes'?"),
-    "trees in integers": (["--trees", "--minimize", "int8_bytes"], "does not compare trees, which have no weights of 8"),
+    "trees in integers": (
+        ["--trees", "--minimize", "int8_bytes"],
+        "does not compare trees, which have no weights of 8",
+    ),
     "unknown environment": (["--env", "CartPool-v1"], "Did you mean: `CartPole`?"),
     "teacher of another environment": (["--env", "Acrobot-v1"], "The teacher '"),
     "teacher that is not there": (["--teacher", "/does/not/exist"], "no checkpoint at '/does/not/exist'"),

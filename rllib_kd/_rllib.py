@@ -166,6 +166,20 @@ def registered(category: str, name: str) -> Any:
     return registry._global_registry.get(category, name)
 
 
+def take_any_name() -> None:
+    """Let the names in Tune's registry have any characters: its keys are ASCII, but the path of a file need not be."""
+    from ray.tune import registry  # here: processes that only relay warnings need no Tune
+
+    make_key = registry._make_key
+    if not hasattr(make_key, "takes_any_name"):
+
+        def of_any_name(prefix: str, category: str, key: str) -> bytes:
+            return make_key(prefix, category, key.encode("ascii", "backslashreplace").decode("ascii"))
+
+        vars(of_any_name)["takes_any_name"] = True
+        registry._make_key = of_any_name
+
+
 def callbacks_uncounted() -> AbstractContextManager[None]:
     """In this context, Tune does not count the kinds of its callbacks, as it would for Ray's usage statistics.
 

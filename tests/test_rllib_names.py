@@ -89,7 +89,7 @@ REACHED_IN_MODULES = {
     utils: ("set_sigterm_handler", "set_omp_num_threads_if_unset"),
     usage: ("tag_callbacks",),
     algorithm: ("make_callback",),
-    registry: ("_global_registry",),
+    registry: ("_global_registry", "_make_key"),
     class_cache: ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"),
     ray_constants: ("OBJECT_STORE_MINIMUM_MEMORY_BYTES",),
     internal_kv: tuple(f"_internal_kv_{name}" for name in ("initialized", "list", "get", "put", "exists", "del")),

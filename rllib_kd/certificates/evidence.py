@@ -138,8 +138,11 @@ def as_range(bounds: Sequence[float]) -> tuple[float, float]:
     Raises:
         ValueError: they are not two finite numbers in this order.
     """
-    low, high = map(float, bounds) if len(bounds) == 2 else (math.nan, math.nan)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    try:
+        low, high = map(float, bounds)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if isinstance(bounds, str | set) or not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(
             f"bounds must be two finite returns, the lowest first, got {bounds!r}. Pass the lowest and the highest "
             "undiscounted return that any episode can have, or None if you do not know them."

@@ -30,6 +30,8 @@ from rllib_kd.environments.imports import absolute, import_own, is_file_name, ma
 from rllib_kd.environments.sources import Sources, own_file
 from rllib_kd.text import did_you_mean
 
+_rllib.take_any_name()  # in every process that looks an environment up
+
 #: Name under which experiment files are run; no module can be imported by it.
 RUN_NAME = "experiment"
 

@@ -215,7 +215,9 @@ def cost_text(student: ShrunkStudent, minimize: str) -> str:
 def share_text(student: ShrunkStudent, result: Shrunk) -> str:
     """Return a student's share of the teacher's parameters, in percent; a dash if these are not known."""
     share = 100 * student.num_parameters / result.teacher_parameters
-    return f"{share:.2g}" if math.isfinite(share) else "–"
+    if not math.isfinite(share):
+        return "–"
+    return f"{share:.2g}" if share < 99.5 else f"{share:,.0f}"
 
 
 def summary(result: Shrunk) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from rllib_kd.environments.own import source_digest
@@ -27,6 +28,7 @@ from rllib_kd.paths import replace_file
 from rllib_kd.shrink.outcome import CERTIFICATE
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.names import absolute_teachers
+from rllib_kd.text import one_line
 
 _FOLDER, _STATE = "progress", "state.json"
 _PACKAGES = ("rllib-kd", "ray", "torch", "gymnasium", "numpy")
@@ -84,6 +86,17 @@ class Progress:
         """Return the folder of the checkpoint of training after so many env steps."""
         return self._own / f"training-{env_steps}"
 
+    def saved_checkpoint(self, env_steps: int) -> Path:
+        """Return `checkpoint()`, from which the run continues.
+
+        Raises:
+            ValueError: it is missing.
+        """
+        folder = self.checkpoint(env_steps)
+        if not folder.is_dir():
+            raise _unusable(folder, "it is missing")
+        return folder
+
     def save_copies(self, env_steps: int, modules: Mapping[str, Any]) -> None:
         """Write the weights of all copies after so many env steps."""
         self._own.mkdir(parents=True, exist_ok=True)
@@ -100,14 +113,24 @@ class Progress:
         Args:
             env_steps: as in `save_copies()`.
             like: modules of the same shapes, by name; they do not change.
+
+        Raises:
+            ValueError: their file is missing or damaged.
         """
         weights: dict[str, dict[str, torch.Tensor]] = {name: {} for name in like}
-        for key, value in load_file(self._copies(env_steps)).items():
-            name, _, parameter = key.partition("/")
-            weights[name][parameter] = value
         modules = {name: copy.deepcopy(module) for name, module in like.items()}
-        for name, module in modules.items():
-            module.load_state_dict(weights[name])
+        try:
+            for key, value in load_file(self._copies(env_steps)).items():
+                name, _, parameter = key.partition("/")
+                weights[name][parameter] = value
+            for name, module in modules.items():
+                module.load_state_dict(weights[name])
+        except FileNotFoundError:
+            raise _unusable(self._copies(env_steps), "it is missing") from None
+        except (KeyError, RuntimeError) as error:
+            raise _unusable(self._copies(env_steps), "it has weights of other students") from error
+        except (OSError, SafetensorError) as error:
+            raise _unusable(self._copies(env_steps), one_line(str(error))) from error
         return modules
 
     def clear(self) -> None:
@@ -117,6 +140,11 @@ class Progress:
 
     def _copies(self, env_steps: int) -> Path:
         return self._own / f"copies-{env_steps}.safetensors"
+
+
+def _unusable(path: Path, reason: str) -> ValueError:
+    """Return the error for a file without which the run cannot continue."""
+    return ValueError(f"The run cannot continue without '{path}': {reason}. Start a new run in another folder.")
 
 
 # --- What a resumed run must have -------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ class Run:
         if "tournament" in self.state:
             self._tournament.set_state(self.state["tournament"], self._copies_at)
         if "training" in self.state and not self.state.get("is_trained"):
-            trainer.restore(self.progress.checkpoint(self.state["training"]["env_steps"]), self.state["training"])
+            trainer.restore(self.progress.saved_checkpoint(self.state["training"]["env_steps"]), self.state["training"])
             self._budget.saved(trainer.env_steps)
 
     def _train(self, trainer: Trainer | SpreadTrainer) -> None:

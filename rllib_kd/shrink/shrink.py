@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +29,7 @@ from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
 from rllib_kd.experiment.names import folder_word, new_name, own_folder
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.export.units import MINIMIZED
+from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.observations.masks import features_space
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.paths import check_path
@@ -113,6 +115,7 @@ class Shrink:
     parts: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         _check_in("keep", self.keep, 0 < self.keep <= 1, "in (0, 1]", "0.97 keeps 97 % of the return")
         is_in = 0.5 < self.confidence < 1
         _check_in("confidence", self.confidence, is_in, "in (0.5, 1)", "0.95 means 95 %")
@@ -129,8 +132,11 @@ class Shrink:
         least = {"env_steps": 1, "seed": 0, "restarts": 1, "episodes": _LEAST_EPISODES, "parts": 1}
         for name, low in least.items():
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            if value is None and name not in ("seed", "episodes"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
                 raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
+            setattr(self, name, int(value))
         if self.bounds is not None:
             as_range(self.bounds)
         if self.sizes is not None and self.trees:
@@ -140,9 +146,38 @@ class Shrink:
         if self.minimize not in MINIMIZED:
             hint = did_you_mean(str(self.minimize), MINIMIZED)
             raise ValueError(f"minimize must be one of {', '.join(MINIMIZED)}, got {self.minimize!r}.{hint}")
+        has_trees = any(isinstance(shape, Mapping) and TREE in shape for shape in (self.sizes or {}).values())
+        if self.minimize == "int8_bytes" and (self.trees or has_trees):
+            raise ValueError(
+                "minimize='int8_bytes' does not compare trees, which have no weights of 8 bits. Leave the trees out "
+                "(--trees, sizes=...), or minimize 'bytes'."
+            )
         if self.env is None:
             self._check_without_environment()
         self.env = settled(self.env)
+
+    def _check_types(self) -> None:
+        """Check values that the command line cannot have.
+
+        Raises:
+            ValueError: one is of another type.
+        """
+        for name in ("keep", "confidence", "minutes"):
+            value = getattr(self, name)
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not is_number and (value is not None or name != "minutes"):
+                raise ValueError(f"{name} must be a number, got {value!r:.200}.")
+            if is_number and not isinstance(value, int | float):  # one of numpy's, which JSON does not take
+                setattr(self, name, float(value))
+        for name in ("env_config", "config", "sizes"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) and (value is not None or name != "sizes"):
+                example = "{'small': {'fcnet_hiddens': [4]}}" if name == "sizes" else "{'lr': 0.001}"
+                raise ValueError(f"{name} must be a dict such as {example}, got {value!r:.200}.")
+        if not isinstance(self.trees, bool):
+            raise ValueError(f"trees must be True or False, got {self.trees!r:.200}.")
+        if self.out is not None and not isinstance(self.out, str | os.PathLike):
+            raise ValueError(f"out must be the path of a folder, got {self.out!r:.200}.")
 
     def _check_without_environment(self) -> None:
         check_without_environment(self.config, self.keep)

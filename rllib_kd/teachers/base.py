@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +32,10 @@ from rllib_kd.wire import LOG_PROBS, Q_VALUES, TEACHER_FEATURES, TEACHER_PROBS, 
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+#: A policy's smaller probabilities, 0 among them, count as the smallest normal float of 32 bits: −inf marks illegal
+#: actions, of which students learn nothing.
+_LEAST_LOG_PROB = math.log(torch.finfo(torch.float32).tiny)
 
 
 @public
@@ -247,12 +252,17 @@ class Teacher(Checkpointable):
         """Return this teacher, after checking that its network ranks actions.
 
         Raises:
-            ValueError: its action space is not Discrete, its connectors do not fit its network, or the network's
+            ValueError: its action space is not Discrete from 0, its connectors do not fit its network, or the network's
                 outputs for zeros are not finite, or not one for each action.
         """
         action_space, shape, source = self.action_space, self.input_space.shape, one_line(self.source)
         if not isinstance(action_space, gym.spaces.Discrete):
             raise ValueError(f"The teacher '{source}' has the action space {action_space}, expected Discrete.")
+        if action_space.start != 0:
+            raise ValueError(
+                f"The teacher '{source}' has the action space {action_space}, but actions are numbered from 0 here. "
+                "Wrap its environment: gymnasium.wrappers.TransformAction."
+            )
         if shape is None:
             raise ValueError(f"The network of '{source}' takes {self.input_space}, expected arrays of numbers.")
         if self.pipeline is not None:
@@ -325,7 +335,9 @@ class Teacher(Checkpointable):
         return self._ranking(self._module.compute_q_values(batch)[QF_PREDS])
 
     def _ranking(self, network_outputs: Tensor) -> Tensor:
-        return F.log_softmax(network_outputs, dim=-1) if self.outputs == LOG_PROBS else network_outputs
+        if self.outputs != LOG_PROBS:
+            return network_outputs
+        return F.log_softmax(network_outputs, dim=-1).clamp(min=_LEAST_LOG_PROB)
 
     def _counted(self, obs: Tensor) -> Tensor:
         """Return Q-values, and record how much memory the widest layer takes."""

@@ -231,8 +231,10 @@ def test_too_much_source_is_refused(files, monkeypatch):
         settled("corridor.py:Corridor")
 
 
-def test_processes_of_ray_make_it_without_the_file(files, cluster):
-    name = settled("ways.py:Corridor-v7")
+@pytest.mark.parametrize("file", ["ways.py", "größe-路.py"])
+def test_processes_of_ray_make_it_without_the_file(files, file, cluster):
+    (files / "ways.py").rename(files / file)
+    name = settled(f"{file}:Corridor-v7")
     shutil.rmtree(files)
 
     @ray.remote

@@ -58,6 +58,11 @@ FOUND = shrunk(student("a", 10, 0.5), student("b", 16, 0.98, **played(0.5)), stu
 NOT_FOUND = shrunk(student("a", 10, 0.5), student("b", 16, 0.98, **played(0.5)), reason="Why.")
 
 
+def test_a_student_that_is_larger_than_its_teacher():
+    text = " ".join(str(shrunk(student("d", 210_000, 1.0, **played(1.0)))).split())
+    assert "with 210,000 parameters (310 % of the teacher's)" in text
+
+
 def test_one_screen():
     lines = str(FOUND).splitlines()
     assert max(map(len, lines)) <= 80

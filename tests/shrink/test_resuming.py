@@ -375,6 +375,25 @@ def test_a_state_that_cannot_be_read_is_an_error(tmp_path):
             Progress(tmp_path).read()
 
 
+def test_files_that_are_missing_or_damaged_are_named(tmp_path):
+    progress, modules = Progress(tmp_path), {"a": make_q_module()}
+    progress.save_copies(100, modules)
+    path = tmp_path / "progress" / "copies-100.safetensors"
+    whole = path.read_bytes()
+    for content in (whole[:100], b"", whole[:-8]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"cannot continue without '{path}': .*Start a new run"):
+            progress.load_copies(100, like=modules)
+    path.write_bytes(whole)
+    for others in ({"a": make_q_module(), "b": make_q_module()}, {"b": make_q_module()}):
+        with pytest.raises(ValueError, match=f"cannot continue without '{path}'"):
+            progress.load_copies(100, like=others)
+    with pytest.raises(ValueError, match=r"copies-200\.safetensors': it is missing\. Start a new run"):
+        progress.load_copies(200, like=modules)
+    with pytest.raises(ValueError, match=r"training-200': it is missing\. Start a new run"):
+        progress.saved_checkpoint(200)
+
+
 def test_older_checkpoints_are_deleted_once_a_newer_one_is_named(tmp_path):
     progress = Progress(tmp_path)
     for env_steps in (100, 200):

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import ray
 
@@ -34,6 +35,10 @@ WRONG = {
     "seed": (["--seed", "-1"], "seed must be an integer of at least 0"),
     "bounds in the wrong order": (["--bounds", "5", "1"], "the lowest first"),
     "unknown cost": (["--minimize", "byte"], "Did you mean 'bytes'?"),
+    "trees in integers": (
+        ["--trees", "--minimize", "int8_bytes"],
+        "does not compare trees, which have no weights of 8",
+    ),
     "unknown environment": (["--env", "CartPool-v1"], "Did you mean: `CartPole`?"),
     "teacher of another environment": (["--env", "Acrobot-v1"], "The teacher '"),
     "teacher that is not there": (["--teacher", "/does/not/exist"], "no checkpoint at '/does/not/exist'"),
@@ -64,6 +69,37 @@ def test_wrong_use(refused, name, tmp_path):
     error = refused("shrink", *given, *flags, "--out", str(tmp_path / "new"))
     assert message in error
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"keep": "0.9"}, "keep must be a number, got '0.9'"),
+        ({"confidence": None}, "confidence must be a number, got None"),
+        ({"minutes": True}, "minutes must be a number, got True"),
+        ({"seed": None}, "seed must be an integer of at least 0, got None"),
+        ({"episodes": None}, "episodes must be an integer of at least 100, got None"),
+        ({"bounds": 5}, "bounds must be two finite returns, the lowest first, got 5"),
+        ({"bounds": ("low", "high")}, "bounds must be two finite returns"),
+        ({"sizes": ["linear"]}, r"sizes must be a dict such as {'small': .*got \['linear'\]"),
+        ({"config": None}, r"config must be a dict such as {'lr': 0\.001}, got None"),
+        ({"sizes": {"a": {"tree": {}}}, "minimize": "int8_bytes"}, "'int8_bytes' does not compare trees"),
+        ({"trees": "yes"}, "trees must be True or False, got 'yes'"),
+        ({"out": 5}, "out must be the path of a folder, got 5"),
+        ({"env": ["CartPole-v1"]}, r"must be a name, or a class or function that makes one, got \['CartPole-v1'\]"),
+        ({"teacher": {}}, "A teacher's description needs a path"),
+    ],
+)
+def test_values_of_other_types(values, message, monkeypatch):
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    with pytest.raises(ValueError, match=message):
+        Shrink(**{"teacher": "cartpole", "env": "CartPole-v1", **values}).run()
+
+
+def test_numbers_of_numpy_are_numbers():
+    asked = Shrink("cartpole", "CartPole-v1", keep=np.float32(0.5), env_steps=np.int64(7), seed=np.arange(3)[2])
+    assert json.loads(json.dumps([asked.keep, asked.env_steps, asked.seed])) == [0.5, 7, 2]
+    assert type(Shrink("cartpole", "CartPole-v1", minutes=5).minutes) is int  # as it was given
 
 
 def test_a_folder_with_files_is_left_alone(refused, tmp_path):

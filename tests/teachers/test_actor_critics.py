@@ -23,6 +23,7 @@ from torch import nn
 
 from rllib_kd import compare, load_teacher
 from rllib_kd.export.export import export
+from rllib_kd.learner.losses import policy_kl
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import as_configured, ensemble_of
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, shared_teacher, states
@@ -315,9 +316,13 @@ def test_a_callable_with_logits():
         Teacher.from_callable(network, observation_space=(4,), action_space=CARTPOLE_ACTIONS)
 
 
-def test_illegal_actions_stay_illegal():
-    teacher = teacher_of(lambda obs: torch.tensor([[0.0, -torch.inf]]).expand(len(obs), 2))
-    assert teacher.q_values(torch.zeros(1, 4)).tolist() == [[0.0, -np.inf]]
+@pytest.mark.parametrize("logit", [-np.inf, -1e9])
+def test_an_action_without_probability_is_not_an_illegal_one(logit):
+    teacher = teacher_of(lambda obs: torch.tensor([[0.0, logit]]).expand(len(obs), 2))
+    labels = teacher.q_values(torch.zeros(1, 4))
+    assert labels.tolist() == [[0.0, pytest.approx(-87.34, abs=0.01)]]
+    assert policy_kl(torch.tensor([[0.0, 3.0]]), labels, temperature=1.0) > 3  # a student that takes it is wrong
+    assert teacher.q_values(torch.zeros(1, 4), torch.tensor([[True, False]])).tolist() == [[0.0, -np.inf]]
 
 
 def test_what_it_gives_travels_and_is_kept(tmp_path):

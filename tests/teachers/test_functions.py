@@ -2,6 +2,7 @@
 
 import json
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import ray.cloudpickle
@@ -45,6 +46,12 @@ def test_a_student_learns_from_a_function(build, cartpole_config, tmp_path):
     restored = DistillDQN.from_checkpoint(path)
     assert restored.train()["num_env_steps_sampled_lifetime"] > result["num_env_steps_sampled_lifetime"]
     restored.stop()
+
+
+def test_actions_are_numbered_from_zero():
+    actions = gym.spaces.Discrete(2, start=5)
+    with pytest.raises(ValueError, match=r"Discrete\(2, start=5\), but actions are numbered from 0 here\. Wrap"):
+        Teacher.from_callable(mlp(4, 8, 2), observation_space=CARTPOLE_OBS, action_space=actions)
 
 
 def test_a_torch_module_is_copied_and_frozen():

@@ -126,11 +126,12 @@ def _fitted(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting:
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
     options: dict[str, Any] = {"max_leaf_nodes": num_leaves, "random_state": seed}
-    if weighting == "regret":
-        return DecisionTreeRegressor(**options).fit(features, costs)
     weights = costs.max(-1) if weighting == "gap" else np.ones(len(costs))
     weights = np.maximum(weights, 1e-6 * max(weights.max(), 1e-30))  # states without a choice weigh next to nothing
-    return DecisionTreeClassifier(**options).fit(features, costs.argmin(-1), sample_weight=weights / weights.mean())
+    with np.errstate(over="ignore", invalid="ignore"):  # scikit-learn adds up all features, to see if they are finite
+        if weighting == "regret":
+            return DecisionTreeRegressor(**options).fit(features, costs)
+        return DecisionTreeClassifier(**options).fit(features, costs.argmin(-1), sample_weight=weights / weights.mean())
 
 
 def _leaf_values(place: np.ndarray, num_leaves: int, costs: np.ndarray, labels: np.ndarray) -> np.ndarray:

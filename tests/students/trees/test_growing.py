@@ -112,6 +112,15 @@ def total(structure, x, costs):
     return sum(costs[place == leaf].sum(0).min() for leaf in range(structure.num_leaves) if (place == leaf).any())
 
 
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.filterwarnings("error")
+def test_entries_of_huge_numbers_warn_of_nothing(weighting):
+    x, labels = data(count=500)
+    x = x * np.float32([1e8, 1e-6, 1e30])
+    features = Features(3, ("differences", "sums", "products"))
+    assert grow(x, labels, features=features, max_leaf_nodes=8, weighting=weighting, seed=0).num_leaves > 2
+
+
 def test_refining_lowers_the_regret_and_pruning_leaves_out_what_saves_least():
     x, labels = data(num_features=6)
     costs = regrets(labels)

@@ -8,15 +8,15 @@ import numpy as np
 
 from rllib_kd.networks.trees.arrays import Tree
 from rllib_kd.networks.trees.features import Features
-from rllib_kd.students.trees.bins import Bins
+from rllib_kd.students.trees.bins import MAX_BINS, Bins
 from rllib_kd.students.trees.refining import Structure, refined
 
 #: Of more features, those that a first tree uses most are kept, and the others are not tried.
 MAX_FEATURES = 24
 #: Numbers that the first tree is grown on, states times features; of very many features, so many states.
 _SCREENED_NUMBERS, _LEAST_SCREENED_STATES = 1_080_000, 2_000
-#: A coarse tree shows which features are used.
-_SCREENED_BINS, _SCREENED_LEAVES = 32, 32
+#: The first tree is coarse: finer bins than of so many states show in part what is chance.
+_SCREENED_STATES_PER_BIN, _LEAST_SCREENED_BINS, _SCREENED_LEAVES = 60, 16, 64
 
 #: Regrets above this quantile of those above 0 count as that one: a few states, of which a failure is certain, would
 #: take all leaves.
@@ -94,7 +94,8 @@ def _most_used(
     """Return the indices of the features that a tree on some of the states uses most."""
     count = min(len(obs), max(_LEAST_SCREENED_STATES, _SCREENED_NUMBERS // len(features)))
     rows = np.random.default_rng(seed).choice(len(obs), count, replace=False)
-    bins = Bins(_finite(features.values(obs[rows])), _SCREENED_BINS)
+    num_bins = min(MAX_BINS, max(_LEAST_SCREENED_BINS, count // _SCREENED_STATES_PER_BIN))
+    bins = Bins(_finite(features.values(obs[rows])), num_bins)
     leaves = min(num_leaves, _SCREENED_LEAVES)
     importances = _fitted(bins.numbers, costs[rows], leaves, weighting, seed).feature_importances_
     return np.sort(np.argsort(-importances, kind="stable")[:MAX_FEATURES])

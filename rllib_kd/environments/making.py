@@ -206,11 +206,6 @@ def env_maker(
             own_vector = None if "render_mode" in config else partial(atari.make_vector, env, **config)
             return EnvMaker(name, partial(atari.make, env, **config), own_vector)
         env = _class_at(env)
-    if not callable(env):
-        raise ValueError(
-            f"An environment must be a name, or a class or function that makes one, got {env!r:.200}. Name it as in "
-            "config.environment(): 'CartPole-v1'."
-        )
     return EnvMaker(name, partial(env, EnvContext(config, worker_index=0)))
 
 

@@ -118,7 +118,7 @@ def test_python_and_files_have_one_validator(cls, value, message):
         ("distillation", "students", "linear", "'students' cannot be 'linear': expected an object"),
         ("training", "n_step", (1, 3), r"`n_step` must be an integer of at least 1, got \(1, 3\)"),
         ("training", "num_atoms", "51", "'num_atoms' cannot be '51': expected a number"),
-        ("training", "replay_buffer_config", 50_000, "'replay_buffer_config' cannot be 50000: expected an object"),
+        ("training", "replay_buffer_config", 50_000, r"Set only its size and priorities: .* Got 50000\."),
         ("training", "learner_class", "Learner", "`learner_class` must be a DistillDQNTorchLearner, got 'Learner'"),
         ("rl_module", "model_config", [8], r"'model_config' cannot be \[8\]: expected an object"),
     ],

@@ -247,7 +247,7 @@ BAD = {
         ["evaluate", "cartpole", "--env-config", '{"wrong": 1}'],
         "The environment 'CartPole-v1' cannot be made",
     ),
-    "negative seed": (["evaluate", "cartpole", "--seed", "-1"], "`seed` must be at least 0"),
+    "negative seed": (["evaluate", "cartpole", "--seed", "-1"], "`seed` must be an integer of at least 0"),
     "policy of another algorithm": (
         ["evaluate", "cartpole", "--algo", "PPO"],
         "was trained by DQN, but --algo is 'PPO'",

@@ -86,7 +86,7 @@ def test_wrong_use(refused, name, tmp_path):
         ({"sizes": {"a": {"tree": {}}}, "minimize": "int8_bytes"}, "'int8_bytes' does not compare trees"),
         ({"trees": "yes"}, "trees must be True or False, got 'yes'"),
         ({"out": 5}, "out must be the path of a folder, got 5"),
-        ({"env": ["CartPole-v1"]}, r"must be a name, or a class or function that makes one, got \['CartPole-v1'\]"),
+        ({"env": ["CartPole-v1"]}, r"is named, or made by a class or function, got \['CartPole-v1'\]"),
         ({"teacher": {}}, "A teacher's description needs a path"),
     ],
 )

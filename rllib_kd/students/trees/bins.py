@@ -58,11 +58,11 @@ class Bins:
         """
         if not len(rows):
             return None
-        weights = np.repeat(gains, self.numbers.shape[1])
+        weights = np.repeat(gains, len(self.thresholds))
         in_bins = np.bincount(self._places[rows].ravel(), weights, self.thresholds.size)
         sums = in_bins.reshape(self.thresholds.shape).cumsum(axis=1)
         sums[np.isinf(self.thresholds)] = -np.inf
-        feature, number = map(int, np.unravel_index(int(sums.argmax()), sums.shape))
+        feature, number = divmod(int(sums.argmax()), sums.shape[1])
         if np.isinf(sums[feature, number]):
             return None
         bins = self.numbers[rows, feature]

@@ -154,9 +154,10 @@ class Restarts:
             kept = self._kept.get(student, [])
             unchanged = {one.copy for one in kept if one.is_unchanged(players.copies)}
             new = [name for name in own if name not in unchanged]
-            for best in played.best(new):
-                kept = [*kept, KeptCopy.of(best, players.copies[best], env_steps, played.returns[best])]
-            self._kept[student] = sorted(kept, key=lambda one: -float(np.mean(one.returns)))[:_NUM_KEPT]
+            snapshots = [
+                KeptCopy.of(best, players.copies[best], env_steps, played.returns[best]) for best in played.best(new)
+            ]
+            self._kept[student] = sorted([*kept, *snapshots], key=lambda one: -float(np.mean(one.returns)))[:_NUM_KEPT]
 
     def choose(self, players: Players, learner_group: LearnerGroup, *, num_updates: int, env_steps: int) -> None:
         """Play validation episodes, and choose each student's best copy; if that fails, the one with the least regret.

@@ -16,7 +16,7 @@ from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.certificates.agreement import AgreementTest, fewest_units
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import MAX_EPISODES
-from rllib_kd.learner.label_statistics import QStatistics, equally_good
+from rllib_kd.learner.label_statistics import QStatistics, agrees
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.images import as_input
 from rllib_kd.offline.data import all_files, check_teacher_of
@@ -102,7 +102,7 @@ class HeldOutStates:
     def _agree(self, module: Any, rows: np.ndarray) -> np.ndarray:
         """Return 1.0 for those of some states in which a student takes an action that is as good as the teacher's."""
         labels, chosen = self._choices(module, rows)
-        return equally_good(labels).gather(-1, chosen.unsqueeze(-1)).squeeze(-1).double().numpy()
+        return agrees(labels, chosen).double().numpy()
 
     def _choices(self, module: Any, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the teacher's labels of some states, `[R, A]`, and a student's actions, `[R]`."""

@@ -13,7 +13,7 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from rllib_kd.learner import losses
-from rllib_kd.learner.label_statistics import QStatistics, equally_good
+from rllib_kd.learner.label_statistics import QStatistics, agrees
 from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, ObservationStatistics
 from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay
 from rllib_kd.learner.student import StackedStudents, Student, members_of
@@ -167,9 +167,8 @@ class StudentGroup:
         if not states or len(states[TEACHER_Q]) == 0:
             return {}
         student_q, teacher_q, chosen = self._choices(self.named, states)
-        agrees = equally_good(states[TEACHER_Q]).expand_as(teacher_q)
         by_state = {
-            "teacher_agreement": agrees.gather(-1, chosen).squeeze(-1).float(),
+            "teacher_agreement": agrees(states[TEACHER_Q], chosen.squeeze(-1)).float(),
             "regret_nats" if self._outputs == LOG_PROBS else "q_regret": _regret(teacher_q, chosen),
             "kl_to_teacher": losses.policy_kl(
                 student_q, teacher_q, temperature=self.temperature, student_temperature=self.student_temperature

@@ -162,16 +162,22 @@ def equally_good(q: Tensor) -> Tensor:
     Returns:
         Truth values `[..., A]`.
     """
-    is_best, are_alike = _alike(q)
-    return torch.where(are_alike, q == q.amax(-1, keepdim=True), is_best)
+    return _ties(q)[0]
 
 
-def _alike(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which actions are the best ones up to rounding, `[..., A]`; and whether all legal ones are, `[..., 1]`."""
+def agrees(q: Tensor, actions: Tensor) -> Tensor:
+    """Return whether actions are as good as the teacher's, by its outputs `[M, A]`; both `[..., M]`."""
+    return equally_good(q).expand(*actions.shape, -1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+
+def _ties(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `equally_good()` does, and whether all legal actions of a state are alike, `[...]`."""
     legal = torch.isfinite(q)
     tolerance = _TIE_TOLERANCE * torch.where(legal, q, 0.0).abs().amax(-1, keepdim=True)
-    is_best = q >= q.amax(-1, keepdim=True) - tolerance
-    return is_best, (is_best | ~legal).all(-1, keepdim=True)
+    best = q.amax(-1, keepdim=True)
+    is_close = q >= best - tolerance
+    are_alike = (is_close | ~legal).all(-1, keepdim=True)
+    return torch.where(are_alike, q == best, is_close), are_alike.squeeze(-1)
 
 
 def _gaps(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,8 +189,8 @@ def _gaps(q: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The gaps of states that have one, and those of states whose actions are equally good, up to rounding.
     """
-    gaps = q.amax(-1) - q.masked_fill(equally_good(q), -torch.inf).amax(-1)
-    alike = _alike(q)[1].squeeze(-1)
+    equal, alike = _ties(q)
+    gaps = q.amax(-1) - q.masked_fill(equal, -torch.inf).amax(-1)
     return gaps[~alike], gaps[alike & torch.isfinite(gaps)]
 
 

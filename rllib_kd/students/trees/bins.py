@@ -23,13 +23,14 @@ class Bins:
         max_bins: the most bins of a feature, 2 to 256.
 
     Attributes:
+        features: as given.
         numbers: bin of each feature, `[N, F]`, bytes.
         thresholds: `[F, B]`, float32: a feature is at most `thresholds[f, b]` in the bins up to b, and above it in the
             others; ∞ from the last bin on.
     """
 
     def __init__(self, features: np.ndarray, max_bins: int = MAX_BINS):
-        self._features = features
+        self.features = features
         thresholds = [_thresholds(column, max_bins) for column in features.T]
         num_bins = 1 + max(map(len, thresholds))
         self.numbers = np.empty(features.shape, np.uint8)
@@ -67,7 +68,7 @@ class Bins:
             return None
         bins = self.numbers[rows, feature]
         near = (bins == number) | (bins == number + 1)
-        exact = _best_threshold(self._features[rows[near], feature], gains[near])
+        exact = _best_threshold(self.features[rows[near], feature], gains[near])
         return feature, self.thresholds[feature, number] if exact is None else exact
 
 

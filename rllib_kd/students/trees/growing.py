@@ -74,12 +74,11 @@ def grow(
     kept = np.arange(len(features))
     if len(features) > MAX_FEATURES:
         kept = _most_used(features, obs, costs, num_grown, weighting, seed)
-    compared = _finite(features.values(obs, kept))
-    bins = Bins(compared)
+    bins = Bins(_finite(features.values(obs, kept)))
     structure = _split(bins, costs, num_grown, weighting, seed)
     if refine:
-        structure = refined(structure, compared, bins, costs, max_leaf_nodes)
-    place = structure.leaves(compared)
+        structure = refined(structure, bins, costs, max_leaf_nodes)
+    place = structure.leaves(bins.features)
     values = _leaf_values(place, structure.num_leaves, costs, labels)
     return structure.with_features(kept).tree(values, len(features))
 
@@ -97,7 +96,7 @@ def _most_used(
     num_bins = min(MAX_BINS, max(_LEAST_SCREENED_BINS, count // _SCREENED_STATES_PER_BIN))
     bins = Bins(_finite(features.values(obs[rows])), num_bins)
     leaves = min(num_leaves, _SCREENED_LEAVES)
-    importances = _fitted(bins.numbers, costs[rows], leaves, weighting, seed).feature_importances_
+    importances = _fitted(bins, costs[rows], leaves, weighting, seed).feature_importances_
     return np.sort(np.argsort(-importances, kind="stable")[:MAX_FEATURES])
 
 
@@ -111,28 +110,23 @@ def numbers_read(num_states: int, num_features: int) -> int:
 
 def _split(bins: Bins, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> Structure:
     """Return the splits that scikit-learn finds: of bins, of which it sorts the numbers twice as fast as features."""
-    grown = _fitted(bins.numbers, costs, num_leaves, weighting, seed).tree_
+    grown = _fitted(bins, costs, num_leaves, weighting, seed).tree_
     is_inner = grown.children_left >= 0
-    threshold = bins.thresholds[np.maximum(grown.feature, 0), np.maximum(grown.threshold, 0).astype(np.intp)]
-    return Structure.of(
-        np.where(is_inner, grown.feature, -1),
-        np.where(is_inner, threshold, 0.0),
-        grown.children_left,
-        grown.children_right,
-    )
+    feature, threshold = np.where(is_inner, grown.feature, -1), np.zeros(len(is_inner), np.float32)
+    threshold[is_inner] = bins.thresholds[feature[is_inner], grown.threshold[is_inner].astype(np.intp)]
+    return Structure.of(feature, threshold, grown.children_left, grown.children_right)
 
 
-def _fitted(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> Any:
+def _fitted(bins: Bins, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> Any:
     """Return a tree of scikit-learn's."""
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
     options: dict[str, Any] = {"max_leaf_nodes": num_leaves, "random_state": seed}
+    if weighting == "regret":
+        return DecisionTreeRegressor(**options).fit(bins.numbers, costs)
     weights = costs.max(-1) if weighting == "gap" else np.ones(len(costs))
     weights = np.maximum(weights, 1e-6 * max(weights.max(), 1e-30))  # states without a choice weigh next to nothing
-    with np.errstate(over="ignore", invalid="ignore"):  # scikit-learn adds up all features, to see if they are finite
-        if weighting == "regret":
-            return DecisionTreeRegressor(**options).fit(features, costs)
-        return DecisionTreeClassifier(**options).fit(features, costs.argmin(-1), sample_weight=weights / weights.mean())
+    return DecisionTreeClassifier(**options).fit(bins.numbers, costs.argmin(-1), sample_weight=weights / weights.mean())
 
 
 def _leaf_values(place: np.ndarray, num_leaves: int, costs: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -97,39 +97,37 @@ class Structure:
         return rows
 
 
-def refined(
-    structure: Structure, features: np.ndarray, bins: Bins, costs: np.ndarray, max_leaf_nodes: int
-) -> Structure:
+def refined(structure: Structure, bins: Bins, costs: np.ndarray, max_leaf_nodes: int) -> Structure:
     """Return a tree of at most so many leaves, whose tests cost less regret.
 
     Args:
         structure: the grown tree.
-        features: `[N, F]`, float32.
-        bins: those of the features.
+        bins: the features of the states, in bins.
         costs: regret of each action `[N, A]`.
         max_leaf_nodes: the most leaves.
     """
-    structure = _improved(pruned(structure, features, costs, max_leaf_nodes), features, bins, costs)
-    structure = pruned(structure, features, costs, max_leaf_nodes)
+    structure = _improved(pruned(structure, bins.features, costs, max_leaf_nodes), bins, costs)
+    structure = pruned(structure, bins.features, costs, max_leaf_nodes)
     if structure.num_leaves < max_leaf_nodes:  # of leaves that had one action, one has been left
-        structure = _improved(filled(structure, features, bins, costs, max_leaf_nodes), features, bins, costs)
-        structure = pruned(structure, features, costs, max_leaf_nodes)
+        structure = _improved(filled(structure, bins, costs, max_leaf_nodes), bins, costs)
+        structure = pruned(structure, bins.features, costs, max_leaf_nodes)
     return structure
 
 
-def _improved(structure: Structure, features: np.ndarray, bins: Bins, costs: np.ndarray) -> Structure:
+def _improved(structure: Structure, bins: Bins, costs: np.ndarray) -> Structure:
     for _ in range(_ROUNDS):
-        if not _improve(structure, features, bins, costs):
+        if not _improve(structure, bins, costs):
             break
     return structure
 
 
-def filled(structure: Structure, features: np.ndarray, bins: Bins, costs: np.ndarray, max_leaf_nodes: int) -> Structure:
+def filled(structure: Structure, bins: Bins, costs: np.ndarray, max_leaf_nodes: int) -> Structure:
     """Return the tree with further tests in place of those leaves where they save most, up to so many leaves."""
+    features = bins.features
     rows = structure.rows(features)
     feature, threshold = structure.feature.tolist(), structure.threshold.tolist()
     left, right = structure.left.tolist(), structure.right.tolist()
-    found = {node: _test_at_leaf(features, bins, costs, rows[node]) for node in range(structure.num_inner, len(rows))}
+    found = {node: _test_at_leaf(bins, costs, rows[node]) for node in range(structure.num_inner, len(rows))}
     for _ in range(max_leaf_nodes - structure.num_leaves):
         node = max(found, key=lambda node: found[node].saved)
         test = found.pop(node)
@@ -143,7 +141,7 @@ def filled(structure: Structure, features: np.ndarray, bins: Bins, costs: np.nda
         is_left = features[own, test.feature] <= np.float32(test.threshold)
         for child, reached in ((left[node], own[is_left]), (right[node], own[~is_left])):
             rows.append(reached)
-            found[child] = _test_at_leaf(features, bins, costs, reached)
+            found[child] = _test_at_leaf(bins, costs, reached)
     arrays = (np.array(feature), np.array(threshold, np.float32), np.array(left), np.array(right))
     return Structure.of(*arrays)
 
@@ -154,7 +152,7 @@ class _LeafTest(NamedTuple):
     threshold: float = 0.0
 
 
-def _test_at_leaf(features: np.ndarray, bins: Bins, costs: np.ndarray, rows: np.ndarray) -> _LeafTest:
+def _test_at_leaf(bins: Bins, costs: np.ndarray, rows: np.ndarray) -> _LeafTest:
     """Return the test that saves most if the leaf's action stays on one side, and another is taken on the other."""
     best = _LeafTest(-np.inf)
     if len(rows) < 2 or costs[rows].sum(0).min() <= 0:
@@ -166,7 +164,7 @@ def _test_at_leaf(features: np.ndarray, bins: Bins, costs: np.ndarray, rows: np.
             found = bins.best_test(searched, sign * (costs[searched, other] - costs[searched, action]))
             if found is None:
                 continue
-            is_left = features[rows, found[0]] <= found[1]
+            is_left = bins.features[rows, found[0]] <= found[1]
             goes_over = ~is_left if sign > 0 else is_left
             saved = float((costs[rows, action] - costs[rows, other])[goes_over].sum())
             if saved > best.saved:
@@ -237,8 +235,9 @@ def _reachable(feature: np.ndarray, left: np.ndarray, right: np.ndarray) -> list
     return sorted(found)
 
 
-def _improve(structure: Structure, features: np.ndarray, bins: Bins, costs: np.ndarray) -> bool:
+def _improve(structure: Structure, bins: Bins, costs: np.ndarray) -> bool:
     """Find a better test for each node, from the last to the root; return whether one was found."""
+    features = bins.features
     rows = structure.rows(features)
     n = structure.num_inner
     has_improved = False

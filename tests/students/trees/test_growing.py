@@ -127,7 +127,7 @@ def test_refining_lowers_the_regret_and_pruning_leaves_out_what_saves_least():
     bins = Bins(x)
     grown = _split(bins, costs, 40, "uniform", 0)
     small = pruned(grown, x, costs, 12)
-    better = refined(grown, x, bins, costs, 12)
+    better = refined(grown, bins, costs, 12)
     assert small.num_leaves <= 12
     assert better.num_leaves <= 12
     assert total(better, x, costs) < 0.97 * total(small, x, costs)
@@ -138,11 +138,11 @@ def test_leaves_that_are_left_are_filled_where_they_save_most():
     costs = regrets(labels)
     bins = Bins(x)
     small = pruned(_split(bins, costs, 10, "uniform", 0), x, costs, 4)
-    more = filled(small, x, bins, costs, 12)
+    more = filled(small, bins, costs, 12)
     assert small.num_leaves <= 4
     assert more.num_leaves == 12
     assert total(more, x, costs) < 0.8 * total(small, x, costs)
-    assert filled(small, x, bins, np.zeros_like(costs), 12).num_leaves == small.num_leaves  # nothing can be saved
+    assert filled(small, bins, np.zeros_like(costs), 12).num_leaves == small.num_leaves  # nothing can be saved
 
 
 def test_without_refining_the_tests_are_those_of_scikit_learn():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from numbers import Real
 
 import numpy as np
+
+from rllib_kd.numeric import is_finite
 
 Schedule = float | Sequence[Sequence[float]]
 
@@ -65,20 +66,16 @@ def check_schedule(
         f"`{name}` must be a number or a schedule [[0, value], [env_steps, value], ...] with increasing env_steps"
         + "".join(f", or '{word}'" for word in words)
     )
-    if not _is_number(schedule):
+    if not is_finite(schedule):
         if not isinstance(schedule, Sequence) or isinstance(schedule, str) or not schedule:
             raise ValueError(f"{expected}, got {schedule!r}.")
         pairs = list(schedule)
-        if not all(isinstance(p, Sequence) and len(p) == 2 and all(map(_is_number, p)) for p in pairs):
+        if not all(isinstance(p, Sequence) and len(p) == 2 and all(map(is_finite, p)) for p in pairs):
             raise ValueError(f"{expected}, got {schedule!r}.")
         times = [time for time, _ in pairs]
         if times[0] != 0 or any(later <= earlier for earlier, later in pairwise(times)):
             raise ValueError(f"{expected}, got the steps {times}.")
-    for value in values_of(schedule):  # type: ignore[arg-type]
+    for value in values_of(schedule):
         if not low <= value <= high:
             bounds = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
             raise ValueError(f"`{name}` must be {bounds}, got {value:g}.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

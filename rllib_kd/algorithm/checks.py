@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
@@ -25,6 +24,7 @@ from rllib_kd.env_runner.single_agent import DistillEnvRunner
 from rllib_kd.learner.losses import LOSSES, POLICY_LOSSES
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE
 from rllib_kd.networks.trees.shape import TREE
+from rllib_kd.numeric import is_finite, is_integer
 from rllib_kd.schedules import check_schedule, values_of
 from rllib_kd.students.restarts import is_named
 from rllib_kd.students.sizes import PRESETS
@@ -469,20 +469,20 @@ def _check_preset(what: str, name: object) -> None:
 
 
 def _check_compression(what: str, value: object) -> None:
-    if not isinstance(value, Real) or not 0.0 < float(value) <= 1.0:
+    if not is_finite(value) or not 0.0 < value <= 1.0:
         raise ValueError(f"{what} must be in (0, 1]: student parameters / teacher parameters. Got {value!r}.")
 
 
 def _check_integer(name: str, value: object, *, low: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
+    if not is_integer(value, low):
         raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
 
 
 def _check_share(name: str, value: object) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0.0 <= float(value) <= 1.0:
+    if not is_finite(value, 0.0, 1.0):
         raise ValueError(f"`{name}` must be in [0, 1], got {value!r}.")
 
 
 def _check_positive(name: str, value: object, expected: str) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+    if not is_finite(value) or value <= 0:
         raise ValueError(f"`{name}` must be positive ({expected}), got {value!r}.")

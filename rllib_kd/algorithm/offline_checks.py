@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from pyarrow.fs import FileSystem
 
+from rllib_kd.numeric import is_finite, is_integer
 from rllib_kd.offline.data import LabelledData
 
 if TYPE_CHECKING:
@@ -57,10 +57,9 @@ OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_r
 def check_offline(config: DistillationConfig) -> None:
     """Check the settings of recorded rows, and what they exclude."""
     _check_places(config)
-    if not isinstance(config.held_out, Real) or isinstance(config.held_out, bool) or not 0.0 <= config.held_out <= 0.5:
+    if not is_finite(config.held_out, 0.0, 0.5):
         raise ValueError(f"`held_out` must be in [0, 0.5], a share of recorded rows, got {config.held_out!r}.")
-    is_share = isinstance(config.set_aside, Real) and not isinstance(config.set_aside, bool)
-    if not is_share or not 0.0 <= config.set_aside <= 0.9:
+    if not is_finite(config.set_aside, 0.0, 0.9):
         raise ValueError(f"`set_aside` must be in [0, 0.9], a share of recorded episodes, got {config.set_aside!r}.")
     if config.in_evaluation:
         return
@@ -97,13 +96,14 @@ def check_offline(config: DistillationConfig) -> None:
     for name, reason in (*of_behaviour, *unread):
         _refuse(config, [(name, getattr(config, name) != getattr(defaults, name), f"{reason}. Leave it out")])
     steps = config.dataset_num_iters_per_learner
-    if steps is not None and (not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1):
+    if steps is not None and not is_integer(steps, 1):
         raise ValueError(
             f"`dataset_num_iters_per_learner` must be an integer of at least 1, the gradient steps of a training step, "
             f"got {steps!r}."
         )
-    if not issubclass(config.offline_data_class or object, LabelledData):
-        raise ValueError(f"`offline_data_class` must be a LabelledData, got {config.offline_data_class}.")
+    data_class: type | None = config.offline_data_class
+    if not issubclass(data_class or object, LabelledData):
+        raise ValueError(f"`offline_data_class` must be a LabelledData, got {data_class}.")
     if config.env is None:
         _check_without_environment(config)
 
@@ -143,8 +143,7 @@ def _check_output(config: DistillationConfig) -> None:
         ("output_max_rows_per_file", config.output_max_rows_per_file),
         ("output_max_file_size", config.output_max_file_size),
     ):
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not (is_count or (value is None and name == "output_max_rows_per_file")):
+        if not (is_integer(value, 1) or (value is None and name == "output_max_rows_per_file")):
             raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -11,6 +10,7 @@ import gymnasium as gym
 from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE, LAYER_TYPES, USE_LSTM, max_seq_len_of
 from rllib_kd.networks.trees.shape import TREE
+from rllib_kd.numeric import is_integer
 from rllib_kd.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _MAX_LENGTH = 10_000  # env steps of a sequence: EnvRunners keep whole ones in m
 def check_recurrent(config: DistillationConfig) -> None:
     """Check the settings of recurrent students, and what they exclude."""
     burn_in, length = config.burn_in_len, max_seq_len_of(config.model_config)
-    if not isinstance(burn_in, int) or isinstance(burn_in, bool) or burn_in < 0:
+    if not is_integer(burn_in, 0):
         raise ValueError(f"`burn_in_len` must be an integer of at least 0, in env steps, got {burn_in!r}.")
     shared, own = config.given_model_config, _own_shapes(config)
     if not config.is_recurrent:
@@ -98,7 +98,7 @@ def _check_values(setting: str, shape: Mapping[str, Any]) -> None:
     """Check the settings of a recurrent layer, in a whole model config; `setting` has some of them."""
     for name in (CELL_SIZE, "max_seq_len"):
         value = shape.get(name, 1)
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        if not is_integer(value, 1):
             raise ValueError(f"{setting}['{name}'] must be an integer of at least 1, got {value!r}.")
     if (length := shape.get("max_seq_len", 1)) > _MAX_LENGTH:
         raise ValueError(f"{setting}['max_seq_len'] must be at most {_MAX_LENGTH:,} env steps, got {length:,}.")

@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import DEPRECATED_VALUE, AlgorithmConfig
@@ -22,6 +22,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.unknown_settings import unknown_setting
 from rllib_kd.networks.recurrent import LAYER_TYPE
 from rllib_kd.networks.trees.shape import TREE, TreeShape
+from rllib_kd.numeric import is_finite, is_integer
 from rllib_kd.schedules import check_schedule
 from rllib_kd.text import did_you_mean
 
@@ -287,9 +288,9 @@ def _check_model(where: str, key: str, value: Any, type_hint: Any) -> None:
             f"{where}['{key}'] cannot be {value!r}: expected a list of [channels, kernel, stride], integers of at "
             "least 1. Kernel and stride may be pairs [height, width]."
         )
-    if key.endswith("_hiddens") and not all(_is_integer(width) and width > 0 for width in value or ()):
+    if key.endswith("_hiddens") and not all(is_integer(width, 1) for width in value or ()):
         raise ValueError(f"{where}['{key}'] cannot be {value!r}: expected a list of integers of at least 1.")
-    if not _is_finite(value) and not _MAY_BE_INFINITE.fullmatch(key):
+    if not _all_finite(value) and not _MAY_BE_INFINITE.fullmatch(key):
         raise ValueError(f"{where}['{key}'] cannot be {value!r}: expected finite numbers.")
     if key.endswith("_activation") and value is not None:
         try:
@@ -309,7 +310,7 @@ def _check_value(name: str, value: Any, type_hint: Any) -> None:
         raise ValueError(f"The setting '{name}' cannot be {value!r}.{hint} Known are: {', '.join(_WORDS[name])}.")
     if name.startswith("custom_resources_") and isinstance(value, Mapping):
         for resource, amount in value.items():
-            if not isinstance(amount, Real) or isinstance(amount, bool) or not 0 <= float(amount) < math.inf:
+            if not is_finite(amount, 0):
                 raise ValueError(f"The setting '{name}' needs an amount of at least 0 of '{resource}', got {amount!r}.")
     _check_range(name, value)
 
@@ -330,16 +331,16 @@ def _check_range(name: str, value: Any) -> None:
         if not is_number or not low <= number <= high or (whole and number % 1):
             kind = "an integer" if whole else "a finite number" if math.isinf(number) else "a number"
             raise ValueError(f"The setting '{name}' cannot be {value!r}: expected {kind}{limits}.")
-    elif name not in _BY_KEY and not _is_finite(value):
+    elif name not in _BY_KEY and not _all_finite(value):
         raise ValueError(f"The setting '{name}' cannot be {value!r}: expected finite numbers.")
 
 
-def _is_finite(value: Any) -> bool:
+def _all_finite(value: Any) -> bool:
     """Return whether no number in a value is infinite or NaN."""
     if isinstance(value, Mapping):
-        return all(map(_is_finite, value.values()))
+        return all(map(_all_finite, value.values()))
     if isinstance(value, list | tuple):
-        return all(map(_is_finite, value))
+        return all(map(_all_finite, value))
     return not isinstance(value, float) or math.isfinite(value)
 
 
@@ -352,11 +353,7 @@ def _is_filter(value: Any) -> bool:
 
 def _is_size(value: Any) -> bool:
     parts = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
-    return all(_is_integer(part) and part > 0 for part in parts)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return all(is_integer(part, 1) for part in parts)
 
 
 def _with_integers(value: Any, hint: Any) -> Any:

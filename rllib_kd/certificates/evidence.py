@@ -21,6 +21,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rllib_kd.numeric import is_integer
+
 #: The values of λ, and the part of the capital that each holds: half for the largest, a quarter for the next, ...
 BETS = 2.0 ** -np.arange(6)
 _PARTS = BETS / BETS.sum()
@@ -102,7 +104,7 @@ def spend_alpha(alpha: float, num_candidates: int) -> tuple[float, ...]:
     """
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha must be in (0, 0.5), got {alpha!r}. Use 0.05 for a confidence of 95 %.")
-    if isinstance(num_candidates, bool) or not isinstance(num_candidates, int) or num_candidates < 1:
+    if not is_integer(num_candidates, 1):
         raise ValueError(
             f"num_candidates must be an integer ≥ 1, got {num_candidates!r}. Count all students that may be tested."
         )

@@ -17,6 +17,7 @@ from ray.rllib.utils.numpy import SMALL_NUMBER
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError, Name
+from rllib_kd.numeric import is_integer
 from rllib_kd.observations.connectors import MaskApart, OneVector
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.observations.masks import features_space
@@ -215,7 +216,7 @@ def _normalize(state: Mapping[str, Any], space: gym.Space) -> Normalize | None:
     if not mean.shape == sum_of_squares.shape == space.shape:
         raise ValueError(f"a MeanStdFilter of the shape {mean.shape} is for observations of the shape {space.shape}")
     count = statistics["num_pushes"]
-    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 0:
+    if not is_integer(count, 0):
         raise ValueError(f"a MeanStdFilter has num_pushes={one_line(repr(count), limit=100)}, expected an integer ≥ 0")
     without_spread = np.square(mean) if is_old else np.zeros_like(mean)
     variance = (sum_of_squares / (count - 1) if count > 1 else without_spread).astype(np.float32)

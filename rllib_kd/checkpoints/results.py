@@ -12,6 +12,7 @@ from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import count_values, parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.uris import list_folder, read_lines
+from rllib_kd.numeric import is_number
 
 RESULTS = "result.json"
 
@@ -83,7 +84,7 @@ def folders_among(entries: Iterable[pyarrow.fs.FileInfo]) -> list[str]:
 
 def finite_number(value: Any) -> float | None:
     """Return a number of a result as a float; None if it is not a number, or not finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         return None
     try:
         number = float(value)

@@ -35,6 +35,7 @@ from rllib_kd.checkpoints.pickles import CheckpointError, Name, ReadBudget, Tag,
 from rllib_kd.checkpoints.uris import first_file, is_folder, list_folder, open_uri, read_file, uri_of
 from rllib_kd.checkpoints.values import build, build_entries
 from rllib_kd.networks.layers import CostMeter
+from rllib_kd.numeric import is_integer
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.observations.spaces import check_size
 
@@ -397,7 +398,7 @@ def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: 
     try:
         for filters, kernel, stride, *_ in conv_filters or ():
             (high, wide), (down, along) = (_pair(sizes) for sizes in (kernel, stride))
-            if not all(_is_positive(n) for n in (filters, high, wide, down, along)):
+            if not all(is_integer(n, 1) for n in (filters, high, wide, down, along)):
                 raise ValueError("sizes that are not positive integers")
             padded = (height + high, width + wide)  # at most: RLlib pads an image by a kernel's size
             cost.add("what a convolution takes", channels * padded[0] * padded[1])
@@ -412,10 +413,6 @@ def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: 
 def _pair(sizes: Any) -> tuple[Any, Any]:
     down, along = sizes if isinstance(sizes, list | tuple) else (sizes, sizes)
     return down, along
-
-
-def _is_positive(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number > 0
 
 
 def _check_space(space: Any, where: str) -> None:

@@ -35,6 +35,7 @@ from rllib_kd.checkpoints.uris import (
     uri_of,
 )
 from rllib_kd.checkpoints.whole import first_whole
+from rllib_kd.numeric import is_integer
 from rllib_kd.paths import tidied
 from rllib_kd.text import number, printable
 
@@ -450,8 +451,7 @@ def _name(value: Any) -> str | None:
 
 
 def _number(value: Any) -> int | None:
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_number and abs(value) < 2**60 else None  # many larger ones have the same hash
+    return value if is_integer(value, -(2**60), 2**60) else None  # many larger ones have the same hash
 
 
 def _look_up(row: Any, keys: tuple[str, ...]) -> float | None:

@@ -19,6 +19,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rllib_kd.numeric import is_integer
+
 _PREFIX = "envpool/"
 
 #: Packages that register an environment with gymnasium, by the beginning of its name.
@@ -188,7 +190,7 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
             f"not gymnasium's. Leave them out, or use '{name}'."
         )
     threads = config.get("num_threads", 1)
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:  # envpool ends the process
+    if not is_integer(threads, 1):  # envpool ends the process
         raise ValueError(f"The env_config of '{_PREFIX}{name}' has num_threads={threads!r}: expected an integer ≥ 1.")
 
 

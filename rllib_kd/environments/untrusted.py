@@ -7,7 +7,6 @@ its bounds. The user's own `env` and `env_config` are not restricted.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_kd.environments.own import is_registered_with_tune
+from rllib_kd.numeric import is_finite
 
 _PACKAGES = ("gymnasium", "ale_py")
 
@@ -77,7 +77,7 @@ def plain(value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and is_finite(value)
 
 
 def _number(low: float, high: float) -> _Allowed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from rllib_kd.numeric import is_integer
 
 #: Seed of the first episode that evaluates a student, far from those of its training.
 FRESH_SEED = 1_000_000
@@ -32,6 +32,6 @@ def episode_seeds(num_episodes: int, seed: int) -> range:
         ValueError: a number is too small, or no integer.
     """
     for name, number, low in (("num_episodes", num_episodes, 1), ("seed", seed, 0)):
-        if not isinstance(number, Integral) or isinstance(number, bool) or number < low:
+        if not is_integer(number, low):
             raise ValueError(f"`{name}` must be an integer of at least {low}, got {number!r}.")
     return range(seed, seed + num_episodes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from rllib_kd import limits
 from rllib_kd.networks.trees.layer import build_tree
+from rllib_kd.numeric import is_integer
 
 ELEMENTWISE: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -316,7 +316,7 @@ def _build_layer(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 def whole(number: Any) -> int:
     """Return a number of a description, if it is an integer; otherwise raise a ValueError."""
-    if not isinstance(number, numbers.Integral) or isinstance(number, bool):
+    if not is_integer(number):
         raise ValueError(f"it has {str(number)[:50]!r} where an integer was expected")
     return int(number)
 

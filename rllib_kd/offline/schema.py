@@ -37,6 +37,7 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd import limits
 from rllib_kd.networks.dqn_module import Support
+from rllib_kd.numeric import is_integer
 from rllib_kd.observations.masks import MASK
 from rllib_kd.offline.stacks import join, split
 from rllib_kd.text import did_you_mean, one_line
@@ -130,7 +131,7 @@ class LabelledSchema:
         for field, is_right, expected in (
             ("obs_shape", _is_shape(self.obs_shape), f"lengths whose product is at most {limits.MAX_INPUTS}"),
             ("obs_dtype", self.obs_dtype in OBS_DTYPES, f"one of {', '.join(OBS_DTYPES)}"),
-            ("num_actions", _is_count(self.num_actions, limits.MAX_OUTPUTS), f"1 to {limits.MAX_OUTPUTS}"),
+            ("num_actions", is_integer(self.num_actions, 1, limits.MAX_OUTPUTS), f"1 to {limits.MAX_OUTPUTS}"),
             ("labels", _are_labels(self.labels), f"'{TEACHER_Q}' or '{TEACHER_LOG_PROBS}', then others of {_LABELS}"),
             ("recorded", _are_in(self.recorded, tuple(RECORDED)), f"names of {tuple(RECORDED)}, in this order"),
             ("teacher", isinstance(self.teacher, str), "a text"),
@@ -193,7 +194,7 @@ class LabelledSchema:
     def _has_right_support(self) -> bool:
         if TEACHER_PROBS not in self.labels:
             return self.support is None
-        if not isinstance(self.support, Support) or not _is_count(self.support.num_atoms, limits.MAX_OUTPUTS):
+        if not isinstance(self.support, Support) or not is_integer(self.support.num_atoms, 1, limits.MAX_OUTPUTS):
             return False
         v_min, v_max, num_atoms = self.support
         is_range = all(isinstance(v, int | float) and math.isfinite(v) for v in (v_min, v_max)) and v_min < v_max
@@ -201,12 +202,12 @@ class LabelledSchema:
 
     def _has_right_frames(self) -> bool:
         is_stack = self.obs_dtype == "uint8" and len(self.obs_shape) == 3 and self.obs_shape[-1] == self.num_frames
-        return _is_count(self.num_frames, _MAX_FRAMES) and (self.num_frames == 1 or is_stack)
+        return is_integer(self.num_frames, 1, _MAX_FRAMES) and (self.num_frames == 1 or is_stack)
 
     def _has_right_features(self) -> bool:
         if TEACHER_FEATURES not in self.labels:
             return self.num_features is None
-        return _is_count(self.num_features, limits.MAX_OUTPUTS)
+        return is_integer(self.num_features, 1, limits.MAX_OUTPUTS)
 
     def type_of(self, column: str) -> pa.DataType:
         """Return the Arrow type of a column."""
@@ -459,15 +460,11 @@ def _content(schema: pa.Schema, file: str) -> dict[str, Any]:
     return content
 
 
-def _is_count(value: Any, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-
 def _is_shape(shape: Any) -> bool:
     if not isinstance(shape, tuple) or len(shape) > limits.MAX_RANK:
         return False
     return (
-        all(_is_count(length, limits.MAX_INPUTS) for length in shape)
+        all(is_integer(length, 1, limits.MAX_INPUTS) for length in shape)
         and math.prod(shape) <= limits.MAX_INPUTS
         and shape != ()
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -30,6 +29,7 @@ from rllib_kd.experiment.names import folder_word, new_name, own_folder
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.networks.trees.shape import TREE
+from rllib_kd.numeric import is_integer, is_number
 from rllib_kd.observations.masks import features_space
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.paths import check_path
@@ -134,7 +134,7 @@ class Shrink:
             value = getattr(self, name)
             if value is None and name not in ("seed", "episodes"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
+            if not is_integer(value, low):
                 raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
             setattr(self, name, int(value))
         if self.bounds is not None:
@@ -164,10 +164,9 @@ class Shrink:
         """
         for name in ("keep", "confidence", "minutes"):
             value = getattr(self, name)
-            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not is_number and (value is not None or name != "minutes"):
+            if not is_number(value) and (value is not None or name != "minutes"):
                 raise ValueError(f"{name} must be a number, got {value!r:.200}.")
-            if is_number and not isinstance(value, int | float):  # one of numpy's, which JSON does not take
+            if is_number(value) and not isinstance(value, int | float):  # one of numpy's, which JSON does not take
                 setattr(self, name, float(value))
         for name in ("env_config", "config", "sizes"):
             value = getattr(self, name)

@@ -13,6 +13,7 @@ import torch
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.numeric import is_integer
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
 
@@ -62,7 +63,7 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
         raise ValueError(f"its observation_shape is a {type(shape).__name__}, expected a list of positive integers")
     if len(shape) > limits.MAX_RANK:
         raise ValueError(f"its observation_shape has {len(shape)} dimensions, expected at most {limits.MAX_RANK}")
-    if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in shape):
+    if not all(is_integer(n, 1) for n in shape):
         raise ValueError(
             f"its observation_shape is {str(shape)[:100]}, expected a list of positive integers, such as [4]"
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
 
 from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.trees.features import OPERATIONS
+from rllib_kd.numeric import is_integer
 from rllib_kd.text import did_you_mean
 
 #: The setting of a model config that makes a student a tree.
@@ -60,7 +60,7 @@ class TreeShape:
                     f"{', '.join(known)}."
                 )
         leaves, weighting = settings.get("max_leaf_nodes", DEFAULT_LEAVES), settings.get("weighting")
-        if not isinstance(leaves, Integral) or isinstance(leaves, bool) or not 2 <= int(leaves) <= MAX_LEAVES:
+        if not is_integer(leaves, 2, MAX_LEAVES):
             raise ValueError(
                 f"`max_leaf_nodes` of `{where}` must be an integer in 2, ..., {MAX_LEAVES:,}, got {leaves!r}."
             )

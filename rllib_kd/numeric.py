@@ -1,0 +1,25 @@
+"""What counts as a number, in settings and in files of others: numpy's numbers do, and True and False do not."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import TypeGuard
+
+
+def is_integer(value: object, low: float = -math.inf, high: float = math.inf) -> TypeGuard[int]:
+    """Return whether a value is an integer of at least `low` and at most `high`."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a real number, which may be infinite or NaN."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_finite(value: object, low: float = -math.inf, high: float = math.inf) -> TypeGuard[float]:
+    """Return whether a value is a finite real number of at least `low` and at most `high`."""
+    try:
+        return is_number(value) and math.isfinite(value) and low <= value <= high
+    except OverflowError:  # an integer with hundreds of digits
+        return False

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import pickle
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from ray import cloudpickle
 
 from rllib_kd import _rllib
@@ -17,11 +20,11 @@ logger = logging.getLogger(__name__)
 def capture_sampling(env_runner: Any) -> bytes:
     """Return the state of an EnvRunner and its environments.
 
-    Environments that cannot be captured (in other processes, or in C++ without a way to save them) begin new episodes,
-    both here and after a restore, so that both continue equally.
+    Environments that cannot be captured (in other processes, in C++ without a way to save them, or pickled without
+    their state) begin new episodes, both here and after a restore, so that both continue equally.
     """
     try:
-        return cloudpickle.dumps(
+        return _with_state(
             {
                 "runner": _attributes(env_runner, env_runner.SAMPLING_STATE),
                 "env": _env_state(env_runner.env),
@@ -39,10 +42,11 @@ def capture_sampling(env_runner: Any) -> bytes:
 def put_back_sampling(env_runner: Any, state: bytes) -> None:
     """Continue from `capture_sampling()`; if that fails, with new episodes."""
     try:
-        captured = cloudpickle.loads(state)
+        captured = _Unpickler(state, _spec(env_runner.env)).load()
         if captured["setting"] != _setting(env_runner):
             raise ValueError(f"they were {captured['setting']}, and are {_setting(env_runner)}")
         if "env" in captured:
+            _with_state(captured["env"])  # earlier versions saved what has none
             for layer, attributes in zip(_layers(env_runner.env), captured["env"], strict=True):
                 vars(layer).update(attributes)
         vars(env_runner).update(captured["runner"])
@@ -67,6 +71,48 @@ def restart_sampling(env_runner: Any, salt: int | None = None) -> None:
     _rllib.reset_next(env_runner)
 
 
+def _with_state(value: Any) -> bytes:
+    """Pickle a value; raise a PicklingError if an environment in it would come back without its state."""
+    file = io.BytesIO()
+    _Pickler(file).dump(value)
+    return file.getvalue()
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Leaves out how RLlib makes an environment of the user's, and refuses what would come back without its state.
+
+    RLlib's function is in the environment's spec, and refers to the whole EnvRunner. Environments of Box2D, MuJoCo and
+    ALE are pickled as the arguments of their constructors alone, by the EzPickle of gymnasium, gym or PettingZoo: after
+    a restore, they would be in no episode.
+    """
+
+    def persistent_id(self, obj: Any) -> str | None:
+        return "spec" if isinstance(obj, EnvSpec) and callable(obj.entry_point) else None
+
+    def reducer_override(self, obj: Any) -> Any:
+        get_state = getattr(type(obj), "__getstate__", None)
+        if getattr(get_state, "__qualname__", None) == "EzPickle.__getstate__":
+            raise pickle.PicklingError(f"{type(obj).__name__} is pickled without its state, by EzPickle")
+        return super().reducer_override(obj)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what `_Pickler` wrote; environments get the spec of those that are there."""
+
+    def __init__(self, state: bytes, spec: EnvSpec | None):
+        super().__init__(io.BytesIO(state))
+        self._spec = spec
+
+    def persistent_load(self, pid: Any) -> EnvSpec | None:
+        return self._spec
+
+
+def _spec(env: Any) -> EnvSpec | None:
+    """Return the spec of single environments of a vector env; None for a multi-agent environment."""
+    single = getattr(env.unwrapped, "envs", [env])[0]
+    return getattr(single.unwrapped, "spec", None)
+
+
 def _setting(env_runner: Any) -> dict[str, Any]:
     """Return the values that must be equal for environments to continue."""
     env = env_runner.config.env
@@ -85,7 +131,7 @@ def _attributes(env_runner: Any, names: Iterable[str]) -> dict[str, Any]:
 
 def _env_state(env: Any) -> list[dict[str, Any]]:
     """Return the attributes of a vector env and of its wrappers: restoring sets them, and keeps the objects."""
-    return [{k: v for k, v in vars(layer).items() if k not in ("env", "env_fns")} for layer in _layers(env)]
+    return [{k: v for k, v in vars(layer).items() if k not in ("env", "env_fns", "spec")} for layer in _layers(env)]
 
 
 def _layers(env: Any) -> Iterator[Any]:

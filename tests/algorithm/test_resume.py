@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.utils import EzPickle
+from ray import cloudpickle
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 
 from rllib_kd import DistillDQN, DistillDQNConfig
+from rllib_kd.env_runner import capture
 from tests.algorithm.resumable import assert_equal, resumable_config, td_config, weights
 from tests.conftest import ray_address, start_ray
 
@@ -31,6 +35,13 @@ def _family() -> DistillDQNConfig:
     return config
 
 
+class OwnEnvironment(CartPoleEnv):
+    """RLlib makes it by a function that refers to the EnvRunner, which the environment's spec refers to."""
+
+    def __init__(self, config=None):
+        super().__init__()
+
+
 def _multi_agent() -> DistillDQNConfig:
     return (
         resumable_config(num_envs_per_env_runner=2)
@@ -46,6 +57,7 @@ def by_parity(agent_id, *args, **kwargs):
 
 CONFIGS = {
     "sync": resumable_config,
+    "own-environment": lambda: resumable_config().environment(OwnEnvironment),
     "td-and-prioritized": td_config,
     "values-and-features": lambda: resumable_config().distillation(loss="mse", feature_coeff=0.1),
     "family": _family,
@@ -56,8 +68,8 @@ CONFIGS = {
         resumable_config().training(num_steps_sampled_before_learning_starts=64 * N + 1).distillation(init="teacher")
     ),
 }
-FAST = "td-and-prioritized"
-NAMES = [FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if name != FAST)]
+FAST = ("td-and-prioritized", "own-environment")
+NAMES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if name not in FAST)]
 
 
 def state_of(algo):
@@ -136,8 +148,24 @@ def test_a_new_process_goes_on_bit_by_bit(runs, name):
 # --- What cannot go on bit by bit -------------------------------------------------------------------------------------
 
 
-def test_environments_in_other_processes_begin_anew_at_every_checkpoint(build, tmp_path):
-    config = resumable_config(gym_env_vectorize_mode="async")
+class PickledWithoutState(CartPoleEnv, EzPickle):
+    """As environments of Box2D and MuJoCo: a pickle has the arguments of the constructor alone."""
+
+    def __init__(self, config=None):
+        EzPickle.__init__(self)
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: resumable_config(gym_env_vectorize_mode="async"),
+        lambda: resumable_config().environment(PickledWithoutState),
+    ],
+    ids=["in other processes", "pickled without their state"],
+)
+def test_environments_that_cannot_be_captured_begin_anew_at_every_checkpoint(config, build, tmp_path):
+    config = config()
     algos = [build(config.copy(copy_frozen=False))]
     algos[0].train()
     before = algos[0].env_runner._seed
@@ -148,6 +176,21 @@ def test_environments_in_other_processes_begin_anew_at_every_checkpoint(build, t
     states = [state_of(algo) for algo in algos]
     algos[1].stop()
     assert_same(*states)
+
+
+def test_an_environment_that_an_earlier_version_saved_without_its_state_begins_anew(
+    build, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(capture, "_with_state", cloudpickle.dumps)  # as earlier versions did
+    algo = build(resumable_config().environment(PickledWithoutState))
+    algo.train()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    monkeypatch.undo()
+    resumed = DistillDQN.from_checkpoint(path)
+    assert "pickled without its state" in caplog.text
+    assert resumed.env_runner._needs_initial_reset
+    resumed.train()
+    resumed.stop()
 
 
 @pytest.mark.slow

@@ -106,6 +106,7 @@ def test_masks_go_on_after_a_checkpoint(cluster):
     runners = [make_runner(config_of(ByMethod), teacher_of()) for _ in range(2)]
     sample(runners[0])
     put_back_sampling(runners[1], capture_sampling(runners[0]))
+    assert not runners[1]._needs_initial_reset  # it goes on in the middle of an episode
     (one,), (other,) = (sample(runner, epsilon=0.5)[0] for runner in runners)
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)

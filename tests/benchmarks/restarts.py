@@ -1,7 +1,8 @@
 """How well each copy of a student with restarts plays, and what would have told so.
 
     python tests/benchmarks/restarts.py ENV TEACHER --rows rows.jsonl [--csv table.csv] [--hiddens [2,2]]
-        [--seeds 70 71] [--env-steps 100000] [--settings '{"teacher_fraction": [[0, 1.0], [10000, 0.5]]}' ...]
+        [--seeds 70 71] [--env-steps 100000] [--copies 16]
+        [--settings '{"teacher_fraction": [[0, 1.0], [10000, 0.5]]}' ...]
 
 One row for each copy: its weight of the Q-regret (in median action gaps), its Q-regret on the replay's states (return
 units), and its return ratio in 100 episodes that had no part in any choice. A table has them by weight. A run that is
@@ -31,19 +32,18 @@ from rllib_kd import DistillDQNConfig
 from rllib_kd.algorithm.dead_learners import ask_learner
 from rllib_kd.evaluation.sources import open_source
 
-NUM_COPIES = 16
 NUM_EPISODES = 100
 
 
 def measure(
-    env: str, teacher: Path, hiddens: Sequence[int], settings: dict[str, Any], seed: int, env_steps: int
+    env: str, teacher: Path, hiddens: Sequence[int], settings: dict[str, Any], seed: int, env_steps: int, copies: int
 ) -> list[dict[str, Any]]:
     """Rows of all copies of one student."""
     config = (
         DistillDQNConfig()
         .environment(env)
         .rl_module(model_config={"fcnet_hiddens": list(hiddens), "fcnet_activation": "tanh"})
-        .distillation(teacher=teacher, restarts=NUM_COPIES, num_baseline_episodes=0, **settings)
+        .distillation(teacher=teacher, restarts=copies, num_baseline_episodes=0, **settings)
         .debugging(seed=seed)
     )
     algo = config.build_algo()
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", type=json.loads, default=[{}])
     parser.add_argument("--seeds", nargs="+", type=int, default=[70])
     parser.add_argument("--env-steps", type=int, default=100_000)
+    parser.add_argument("--copies", type=int, default=16, help="of each student, at least 2")
     args = parser.parse_args()
     torch.set_num_threads(1)
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -118,7 +119,8 @@ def main() -> None:
         run = {"env": args.env, "hiddens": hiddens, "settings": settings, "seed": seed, "env_steps": args.env_steps}
         if (key := json.dumps(run)) in done:
             continue
-        new = [{"key": key} | row for row in measure(args.env, args.teacher, hiddens, settings, seed, args.env_steps)]
+        own = measure(args.env, args.teacher, hiddens, settings, seed, args.env_steps, args.copies)
+        new = [{"key": key} | row for row in own]
         with args.rows.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in new)
         rows += new

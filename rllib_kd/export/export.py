@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import nn
@@ -41,6 +40,7 @@ from rllib_kd.export.recurrent import check_recurrent_exportable, recurrent_pari
 from rllib_kd.export.runners import c_runner
 from rllib_kd.export.trees import check_python, is_tree, write_python
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown, View
+from rllib_kd.observations.spaces import is_byte_image, is_discrete
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
 from rllib_kd.text import one_line
@@ -403,8 +403,9 @@ def _both(
     device = next((parameter.device for parameter in student.module.parameters()), torch.device("cpu"))
     space = artifact_space(student)
     view = ObservationPipeline(space, inside_stages(student)).start()
-    # Numbers of cases come as floats from where artifacts play; PyTorch's side needs integers for its one-hot vectors.
-    obs = obs.astype(space.dtype) if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) else obs
+    # Numbers of cases and bytes of images come as floats from where artifacts play. PyTorch's side needs integers for
+    # its one-hot vectors, and divides images by 255 only if they are bytes.
+    obs = obs.astype(space.dtype) if is_discrete(space) or is_byte_image(space) else obs
 
     def inputs_of(rows: np.ndarray) -> np.ndarray:
         return view(Shown(rows, first=np.ones(len(rows), dtype=bool)))

@@ -142,7 +142,7 @@ def export(
             the artifact differs from PyTorch. Nothing is written then.
     """
     check_exportable(student, format=format, int8=int8, prefix=prefix)
-    obs = _checked_obs(_as_inputs(student, obs), input_shape(student))
+    obs = checked_obs(_as_inputs(student, obs), input_shape(student))
     masks = None if action_masks is None else _checked_masks(action_masks, len(obs), int(student.action_space.n))
     out = checked_out(out, format)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,12 @@ def _as_inputs(student: Teacher, obs: Any) -> Any:
     return np.concatenate([view(Shown(one, first)) for one in obs])
 
 
-def _checked_obs(obs: Any, shape: tuple[int, ...]) -> np.ndarray:
+def checked_obs(obs: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return observations for the parity check as an array `[N, *shape]`.
+
+    Raises:
+        ValueError: they have another shape, or numbers that 32-bit floats cannot hold.
+    """
     obs = np.asarray(obs)
     if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
         raise ValueError(
@@ -259,7 +264,8 @@ def _checked_obs(obs: Any, shape: tuple[int, ...]) -> np.ndarray:
     with np.errstate(over="ignore"):
         if obs.dtype.kind == "f" and not np.isfinite(obs.astype(np.float32, copy=False)).all():
             raise ValueError(
-                "`obs` has numbers that are NaN, infinite, or too large for 32-bit floats. Leave out these rows."
+                "`obs` has numbers that are NaN, infinite, or too large for 32-bit floats. Leave out these rows; if the "
+                "environment returns them, scale them there."
             )
     return obs
 

@@ -19,7 +19,7 @@ from rllib_kd.evaluation.playing import Act, mask_view, play, some_illegal
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.export.deployment import Deployment
-from rllib_kd.export.export import artifact_view, check_exportable, checked_out, compared
+from rllib_kd.export.export import artifact_view, check_exportable, checked_obs, checked_out, compared
 from rllib_kd.export.formats import input_shape
 from rllib_kd.export.web import cartpole
 from rllib_kd.export.web.javascript import PageStudent
@@ -116,6 +116,7 @@ def publish(
     view = artifact_view(student)
     views = [view, lambda: mask_view(int(student.action_space.n))]
     torch_returns, (states, masks) = play(make_env, GreedyQ(student), seeds, views=views, advance=advance)
+    obs = checked_obs(states, input_shape(student))
     teacher = others[0] if others else None
     data = _data(student, teacher, view, played, seeds[:NUM_RECORDED])
     lead = f"A student of {student.num_parameters:,} parameters plays {played}: return "
@@ -125,9 +126,7 @@ def publish(
         lead += f" Its teacher is {name}, {teacher.num_parameters:,} parameters."
     text = page(out.stem, lead, data)
     with PageStudent(text) as page_student:
-        exported = compared(
-            student, page_student, np.asarray(states), out, format="web", masks=some_illegal(np.asarray(masks))
-        )
+        exported = compared(student, page_student, obs, out, format="web", masks=some_illegal(np.asarray(masks)))
         returns = [math.nan]
         if page_student.runs_javascript:
             returns, _ = play(make_env, _Page(page_student, view), seeds, advance=advance)

@@ -264,8 +264,8 @@ def checked_obs(obs: Any, shape: tuple[int, ...]) -> np.ndarray:
     with np.errstate(over="ignore"):
         if obs.dtype.kind == "f" and not np.isfinite(obs.astype(np.float32, copy=False)).all():
             raise ValueError(
-                "`obs` has numbers that are NaN, infinite, or too large for 32-bit floats. Leave out these rows; if the "
-                "environment returns them, scale them there."
+                "`obs` has numbers that are NaN, infinite, or too large for 32-bit floats. Leave out these rows, or "
+                "scale the numbers where the environment returns them."
             )
     return obs
 

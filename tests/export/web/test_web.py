@@ -404,6 +404,7 @@ class Far(Corridor):
         return np.array([1e200 * at]), *others
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_observations_that_32_bits_cannot_hold_are_refused_by_name(tmp_path):
     student = Teacher(make_q_module(Far.observation_space))
     with pytest.raises(ValueError, match="too large for 32-bit floats"):

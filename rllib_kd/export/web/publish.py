@@ -29,7 +29,7 @@ from rllib_kd.export.web.recording import Recording, record, rendering
 from rllib_kd.observations.pipeline import View
 from rllib_kd.paths import replace_file
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.text import mean_and_interval, one_line, printable
+from rllib_kd.text import how_many, mean_and_interval, one_line, printable
 from rllib_kd.wire import LOG_PROBS
 
 NUM_RECORDED = 3  # episodes
@@ -123,7 +123,7 @@ def publish(
     lead += f"{mean_and_interval(*mean_and_ci95(torch_returns))}, {_episodes(num_episodes)}."
     if teacher is not None:
         name = one_line(teacher_name or teacher.source, limit=200)
-        lead += f" Its teacher is {name}, {teacher.num_parameters:,} parameters."
+        lead += f" Its teacher is {name}, {how_many(teacher.num_parameters)} parameters."
     text = page(out.stem, lead, data)
     with PageStudent(text) as page_student:
         exported = compared(student, page_student, obs, out, format="web", masks=some_illegal(np.asarray(masks)))

@@ -119,6 +119,16 @@ def number(value: float, half_width: float = math.nan) -> str:
     return mean_and_interval(value, half_width).split(" ± ")[0]
 
 
+def how_many(value: float | None) -> str:
+    """Return a number of parameters as text: `67,843`; `–` if it is not known (None, or NaN of a function)."""
+    return "–" if value is None or math.isnan(value) else f"{value:,.0f}"
+
+
+def percent(share: float) -> str:
+    """Return a share in [0, 1] as percent with two decimals, without the sign; `–` if it is not known."""
+    return "–" if math.isnan(share) else f"{100 * share:.2f}"
+
+
 def ratio(value: float) -> str:
     """Return a return ratio as text: `0.987`; `–` if there is none."""
     return f"{value:.3g}" if 10 <= abs(value) < math.inf else _number(value, 3, scale=1.0)

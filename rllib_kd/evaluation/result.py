@@ -6,7 +6,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rllib_kd.evaluation.played_environment import described
-from rllib_kd.text import cell, finite_or_none, means_and_intervals, number, printable, ratio, rendered
+from rllib_kd.text import (
+    cell,
+    finite_or_none,
+    how_many,
+    means_and_intervals,
+    number,
+    percent,
+    printable,
+    ratio,
+    rendered,
+)
 
 
 @dataclass(frozen=True)
@@ -85,9 +95,8 @@ class Comparison:
         )
         table.add_row(
             "parameters",
-            f"{teacher.num_parameters:,}",
-            f"{student.num_parameters:,}",
-            f"{100 * self.compression:.2f} %",
+            *(how_many(report.num_parameters) for report in (teacher, student)),
+            f"{percent(self.compression)} %",
         )
         if self.tree is not None:
             table.add_row("leaves, depth", "", f"{self.tree['num_leaves']}, {self.tree['depth']}", "")

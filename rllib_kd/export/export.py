@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import nn
@@ -41,6 +40,7 @@ from rllib_kd.export.recurrent import check_recurrent_exportable, recurrent_pari
 from rllib_kd.export.runners import c_runner
 from rllib_kd.export.trees import check_python, is_tree, write_python
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown, View
+from rllib_kd.observations.spaces import is_byte_image, is_discrete
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
 from rllib_kd.text import one_line
@@ -142,7 +142,7 @@ def export(
             the artifact differs from PyTorch. Nothing is written then.
     """
     check_exportable(student, format=format, int8=int8, prefix=prefix)
-    obs = _checked_obs(_as_inputs(student, obs), input_shape(student))
+    obs = checked_obs(_as_inputs(student, obs), input_shape(student))
     masks = None if action_masks is None else _checked_masks(action_masks, len(obs), int(student.action_space.n))
     out = checked_out(out, format)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,12 @@ def _as_inputs(student: Teacher, obs: Any) -> Any:
     return np.concatenate([view(Shown(one, first)) for one in obs])
 
 
-def _checked_obs(obs: Any, shape: tuple[int, ...]) -> np.ndarray:
+def checked_obs(obs: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return observations for the parity check as an array `[N, *shape]`.
+
+    Raises:
+        ValueError: they have another shape, or numbers that 32-bit floats cannot hold.
+    """
     obs = np.asarray(obs)
     if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
         raise ValueError(
@@ -259,7 +264,8 @@ def _checked_obs(obs: Any, shape: tuple[int, ...]) -> np.ndarray:
     with np.errstate(over="ignore"):
         if obs.dtype.kind == "f" and not np.isfinite(obs.astype(np.float32, copy=False)).all():
             raise ValueError(
-                "`obs` has numbers that are NaN, infinite, or too large for 32-bit floats. Leave out these rows."
+                "`obs` has numbers that are NaN, infinite, or too large for 32-bit floats. Leave out these rows, or "
+                "scale the numbers where the environment returns them."
             )
     return obs
 
@@ -403,8 +409,9 @@ def _both(
     device = next((parameter.device for parameter in student.module.parameters()), torch.device("cpu"))
     space = artifact_space(student)
     view = ObservationPipeline(space, inside_stages(student)).start()
-    # Numbers of cases come as floats from where artifacts play; PyTorch's side needs integers for its one-hot vectors.
-    obs = obs.astype(space.dtype) if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) else obs
+    # Numbers of cases and bytes of images come as floats from where artifacts play. PyTorch's side needs integers for
+    # its one-hot vectors, and divides images by 255 only if they are bytes.
+    obs = obs.astype(space.dtype) if is_discrete(space) or is_byte_image(space) else obs
 
     def inputs_of(rows: np.ndarray) -> np.ndarray:
         return view(Shown(rows, first=np.ones(len(rows), dtype=bool)))

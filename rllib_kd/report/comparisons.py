@@ -16,7 +16,17 @@ from rllib_kd.report.drawing import GLYPHS, VARIABLES, WIDTH, Points, colour_of,
 from rllib_kd.report.page import page, section
 from rllib_kd.report.plots import agreement_plot, confusion_plot, curves_plot, returns_plot, scatter
 from rllib_kd.report.trees import tree_section
-from rllib_kd.text import cell, finite_or_none, for_html, means_and_intervals, printable, ratio, rendered
+from rllib_kd.text import (
+    cell,
+    finite_or_none,
+    for_html,
+    how_many,
+    means_and_intervals,
+    percent,
+    printable,
+    ratio,
+    rendered,
+)
 
 if TYPE_CHECKING:
     from rllib_kd.evaluation.result import Comparison
@@ -155,7 +165,7 @@ def _rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
             | {
                 "name": report.name,
                 "return": shown_return,
-                "parameters": "" if report.num_parameters is None else f"{report.num_parameters:,}",
+                "parameters": "" if report.num_parameters is None else how_many(report.num_parameters),
                 "latency": "" if report.latency_ms is None else f"{1e3 * report.latency_ms:.0f}",
             }
         )
@@ -164,7 +174,7 @@ def _rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
     for comparison, row in zip(comparisons, rows[2:], strict=True):
         row |= {
             "return_ratio": ratio(comparison.return_ratio),
-            "compression": f"{100 * comparison.compression:.2f}",
+            "compression": percent(comparison.compression),
             "agreement_on_teacher_states": f"{100 * comparison.agreement_on_teacher_states:.1f}",
             "agreement_on_student_states": f"{100 * comparison.agreement_on_student_states:.1f}",
             "q_regret_on_teacher_states": f"{comparison.q_regret_on_teacher_states:#.3g}",

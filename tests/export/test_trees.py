@@ -1,8 +1,10 @@
 """A tree in every format acts as it does in PyTorch, bit by bit, also where a number is at a threshold."""
 
 import ast
+import contextlib
 import json
 import re
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -14,12 +16,14 @@ from rllib_kd.export.c.write import c_network
 from rllib_kd.export.export import export
 from rllib_kd.export.formats import describe
 from rllib_kd.export.runners import c_runner
+from rllib_kd.networks.dqn_module import student_module_spec
+from rllib_kd.networks.trees.arrays import Tree
 from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
 from tests.export.c.networks import SANITIZERS, Together, has_sanitizers
 from tests.export.c.test_layers import NUM_REFUSED, extremes
-from tests.networks.trees.trees import INPUTS, near_ties, tree_module
+from tests.networks.trees.trees import ACTIONS, INPUTS, near_ties, tree_module
 
 TREES = {
     "one leaf": {"num_leaves": 1},
@@ -74,6 +78,14 @@ def test_c_is_the_same_for_the_largest_numbers_and_sanitizers_find_nothing(tmp_p
         assert (codes[-NUM_REFUSED:] == -1).all()
 
 
+def test_huge_entries_of_a_tree_in_numpy_warn_of_nothing(tmp_path):
+    module = tree_module(40)
+    export(Teacher(module), tmp_path / "tree.safetensors", format="safetensors", obs=near_ties(module, 50))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        q_function(tmp_path / "tree.safetensors")(np.full((1, 3), 3e38, np.float32))
+
+
 @needs_c
 def test_c_computes_no_floats_for_a_tree_that_compares_entries(tmp_path):
     for name, function in (("many leaves", "plain_tree"), ("oblique", "tree")):
@@ -123,12 +135,31 @@ def test_a_python_file_imports_struct_alone_and_has_the_names_of_the_entries(tmp
 
 
 @pytest.mark.parametrize(
-    "names", [["for", "b", "c"], ["a b", "b", "c"], ["a", "a", "b"], ["struct", "a", "b"], ["é", "a", "b"]]
+    "names",
+    [
+        ["for", "b", "c"],
+        ["a b", "b", "c"],
+        ["a", "a", "b"],
+        ["struct", "a", "b"],
+        ["é", "a", "b"],
+        ["__debug__", "a", "b"],
+    ],
 )
 def test_names_that_python_has_no_use_for_do_not_get_into_a_file(names, tmp_path):
     module = tree_module(6, names=names)
     export(Teacher(module), tmp_path / "tree.py", format="python", obs=near_ties(module, 50))
     assert "x0, x1, x2 = map(" in (tmp_path / "tree.py").read_text()
+
+
+def test_c_refuses_a_tree_that_compares_an_entry_beyond_its_tables(tmp_path):
+    spec = student_module_spec({"tree": {"max_leaf_nodes": 2}})
+    spec.observation_space, spec.action_space, spec.inference_only = gym.spaces.Box(-1, 1, (40_000,)), ACTIONS, True
+    module = spec.build()
+    obs = np.random.default_rng(0).normal(size=(4, 40_000)).astype(np.float32)
+    for entry, reason in ((32_767, None), (32_768, "compares entry 32,768")):
+        module.tree = Tree([entry], [0.1], [1], [2], np.eye(3)[:2], num_features=40_000)
+        with pytest.raises(ValueError, match=reason) if reason else contextlib.nullcontext():
+            export(Teacher(module), tmp_path / "tree.h", format="c", obs=obs)
 
 
 def test_int8_is_refused_for_trees_and_python_for_networks(tmp_path):

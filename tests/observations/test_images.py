@@ -12,6 +12,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, compare, load_teacher
 from rllib_kd.env_runner.behavior import BehaviorPolicy
 from rllib_kd.export.artifact import NETWORK_FORMATS, q_function
+from rllib_kd.export.deployment import deploy
 from rllib_kd.export.export import export
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.observations.frames import CONTEXT, observations
@@ -293,3 +294,13 @@ def test_an_artifact_takes_what_the_environment_shows(artifact_format, shape, tm
         assert again.model_config is not None
         seen = torch.tensor(again.start()(shown(obs)))
         np.testing.assert_allclose(again.q_values(seen), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("env_config", CHANNELS, ids=["first", "last"])
+def test_a_student_of_bytes_is_exported_and_plays(env_config, tmp_path):
+    space = Screens(env_config).observation_space
+    student = Teacher(random_teacher().module, pipeline=ObservationPipeline(space, (Images(SHAPE),)))
+    path = tmp_path / "student.safetensors"
+    deployed = deploy(student, path, Screens, format="safetensors", num_episodes=2, env_config=env_config)
+    assert deployed.exported.agreement == 1.0
+    assert deployed.return_mean == deployed.torch_return

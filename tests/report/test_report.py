@@ -372,6 +372,9 @@ def tree(num_leaves=3, name="speed"):
 def test_a_teacher_whose_parameters_are_not_known_is_left_out_of_the_plot_of_sizes(tmp_path):
     unknown = comparison(teacher=policy("f", 10.0, 30.0, parameters=math.nan, latency=0.05), compression=math.nan)
     assert "NaN" not in write_report([unknown], tmp_path).read_text()
+    assert ">nan<" not in (tmp_path / "index.html").read_text()
+    for table in (summary_table([unknown]), str(unknown)):
+        assert "nan" not in table.split()
 
 
 @pytest.mark.slow

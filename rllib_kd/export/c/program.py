@@ -21,6 +21,9 @@ STATE_PARTS = {"lstm": 2, "gru": 1}
 _IN_PLACE = {*ELEMENTWISE, "normalize", "layer_norm"}
 
 
+_LARGEST_ENTRY = 2**15 - 1  # that a tree compares
+
+
 @dataclass(frozen=True)
 class Value:
     """A buffer of numbers with a shape; images are `[height, width, channels]`. Flattening gives the same buffer."""
@@ -118,6 +121,11 @@ class _Lowering:
         if op == "linear":
             return (*shape[:-1], len(self.tensors[layer["weight"]]))
         if op == "tree":
+            if (largest := max(layer["first"], default=0)) > _LARGEST_ENTRY:
+                raise ValueError(
+                    f"C cannot hold a tree that compares entry {largest:,} of an observation: its tables have 16 bits, "
+                    f"up to entry {_LARGEST_ENTRY:,}. Use format='onnx' or 'safetensors'."
+                )
             return (self.tensors[layer["values"]].shape[1],)
         if op == "one_hot":
             return (sum(layer["lengths"]),)

@@ -99,8 +99,9 @@ def _tree(layer: dict[str, Any], tensors: dict[str, np.ndarray], x: np.ndarray) 
     """Return the values at the leaves that rows `x` reach: they go left if a node's number is at most its threshold."""
     first, second, left, right = (np.array(layer[name], np.int64) for name in ("first", "second", "left", "right"))
     operation, one, other = np.array(layer["operation"]), x[:, first], x[:, second]
-    compared = np.where(operation == "*", one * other, one)
-    compared = np.where(operation == "-", one - other, np.where(operation == "+", one + other, compared))
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities are compared as they are
+        compared = np.where(operation == "*", one * other, one)
+        compared = np.where(operation == "-", one - other, np.where(operation == "+", one + other, compared))
     is_left, num_inner = compared <= tensors[layer["threshold"]], len(first)
     rows, nodes = np.arange(len(x)), np.zeros(len(x), np.int64)
     while (inner := nodes < num_inner).any():

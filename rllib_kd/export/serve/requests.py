@@ -174,7 +174,7 @@ def _array(space: gym.Space, rows: Sequence[Any], where: str) -> np.ndarray:
             is_bad = ~np.isfinite(array.astype(np.float32))
         expected = "finite numbers that 32-bit floats can hold"
     else:
-        is_bad = (array != np.floor(array)) | (array < low) | (array > high)
+        is_bad = (array != np.floor(array)) | (array < low) | (array >= high + 1)  # 2^63 is a float
         expected = f"integers from {int(np.min(low))} to {int(np.max(high))}"
     if is_bad.any():
         place = tuple(np.argwhere(is_bad)[0])
@@ -223,7 +223,7 @@ def _found(value: Any, array: np.ndarray | None) -> str:
     if array is not None:
         return f"the shape {list(array.shape)}" if array.ndim else "a number"
     return (
-        f"a list of {len(value)} with other things than numbers, or of unequal lengths"
+        f"a list of {len(value)} with other things than numbers, integers beyond 64 bits, or lists of unequal lengths"
         if value and isinstance(value, list)
         else _kind(value)
     )

@@ -19,7 +19,7 @@ from rllib_kd.evaluation.playing import Act, mask_view, play, some_illegal
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.export.deployment import Deployment
-from rllib_kd.export.export import artifact_view, check_exportable, checked_out, compared
+from rllib_kd.export.export import artifact_view, check_exportable, checked_obs, checked_out, compared
 from rllib_kd.export.formats import input_shape
 from rllib_kd.export.web import cartpole
 from rllib_kd.export.web.javascript import PageStudent
@@ -29,7 +29,7 @@ from rllib_kd.export.web.recording import Recording, record, rendering
 from rllib_kd.observations.pipeline import View
 from rllib_kd.paths import replace_file
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.text import mean_and_interval, one_line, printable
+from rllib_kd.text import how_many, mean_and_interval, one_line, printable
 from rllib_kd.wire import LOG_PROBS
 
 NUM_RECORDED = 3  # episodes
@@ -116,18 +116,17 @@ def publish(
     view = artifact_view(student)
     views = [view, lambda: mask_view(int(student.action_space.n))]
     torch_returns, (states, masks) = play(make_env, GreedyQ(student), seeds, views=views, advance=advance)
+    obs = checked_obs(states, input_shape(student))
     teacher = others[0] if others else None
     data = _data(student, teacher, view, played, seeds[:NUM_RECORDED])
     lead = f"A student of {student.num_parameters:,} parameters plays {played}: return "
     lead += f"{mean_and_interval(*mean_and_ci95(torch_returns))}, {_episodes(num_episodes)}."
     if teacher is not None:
         name = one_line(teacher_name or teacher.source, limit=200)
-        lead += f" Its teacher is {name}, {teacher.num_parameters:,} parameters."
+        lead += f" Its teacher is {name}, {how_many(teacher.num_parameters)} parameters."
     text = page(out.stem, lead, data)
     with PageStudent(text) as page_student:
-        exported = compared(
-            student, page_student, np.asarray(states), out, format="web", masks=some_illegal(np.asarray(masks))
-        )
+        exported = compared(student, page_student, obs, out, format="web", masks=some_illegal(np.asarray(masks)))
         returns = [math.nan]
         if page_student.runs_javascript:
             returns, _ = play(make_env, _Page(page_student, view), seeds, advance=advance)

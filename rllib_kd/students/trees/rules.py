@@ -44,19 +44,20 @@ def rules(
     shown = tree.threshold if thresholds is None else thresholds
     lines: list[str] = []
 
-    def visit(node: int, depth: int) -> None:
+    todo: list[tuple[int | str, int]] = [(0, 0)]  # nodes and words, with their depths: a tree may be 4,000 deep
+    while todo:
+        node, depth = todo.pop()
         indent = "    " * depth
-        if node >= tree.num_inner:
+        if isinstance(node, str):
+            lines.append(f"{indent}{node}")
+        elif node >= tree.num_inner:
             action = int(chosen[node - tree.num_inner])
             lines.append(f"{indent}action {actions[action] if actions else action}{note(node - tree.num_inner)}")
-            return
-        feature, threshold = features[int(tree.feature[node])], short(shown[node])
-        lines.append(f"{indent}if {feature.text(named)} <= {threshold}:")
-        visit(int(tree.left[node]), depth + 1)
-        lines.append(f"{indent}else:")
-        visit(int(tree.right[node]), depth + 1)
-
-    visit(0, 0)
+        else:
+            feature, threshold = features[int(tree.feature[node])], short(shown[node])
+            lines.append(f"{indent}if {feature.text(named)} <= {threshold}:")
+            left, right = int(tree.left[node]), int(tree.right[node])
+            todo += [(right, depth + 1), ("else:", depth), (left, depth + 1)]
     return "\n".join(lines)
 
 
@@ -134,7 +135,7 @@ def _expression(feature: Feature, entries: Sequence[str]) -> str:
 
 def _identifiers(names: Sequence[str], num_inputs: int) -> list[str]:
     """Return the names of the entries if Python can have them all as names of variables; else x0, x1, ..."""
-    taken = {"struct", "map", "leaf", "act", "q_values", "observation", "_float32", "ACTIONS", "Q_VALUES"}
+    taken = {"struct", "map", "leaf", "act", "q_values", "observation", "_float32", "ACTIONS", "Q_VALUES", "__debug__"}
     usable = all(name.isascii() and name.isidentifier() and not keyword.iskeyword(name) for name in names)
     if names and usable and len(set(names)) == len(names) and not taken & set(names):
         return list(names)

@@ -17,7 +17,7 @@ from rllib_kd.export.export import export
 from rllib_kd.export.serve.app import make_app
 from rllib_kd.export.serve.batching import Batches
 from rllib_kd.export.serve.policy import ServedPolicy
-from rllib_kd.export.serve.requests import MAX_BODY, RequestReader
+from rllib_kd.export.serve.requests import MAX_BODY, RequestError, RequestReader
 from rllib_kd.observations.pipeline import Flatten, ObservationPipeline, RLlibConnectors, StackFrames
 from rllib_kd.observations.spaces import input_space
 from rllib_kd.teachers.base import Teacher
@@ -95,7 +95,7 @@ BAD = {
     "too large for 32 bits": (b'{"observations": [[0, 1e39, 0, 0]]}', "'observations'[0] has the number 1e+39"),
     "too large for the network": (b'{"observations": [[3e38, 3e38, 3e38, 3e38]]}', "so large"),
     "too many digits": (b'{"observations": [[' + b"9" * 10_000 + b", 0, 0, 0]]}", "not JSON"),
-    "an integer of 71 bits": (b'{"observations": [[1180591620717411303424, 0, 0, 0]]}', "[4], got"),
+    "an integer of 71 bits": (b'{"observations": [[1180591620717411303424, 0, 0, 0]]}', "integers beyond 64 bits"),
     "deep": (b'{"observations": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     "deeper than an array": (b'{"observations": ' + b"[" * 80 + b"]" * 80 + b"}", "shape [4]"),
     "another shape": ({"observations": [STATE, [0.0]]}, "'observations'[1] must be numbers of the shape [4], got"),
@@ -140,6 +140,14 @@ BAD_PARTS = {
     "a bit of 2": (PART | {"bits": [0, 2]}, "integers from 0 to 1"),
     "no text": (PART | {"mission": 3}, "'observations'[0]['mission'] must be a string"),
 }
+
+
+def test_an_integer_that_is_too_large_by_one_is_refused():
+    reader = RequestReader(gym.spaces.Box(-5, 5, (2,), np.int64), 2)
+    (obs, _, _) = reader.read({"observations": [[2**63 - 1, -(2**63)]]})
+    assert obs.tolist() == [[2**63 - 1, -(2**63)]]
+    with pytest.raises(RequestError, match="expected integers from"):
+        reader.read({"observations": [[2**63, 0]]})
 
 
 @pytest.mark.parametrize("what", BAD_PARTS)

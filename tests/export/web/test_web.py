@@ -390,6 +390,27 @@ def test_an_environment_without_pictures(tmp_path, monkeypatch, caplog):
     assert data["episodes"][0]["regret"] is None
 
 
+class Far(Corridor):
+    """Shows numbers of 64 bits that 32-bit floats cannot hold."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        return np.zeros(1), {}
+
+    def step(self, action):
+        at, *others = super().step(action)
+        return np.array([1e200 * at]), *others
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_observations_that_32_bits_cannot_hold_are_refused_by_name(tmp_path):
+    student = Teacher(make_q_module(Far.observation_space))
+    with pytest.raises(ValueError, match="too large for 32-bit floats"):
+        publish(student, tmp_path / "s.html", PlayedEnvironment(Far, {}), num_episodes=1)
+
+
 class Masked(gym.Wrapper):
     """A game with illegal moves that raise, which shows its masks in infos."""
 

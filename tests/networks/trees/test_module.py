@@ -1,6 +1,7 @@
 """The RLModule of a tree."""
 
 import copy
+import tracemalloc
 
 import gymnasium as gym
 import numpy as np
@@ -10,11 +11,21 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd.networks.dqn_module import count_parameters, student_module_spec
 from rllib_kd.networks.family import FamilyQValues
+from rllib_kd.networks.trees.features import Features
 from rllib_kd.networks.trees.layer import build_tree, describe_tree
 from rllib_kd.networks.trees.shape import TreeShape
 from tests.networks.trees.trees import ACTIONS, near_ties, tree_module
 
 OBS = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_tree_of_many_entries_lists_no_pairs_that_it_does_not_compare():
+    tracemalloc.start()
+    try:
+        assert len(Features(2_000)) == 2_000
+        assert tracemalloc.get_traced_memory()[1] < 5e6  # two million pairs have 140 MB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("oblique", [False, True, ["differences"], ["sums"], ["products"]])

@@ -69,9 +69,9 @@ class Progress:
         try:
             state = json.loads((self._own / _STATE).read_bytes())
         except (OSError, ValueError, RecursionError) as error:
+            reason = one_line(str(error))
             raise ValueError(
-                f"The state in '{self._own / _STATE}' cannot be read: {one_line(str(error))}. Start a new run in another "
-                "folder."
+                f"The state in '{self._own / _STATE}' cannot be read: {reason}. Start a new run in another folder."
             ) from error
         if not isinstance(state, dict) or state.pop(_DIGEST, None) != _digest(state):
             raise ValueError(

@@ -100,6 +100,7 @@ _RANGES = {
 
 #: Words that RLlib does not check, or only when processes are running.
 _WORDS = {
+    "evaluation_duration_unit": ("episodes", "timesteps"),
     "log_level": ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "CRITICAL"),
     "merge_env_runner_states": ("training_only",),
     "placement_strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
@@ -456,8 +457,11 @@ def _fits(value: Any, hint: Any) -> bool:
     admitted, kind = (_kinds(hint) or set()) - {"null"}, _KINDS.get(type(value))
     if kind is None:  # an object of Python: numpy's numbers, a class, ...
         return admitted != {"a number"} or isinstance(value, Real)
+    if not admitted and _kinds(hint) is not None:  # classes alone, which JSON cannot express
+        return value is None
     return value is None or not admitted or kind in admitted
 
 
 def _spell(hint: Any) -> str:
-    return " or ".join(sorted((_kinds(hint) or set()) - {"null"}))
+    names = sorted(part.__name__ for part in _types_in(hint) - {type(None)} if isinstance(part, type))
+    return " or ".join(sorted((_kinds(hint) or set()) - {"null"}) or [f"{name}, in Python" for name in names])

@@ -86,6 +86,8 @@ def test_names_of_the_old_api_stack_still_mean_what_they_meant():
         ({"delay_between_env_runner_restarts_s": -1}, "expected a number of at least 0"),
         ({"model_config": {"fcnet_kernel_initializer_kwargs": {"a": float("nan")}}}, "expected finite numbers"),
         ({"env_config": {"limit": float("inf")}}, None),
+        ({"observation_space": 5}, "'observation_space' cannot be 5: expected Space, in Python"),
+        ({"evaluation_duration_unit": "episode"}, "Did you mean 'episodes'"),
         ({"lr": float("inf")}, "'lr' cannot be inf: expected a finite number of at least 0"),
     ],
 )

@@ -25,9 +25,9 @@ def is_finite(value: object, low: float = -math.inf, high: float = math.inf) -> 
         return False
 
 
-def as_float(value: float) -> float:
+def as_float(value: float | Real) -> float:
     """Return a real number as a float: infinity for integers that are too large for one."""
     try:
         return float(value)
     except OverflowError:  # an integer with hundreds of digits
-        return math.inf if value > 0 else -math.inf
+        return -math.inf if value < 0 else math.inf

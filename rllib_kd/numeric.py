@@ -23,3 +23,11 @@ def is_finite(value: object, low: float = -math.inf, high: float = math.inf) -> 
         return is_number(value) and math.isfinite(value) and low <= value <= high
     except OverflowError:  # an integer with hundreds of digits
         return False
+
+
+def as_float(value: float | Real) -> float:
+    """Return a real number as a float: infinity for integers that are too large for one."""
+    try:
+        return float(value)
+    except OverflowError:  # an integer with hundreds of digits
+        return -math.inf if value < 0 else math.inf

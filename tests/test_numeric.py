@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rllib_kd.numeric import is_finite, is_integer, is_number
+from rllib_kd.numeric import as_float, is_finite, is_integer, is_number
 
 HUGE = 10**400  # more than a float can hold
 
@@ -45,3 +45,7 @@ def test_an_integer_that_no_float_can_hold():
     assert is_integer(HUGE)
     assert not is_integer(HUGE, high=2**60)
     assert not is_finite(HUGE)
+
+
+def test_integers_that_no_float_can_hold_are_infinite():
+    assert (as_float(HUGE), as_float(-HUGE), as_float(np.int64(3))) == (math.inf, -math.inf, 3.0)

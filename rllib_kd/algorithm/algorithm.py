@@ -42,6 +42,7 @@ from rllib_kd.algorithm.patience import Patience
 from rllib_kd.algorithm.preflight import (
     actor_resources,
     check_environment,
+    check_evaluation_environment,
     check_has_environment,
     check_resources,
     check_teachers_fit,
@@ -127,6 +128,7 @@ class DistillDQN(CheckpointedDQN):
         spaces = spaces_known_here(self.config)
         if spaces is not None:
             check_environment(self.config, spaces)
+            check_evaluation_environment(self.config, spaces)
         record_config(self.config.env, self.config.env_config)
         files = open_files(self.config)
         check_resources(actor_resources(type(self), self.config))

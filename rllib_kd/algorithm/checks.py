@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from rllib_kd.algorithm.learner_checks import check_learner_class
+from rllib_kd.algorithm.object_checks import check_objects
 from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.algorithm.quantization_checks import check_quantize
 from rllib_kd.algorithm.recurrent_checks import check_recurrent
@@ -45,14 +46,23 @@ WORDS = {
 }
 
 
-def check(config: DistillationConfig) -> None:
-    """Check all settings, in the order of `_CHECKS`.
+def check_alone(config: DistillationConfig) -> None:
+    """Check settings by themselves, in the order of `_ALONE`; values may be of any type.
 
     Raises:
-        ValueError: a setting, or a combination of settings, is not supported. The message contains what was got, what
-            was expected and what to do.
+        ValueError: a setting is not supported. The message contains what was got, what was expected and what to do.
     """
-    for part in _CHECKS:
+    for part in _ALONE:
+        part(config)
+
+
+def check_together(config: DistillationConfig) -> None:
+    """Check combinations of settings, in the order of `_TOGETHER`; values must be of their types.
+
+    Raises:
+        ValueError: as of `check_alone()`.
+    """
+    for part in _TOGETHER:
         part(config)
 
 
@@ -129,11 +139,12 @@ def check_rllib_numbers(config: DistillationConfig) -> None:
         _check_positive("training_intensity", config.training_intensity, "rows learned from / env steps sampled")
     if config.replay_buffer_config.get("capacity") is not None:
         _check_integer("replay_buffer_config['capacity']", config.replay_buffer_config["capacity"], low=1)
+    _check_integer("num_learners", config.num_learners, low=0)
+    _check_integer("train_batch_size", config.train_batch_size, low=1)  # RLlib divides it by the Learners
     for name in ("train_batch_size_per_learner", "num_envs_per_env_runner", "max_requests_in_flight_per_env_runner"):
         _check_integer(name, getattr(config, name), low=1)
     _check_integer("num_steps_sampled_before_learning_starts", config.num_steps_sampled_before_learning_starts, low=0)
     _check_integer("rollout_fragment_length", config.get_rollout_fragment_length(), low=1)
-    _check_integer("num_learners", config.num_learners, low=0)
     _check_integer("n_step", config.n_step, low=1)  # without TD, RLlib compares it with a fragment's length
     if config.uses_td:
         check_schedule("gamma", config.gamma, high=1.0)
@@ -422,17 +433,18 @@ def check_learners(config: DistillationConfig) -> None:
 
 
 #: All checks. Later ones rely on earlier ones.
-_CHECKS: tuple[Callable[[DistillationConfig], None], ...] = (
-    # Each setting by itself.
+_ALONE: tuple[Callable[[DistillationConfig], None], ...] = (
     check_fields,
     check_api_stack,
+    check_objects,
     check_words,
     check_numbers,
     check_schedules,
     check_replay_type,
     check_rllib_numbers,
+)
+_TOGETHER: tuple[Callable[[DistillationConfig], None], ...] = (
     check_teachers,
-    # Settings together.
     check_offline,
     check_multi_agent,
     check_without_teacher,

@@ -15,7 +15,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from typing_extensions import Self
 
-from rllib_kd.algorithm.checks import check
+from rllib_kd.algorithm.checks import check_alone, check_together
 from rllib_kd.algorithm.derived import DerivedValues
 from rllib_kd.algorithm.recurrent_checks import check_recurrent_inputs
 from rllib_kd.algorithm.settings import check_settings
@@ -376,12 +376,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
             ValueError: a value or a combination is not supported; the message has what was got, what was expected and
                 what to do.
         """
-        try:
-            check(self)
-        except (AttributeError, TypeError):  # because of a value of another type, which the next line names
-            check_settings(self)
-            raise
-        check_settings(self)
+        check_alone(self)
+        check_settings(self)  # types before combinations, which compare and compute
+        check_together(self)
         super().validate()
         if not self.in_evaluation and self.evaluation_config != type(self)().evaluation_config:
             evaluation = self.get_evaluation_config_object()

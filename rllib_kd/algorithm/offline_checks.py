@@ -101,8 +101,8 @@ def check_offline(config: DistillationConfig) -> None:
             f"`dataset_num_iters_per_learner` must be an integer of at least 1, the gradient steps of a training step, "
             f"got {steps!r}."
         )
-    data_class: type | None = config.offline_data_class
-    if not issubclass(data_class or object, LabelledData):
+    data_class = config.offline_data_class
+    if not (isinstance(data_class, type) and issubclass(data_class, LabelledData)):
         raise ValueError(f"`offline_data_class` must be a LabelledData, got {data_class}.")
     if config.env is None:
         _check_without_environment(config)

@@ -138,6 +138,35 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
         logger.warning(_DQN_WITH_MASK)
 
 
+def check_evaluation_environment(config: AlgorithmConfig, spaces: tuple[gym.Space, gym.Space]) -> None:
+    """Check that evaluations in another environment, as `evaluation_config` may name it, suit what is trained.
+
+    Args:
+        config: config of the training.
+        spaces: spaces of its environment.
+
+    Raises:
+        ValueError: the other environment cannot be made, or has other spaces; the message has both.
+    """
+    if not (config.evaluation_interval or config.evaluation_num_env_runners):
+        return
+    evaluation = config.get_evaluation_config_object()
+    if evaluation is None or (evaluation.env, evaluation.env_config) == (config.env, config.env_config):
+        return
+    there = spaces_known_here(evaluation)
+    if there is None or _rllib.has_env_to_module(config) or _rllib.has_env_to_module(evaluation):
+        return  # behind connectors, observations may be the same
+    for what, own, other in zip(("observation", "action"), spaces, there, strict=True):
+        own, other = features_space(own), features_space(other)
+        if not same_space(own, other):
+            name = getattr(evaluation.env, "__name__", evaluation.env)
+            raise ValueError(
+                f"`evaluation_config`: in '{name}' the {what} space is {brief(other)}, but in the environment of the "
+                f"training, '{getattr(config.env, '__name__', config.env)}', it is {brief(own)}. Evaluate in an "
+                "environment with the same spaces, or leave `env` and `env_config` out there."
+            )
+
+
 def _check_has_convolutions(config: DistillationConfig, space: gym.Space) -> None:
     """Check that a student without a teacher has convolutions for its images: RLlib's own suit some sizes alone."""
     is_shaped = bool(config.students) or config.student is not None or config.own_rl_module_spec is not None

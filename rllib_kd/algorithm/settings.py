@@ -22,7 +22,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.unknown_settings import unknown_setting
 from rllib_kd.networks.recurrent import LAYER_TYPE
 from rllib_kd.networks.trees.shape import TREE, TreeShape
-from rllib_kd.numeric import is_finite, is_integer
+from rllib_kd.numeric import as_float, is_finite, is_integer
 from rllib_kd.schedules import check_schedule
 from rllib_kd.text import did_you_mean
 
@@ -100,6 +100,7 @@ _RANGES = {
 
 #: Words that RLlib does not check, or only when processes are running.
 _WORDS = {
+    "evaluation_duration_unit": ("episodes", "timesteps"),
     "log_level": ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "CRITICAL"),
     "merge_env_runner_states": ("training_only",),
     "placement_strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
@@ -322,7 +323,7 @@ def _check_range(name: str, value: Any) -> None:
     if isinstance(value, Sequence) and not isinstance(value, str) and _MAY_BE_SCHEDULE.fullmatch(name):
         check_schedule(name, value, low=low, high=high)
     elif isinstance(value, Real):
-        number, limits = float(value), ""
+        number, limits = as_float(value), ""
         if high < math.inf:
             limits = f" between {low} and {high}"
         elif low > -math.inf:
@@ -454,8 +455,13 @@ def _kinds(hint: Any) -> set[str] | None:
 
 def _fits(value: Any, hint: Any) -> bool:
     admitted, kind = (_kinds(hint) or set()) - {"null"}, _KINDS.get(type(value))
-    return value is None or kind is None or not admitted or kind in admitted
+    if kind is None:  # an object of Python: numpy's numbers, a class, ...
+        return admitted != {"a number"} or isinstance(value, Real)
+    if not admitted and _kinds(hint) is not None:  # classes alone, which JSON cannot express
+        return value is None
+    return value is None or not admitted or kind in admitted
 
 
 def _spell(hint: Any) -> str:
-    return " or ".join(sorted((_kinds(hint) or set()) - {"null"}))
+    names = sorted(part.__name__ for part in _types_in(hint) - {type(None)} if isinstance(part, type))
+    return " or ".join(sorted((_kinds(hint) or set()) - {"null"}) or [f"{name}, in Python" for name in names])

@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,21 +62,42 @@ def main(arguments: list[str] | None = None) -> None:
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
+_SECONDS_TO_RETURN = 0.1  # from where an exception was ignored
+
+
 @contextmanager
 def _ending_on_signals() -> Iterator[None]:
     """On Ctrl-C and SIGTERM, print one line and exit through all `finally` blocks. Training sets its own handlers."""
+    received: list[int] = []
+    ends = threading.Event()
 
     def end(signum: int, frame: FrameType | None) -> None:
-        typer.echo("error: interrupted", err=True)
+        if not received:
+            typer.echo("error: interrupted", err=True)
+        received.append(signum)
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
                 os._exit(1)  # an import may swallow an exception, or print it; and nothing runs yet
             frame = frame.f_back
         raise SystemExit(1)
 
+    def end_again() -> None:
+        if not ends.wait(_SECONDS_TO_RETURN):
+            os.kill(os.getpid(), received[0])
+
+    def on_swallowed(ignored: sys.UnraisableHookArgs) -> None:
+        """Send the signal again if its exception was raised where Python ignores all: in a hook of os.fork(), ..."""
+        if received and isinstance(ignored.exc_value, SystemExit):
+            threading.Thread(target=end_again, daemon=True).start()
+        else:
+            previous_hook(ignored)
+
     previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous_hook, sys.unraisablehook = sys.unraisablehook, on_swallowed
     try:
         yield
     finally:
+        ends.set()
+        sys.unraisablehook = previous_hook
         for number, handler in previous.items():
             signal.signal(number, handler)

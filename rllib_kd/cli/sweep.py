@@ -53,7 +53,7 @@ def sweep(
     from rllib_kd.checkpoints.uris import expanded
     from rllib_kd.environments.own import defined_in, given_environment
     from rllib_kd.experiment.experiment import check_not_empty
-    from rllib_kd.experiment.files import parse_settings
+    from rllib_kd.experiment.files import parse_settings, with_env_config
     from rllib_kd.offline.labelled_files import absolute_uris
     from rllib_kd.sweeps.loggers import sweep_loggers
     from rllib_kd.sweeps.space import read_space, search_space
@@ -63,9 +63,7 @@ def sweep(
     texts = {"search": search, "space": space, "storage_path": storage_path, "name": name, "address": address}
     check_not_empty(**texts, wandb_project=wandb_project, mlflow_uri=mlflow_uri)
     began = time.perf_counter()
-    settings = parse_settings(config, "--config")
-    if changes := parse_settings(env_config, "--env-config"):
-        settings["env_config"] = {**(settings.get("env_config") or {}), **changes}
+    settings = with_env_config(parse_settings(config, "--config"), parse_settings(env_config, "--env-config"))
     if input:
         settings["input_"] = absolute_uris(input)
     chosen_space = search_space if space is None else read_space(space)

@@ -108,7 +108,7 @@ def train(
     begin(address=ray_address)
     from rllib_kd.environments.own import given_environment
     from rllib_kd.experiment.connection import LocalRay, connection
-    from rllib_kd.experiment.files import parse_settings
+    from rllib_kd.experiment.files import parse_settings, with_env_config
     from rllib_kd.experiment.outcome import refusal
     from rllib_kd.experiment.progress_line import ProgressLine
     from rllib_kd.experiment.running import (
@@ -134,8 +134,7 @@ def train(
         if not words:  # a file sets its own
             experiment.settings.setdefault("epsilon", _EXPLORATION)
     experiment.settings |= parse_settings(config, "--config")
-    if changes := parse_settings(env_config, "--env-config"):
-        experiment.settings["env_config"] = {**(experiment.settings.get("env_config") or {}), **changes}
+    experiment.settings = with_env_config(experiment.settings, parse_settings(env_config, "--env-config"))
     if (level := log_level(verbose)) is not None:
         experiment.settings.setdefault("log_level", level)
     experiment.stop |= parse_settings(stop, "--stop")

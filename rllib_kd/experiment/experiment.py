@@ -20,7 +20,13 @@ from ray.tune.registry import TRAINABLE_CLASS
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.label_checks import check_labels
-from rllib_kd.algorithm.preflight import check_environment, check_teachers_fit, known_spaces, try_out
+from rllib_kd.algorithm.preflight import (
+    check_environment,
+    check_evaluation_environment,
+    check_teachers_fit,
+    known_spaces,
+    try_out,
+)
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
 from rllib_kd.checkpoints.replay_files import local_folder
@@ -220,6 +226,8 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
         _flatten_observations(config, spaces[place])
         if isinstance(config, DQNConfig) and spaces[place] is not None:
             check_environment(config, spaces[place])
+        if spaces[place] is not None:
+            check_evaluation_environment(config, spaces[place])
         if spaces[place] is not None and place not in tried:
             try_out(config)
         tried.add(place)

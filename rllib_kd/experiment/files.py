@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from rllib_kd import limits
 from rllib_kd.checkpoints.uris import expanded
 from rllib_kd.environments.own import defined_in, given_environment
 from rllib_kd.environments.run_files import run_file
@@ -84,8 +85,8 @@ def _read_python(path: Path, imports: Sequence[str]) -> Experiment:
 def _read_yaml(path: Path) -> Experiment:
     try:
         content = _load_yaml(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
         raise ValueError(
             f"'{path}' must contain an experiment, name: {{run: ..., env: ..., config: ..., stop: ...}}, got "
@@ -170,6 +171,18 @@ def _finite_float(digits: str) -> float:
     return number
 
 
+def with_env_config(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings whose `env_config` has further entries, as --env-config gives them.
+
+    Raises:
+        ValueError: their own `env_config` is no object.
+    """
+    own = settings.get("env_config")
+    if not isinstance(own, Mapping | None):
+        raise ValueError(f"The setting 'env_config' cannot be {own!r}: expected an object.")
+    return {**settings, "env_config": {**(own or {}), **changes}} if changes else dict(settings)
+
+
 class _YamlLoader(yaml.SafeLoader):
     """A YAML loader that reads the numbers of YAML 1.2: PyYAML takes 1e-3 as a string, and only 1.0e-3 as a number."""
 
@@ -182,4 +195,24 @@ _YamlLoader.add_implicit_resolver(
 
 
 def _load_yaml(text: str) -> Any:
-    return yaml.load(text, _YamlLoader)
+    value = yaml.load(text, _YamlLoader)
+    _check_size(value)
+    return value
+
+
+def _check_size(value: Any) -> None:
+    """Refuse YAML that refers to itself, or whose references make much of little text.
+
+    Raises:
+        ValueError: it does.
+    """
+    left, count = [value], 0
+    while left:
+        part = left.pop()
+        count += 1
+        if count + len(left) > limits.MAX_PARTS:
+            raise ValueError(f"it has more than {limits.MAX_PARTS:,} values, by references to itself or its parts")
+        if isinstance(part, dict):
+            left += part.values()
+        elif isinstance(part, list | tuple | set):
+            left += part

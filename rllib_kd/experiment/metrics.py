@@ -87,16 +87,21 @@ class MissingMetrics(tune.Callback):
         if not self._missing:
             return
         known = flatten_dict(dict(result))
-        self._missing -= set(known)
+        self._missing = {metric for metric in self._missing if metric_at(result, metric) == -math.inf}
         if result.get("training_iteration", 0) >= _PATIENCE:
             for metric in sorted(self._missing):
-                say(f"warning: no result has had the metric '{metric}' so far.{did_you_mean(metric, known)}")
+                say(
+                    f"warning: no result has had the metric '{metric}' as a number so far.{did_you_mean(metric, known)}"
+                )
             self._missing.clear()
 
 
 def metric_at(result: Mapping[str, Any], path: str) -> float:
-    """Return the metric at `a/b/c`; −inf if the result does not have it (yet)."""
+    """Return the metric at `a/b/c`; −inf if the result does not have it (yet), or has no number there."""
     value: Any = result
     for key in path.split("/"):
         value = value.get(key) if isinstance(value, Mapping) else None
-    return -math.inf if value is None else float(value)
+    try:
+        return -math.inf if value is None else float(value)
+    except (TypeError, ValueError):  # other metrics, or a text
+        return -math.inf

@@ -8,6 +8,7 @@ which never change.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import platform
@@ -31,6 +32,8 @@ from rllib_kd.teachers.names import absolute_teachers
 from rllib_kd.text import one_line
 
 _FOLDER, _STATE = "progress", "state.json"
+#: Name of the entry of the state that shows whether somebody has changed the others.
+_DIGEST = "sha256"
 _PACKAGES = ("rllib-kd", "ray", "torch", "gymnasium", "numpy")
 
 
@@ -66,17 +69,21 @@ class Progress:
         try:
             state = json.loads((self._own / _STATE).read_bytes())
         except (OSError, ValueError, RecursionError) as error:
+            reason = one_line(str(error))
             raise ValueError(
-                f"The state in '{self._own / _STATE}' cannot be read: {error}. Start a new run."
+                f"The state in '{self._own / _STATE}' cannot be read: {reason}. Start a new run in another folder."
             ) from error
-        if not isinstance(state, dict) or not isinstance(state.get("options"), dict):
-            raise ValueError(f"'{self._own / _STATE}' is not the state of a run. Start a new run.")
+        if not isinstance(state, dict) or state.pop(_DIGEST, None) != _digest(state):
+            raise ValueError(
+                f"'{self._own / _STATE}' is not as this program wrote it: it was changed, or is damaged. A certificate "
+                "would not hold. Start a new run in another folder."
+            )
         return state
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Write the state, as JSON; what it no longer names is deleted."""
         self._own.mkdir(parents=True, exist_ok=True)
-        replace_file(self._own / _STATE, json.dumps(state).encode())
+        replace_file(self._own / _STATE, json.dumps({**state, _DIGEST: _digest(state)}).encode())
         is_trained, training = state.get("is_trained"), state.get("training")
         for folder in self._own.glob("training-*"):
             if is_trained or training is None or folder != self.checkpoint(training["env_steps"]):
@@ -140,6 +147,11 @@ class Progress:
 
     def _copies(self, env_steps: int) -> Path:
         return self._own / f"copies-{env_steps}.safetensors"
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    """Return a digest of a state, which is the same after it was written and read."""
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _unusable(path: Path, reason: str) -> ValueError:

@@ -25,6 +25,7 @@ from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
+from rllib_kd.experiment.files import with_env_config
 from rllib_kd.experiment.names import folder_word, new_name, own_folder
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.export.units import MINIMIZED
@@ -242,7 +243,7 @@ class Shrink:
 
     def _in_environment(self) -> tuple[dict[str, Any], Teacher, Arena]:
         """Return the settings of training, the teacher for the environment, and the environment."""
-        settings = {**self.config, "env_config": {**(self.config.get("env_config") or {}), **self.env_config}}
+        settings = {"env_config": {}, **with_env_config(self.config, self.env_config)}
         make_env = env_maker(self.env, settings["env_config"])
         observation_space = self._observation_space(make_env)
         teacher = self._loaded_teacher()

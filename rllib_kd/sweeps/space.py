@@ -11,6 +11,7 @@ from ray.tune.search.sample import Categorical, Domain
 from rllib_kd.algorithm.algorithm import DistillDQNConfig
 from rllib_kd.algorithm.defaults import FOR_VECTORS
 from rllib_kd.checkpoints.uris import expanded
+from rllib_kd.environments.failures import described
 from rllib_kd.environments.run_files import run_file
 from rllib_kd.observations.spaces import has_images
 from rllib_kd.public import public
@@ -21,6 +22,13 @@ from rllib_kd.wire import Q_VALUES, Outputs
 POPULATION_SETTINGS = ("kd_coeff", "temperature", "lr")
 #: Settings of the space that trees do not have.
 OF_NETWORKS = frozenset({"loss", "temperature", "lr", "training_intensity", "td_coeff"})
+#: Settings that the sweep sets for each student.
+_OWN = {
+    "teacher": "set --teacher (teacher=...)",
+    "env": "set --env (env=...)",
+    "seed": "each student has its own. Set --seed (seed=...)",
+    "students": "a setting is one student. Search 'fcnet_hiddens' or 'compression'",
+}
 
 
 @public
@@ -96,6 +104,43 @@ def read_space(path: str) -> Callable[..., Mapping[str, Domain]]:
     if not callable(space):
         raise ValueError(f"--space: '{path}' defines no search_space(). tuning/search_space.py is an example.")
     return space
+
+
+def drawn_space(
+    function: Callable[..., Mapping[str, Domain]], teacher: Teacher, *, median_gap: float, env_steps: int
+) -> dict[str, Domain]:
+    """Return the space of a function like `search_space()`, which may be the user's own.
+
+    Raises:
+        ValueError: it raises, or returns something else than settings with Tune's domains.
+    """
+    try:
+        space = function(teacher, median_gap=median_gap, env_steps=env_steps)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"search_space() raised an error: {described(error)}") from error
+    if not isinstance(space, Mapping):
+        raise ValueError(f"search_space() must return settings with domains: {{'lr': ...}}, got {space!r:.200}.")
+    for name, domain in space.items():
+        if not (isinstance(name, str) and isinstance(domain, Domain)):
+            raise ValueError(
+                f"search_space() must return names of settings with Tune's domains, like tune.choice([...]), got "
+                f"{name!r}: {domain!r:.200}. Fix other settings in the config."
+            )
+    check_not_own(space, "search space")
+    return dict(space)
+
+
+def check_not_own(settings: Mapping[str, Any], where: str) -> None:
+    """Check that settings have none that the sweep itself sets for each student.
+
+    Raises:
+        ValueError: they have one.
+    """
+    for name, remedy in _OWN.items():
+        if name in settings:
+            raise ValueError(f"The setting '{name}' cannot be in the {where} of a sweep: {remedy}.")
 
 
 def population_space(space: Mapping[str, Domain]) -> dict[str, Domain]:

@@ -6,7 +6,6 @@ ratio, so that searcher and scheduler compare settings rather than seeds.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import warnings
@@ -37,7 +36,6 @@ from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import Tested
 from rllib_kd.certificates.fresh import check_fresh
 from rllib_kd.certificates.held_out import HeldOut, check_without_environment, has_input, hold_out_of
-from rllib_kd.checkpoints.run_names import SWEEP
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
@@ -55,7 +53,9 @@ from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, sna
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.networks.trees.shape import TREE
+from rllib_kd.numeric import is_integer
 from rllib_kd.offline.data import all_files
+from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.rows import TD_IN_FILES
 from rllib_kd.public import public
 from rllib_kd.relay import listening
@@ -63,7 +63,16 @@ from rllib_kd.sweeps.certifying import Claim, certify_student
 from rllib_kd.sweeps.population import WaitingPopulation
 from rllib_kd.sweeps.report import ReportedSweep
 from rllib_kd.sweeps.result import GOOD_RATIO, SweptStudent, good_agreement
-from rllib_kd.sweeps.space import OF_NETWORKS, POPULATION_SETTINGS, default_points, population_space, search_space
+from rllib_kd.sweeps.space import (
+    OF_NETWORKS,
+    POPULATION_SETTINGS,
+    check_not_own,
+    default_points,
+    drawn_space,
+    population_space,
+    search_space,
+)
+from rllib_kd.sweeps.spec import WEIGHTS, check_spec, write_spec
 from rllib_kd.sweeps.trial import (
     NUM_EPISODES,
     NUM_REPORTS,
@@ -149,10 +158,10 @@ class Sweep:
     minimize: str = "parameters"
 
     def __post_init__(self) -> None:
-        for field_name in ("num_samples", "num_seeds", "env_steps"):
-            value = getattr(self, field_name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{field_name}` must be an integer of at least 1, got {value!r}.")
+        for name, low in (("num_samples", 1), ("num_seeds", 1), ("env_steps", 1), ("seed", 0)):
+            if not is_integer(value := getattr(self, name), low):
+                raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
+        check_not_own(self.config, "config")
         if self.keep is not None:
             RatioTest(self.keep, 1 - self.confidence)  # which checks both
         if self.minimize not in _MINIMIZED:
@@ -178,6 +187,7 @@ class Sweep:
         if self.search == "optuna" and find_spec("optuna") is None:
             raise ValueError("Search 'optuna' needs Optuna: pip install 'rllib-kd[sweep]'. Or use search 'random'.")
         self._rows: HeldOut | None = None  # that judge, without an environment
+        self._weights: str | None = None  # fingerprint of the teacher, once it is loaded
         if self.env is None:
             check_without_environment(self.config, self.keep)
         self.env = settled(self.env)
@@ -217,14 +227,14 @@ class Sweep:
                 "name."
             )
         if is_there:
-            self._check_spec()
+            check_spec(self.path, self._spec())
         snapshot_often(self.num_samples, seconds=0.2)
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
+        self._weights = fingerprint(teacher)
+        student_config(self.env, teacher, self.config, seed=self.seed)  # refuses unknown settings, and wrong types
         make_env, returns = None, [0.0, 1.0]
         if self.env is None:
             task, median_gap = self._task_on_rows(teacher)
-            if is_there:
-                self._check_spec()  # now with the rows
         else:
             make_env = env_maker(self.env, self.config.get("env_config"))
             (teacher,) = check_players_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
@@ -235,6 +245,8 @@ class Sweep:
             returns, (states, masks) = play(make_env, GreedyQ(teacher), seeds, views=views)
             task = self._task(teacher, returns, make_env, seeds)
             median_gap = _median_gap(teacher, states, masks)
+        if is_there:
+            check_spec(self.path, self._spec())  # now with the teacher, and the rows
         self._metric = task.metric
         space = self._space(teacher, median_gap)
         self._check(space, teacher)
@@ -246,7 +258,7 @@ class Sweep:
                 put_back(self.path)
                 tuner = tune.Tuner.restore(self.path, trainable=trainable, resume_unfinished=True, resume_errored=True)
             else:
-                self._write_spec()
+                write_spec(self.path, self._spec())
                 points = default_points(space, median_gap=median_gap, env_steps=self.env_steps, outputs=teacher.outputs)
                 tuner = self._tuner(trainable, space, points)
             with _rllib.callbacks_uncounted(), listening(), saving_on_interrupt() as interrupted:
@@ -302,7 +314,7 @@ class Sweep:
         return {**self.config, **({} if self._rows is None else self._rows.settings())}
 
     def _space(self, teacher: Teacher, median_gap: float) -> dict[str, Domain]:
-        space = dict(self.space(teacher, median_gap=median_gap, env_steps=self.env_steps))
+        space = drawn_space(self.space, teacher, median_gap=median_gap, env_steps=self.env_steps)
         if self.scheduler == "pbt":
             space = population_space(space)
             if self.config.get("loss", DistillDQNConfig().loss) not in SOFTENED:
@@ -395,29 +407,12 @@ class Sweep:
             return WaitingPopulation(**objective, interval=2, hyperparam_mutations=mutations)
         return None
 
-    # --- Resuming -----------------------------------------------------------------------------------------------------
-
     def _spec(self) -> dict[str, Any]:
+        """Return what a resumed sweep must have in common with its beginning, as far as it is known."""
         names = ("env", "num_samples", "search", "scheduler", "num_seeds", "env_steps", "config", "seed", "minimize")
         rows = {} if self._rows is None else {"rows": self._rows.fingerprint}
-        return json.loads(json.dumps({name: getattr(self, name) for name in names} | rows))
-
-    def _write_spec(self) -> None:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
-        filesystem.create_dir(path, recursive=True)
-        with filesystem.open_output_stream(f"{path}/{SWEEP}") as stream:
-            stream.write(json.dumps(self._spec(), indent=1).encode())
-
-    def _check_spec(self) -> None:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
-        with filesystem.open_input_stream(f"{path}/{SWEEP}") as stream:
-            begun = json.loads(stream.read())
-        begun = {"minimize": "parameters", **begun}  # of a version that had no other
-        if changed := [name for name, value in self._spec().items() if begun.get(name) != value]:
-            changes = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
-            raise ValueError(
-                f"The sweep in '{self.path}' was started with {changes}. Resume it with the same, or give another name."
-            )
+        teacher = {} if self._weights is None else {WEIGHTS: self._weights}
+        return {name: getattr(self, name) for name in names} | rows | teacher
 
     # --- The result ---------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,14 @@ def valid() -> DistillDQNConfig:
             r"need 400 CPUs, but Ray has \d+ here\. Lower num_env_runners, .*: ray.init\(num_cpus=400\)\.",
         ),
         (lambda c: c.evaluation(evaluation_config={"num_envs_per_env_runner": 0}), "num_envs_per_env_runner"),
+        (
+            lambda c: c.evaluation(evaluation_interval=1, evaluation_config={"env": "Acrobot-v1"}),
+            r"`evaluation_config`: in 'Acrobot-v1' the observation space is Box\(6,\), but in .* it is Box\(4,\)",
+        ),
+        (
+            lambda c: c.evaluation(evaluation_interval=1, evaluation_config={"env_config": {"wrong": 1}}),
+            "'CartPole-v1' cannot be made: TypeError",
+        ),
         (lambda c: c.rl_module(model_config={"fcnet_hiddens": ["x"]}), "expected a list of integers"),
         (
             lambda c: c.environment(

@@ -86,6 +86,8 @@ def test_names_of_the_old_api_stack_still_mean_what_they_meant():
         ({"delay_between_env_runner_restarts_s": -1}, "expected a number of at least 0"),
         ({"model_config": {"fcnet_kernel_initializer_kwargs": {"a": float("nan")}}}, "expected finite numbers"),
         ({"env_config": {"limit": float("inf")}}, None),
+        ({"observation_space": 5}, "'observation_space' cannot be 5: expected Space, in Python"),
+        ({"evaluation_duration_unit": "episode"}, "Did you mean 'episodes'"),
         ({"lr": float("inf")}, "'lr' cannot be inf: expected a finite number of at least 0"),
     ],
 )
@@ -115,12 +117,19 @@ def test_python_and_files_have_one_validator(cls, value, message):
 @pytest.mark.parametrize(
     ("method", "setting", "value", "message"),
     [
-        ("distillation", "students", "linear", "'students' cannot be 'linear': expected an object"),
+        ("distillation", "students", "linear", "`students` must be an object with keys, .* got 'linear'"),
         ("training", "n_step", (1, 3), r"`n_step` must be an integer of at least 1, got \(1, 3\)"),
         ("training", "num_atoms", "51", "'num_atoms' cannot be '51': expected a number"),
         ("training", "replay_buffer_config", 50_000, r"Set only its size and priorities: .* Got 50000\."),
         ("training", "learner_class", "Learner", "`learner_class` must be a DistillDQNTorchLearner, got 'Learner'"),
-        ("rl_module", "model_config", [8], r"'model_config' cannot be \[8\]: expected an object"),
+        ("rl_module", "model_config", [8], r"`model_config` must be an object with keys, .* got \[8\]"),
+        ("rl_module", "model_config", None, "`model_config` must be an object with keys, .* got None"),
+        ("learners", "num_learners", "2", "`num_learners` must be an integer of at least 0, got '2'"),
+        ("training", "train_batch_size", "64", "`train_batch_size` must be an integer of at least 1, got '64'"),
+        ("training", "num_atoms", max, "'num_atoms' cannot be <built-in function max>: expected a number"),
+        ("debugging", "seed", 10**400, "'seed' cannot be 1000*: expected an integer of at least 0"),
+        ("evaluation", "evaluation_config", {1: 2}, "keys of `evaluation_config` must be names of settings"),
+        ("offline_data", "prelearner_class", "Mine", "`prelearner_class` must be a class, got 'Mine'"),
     ],
 )
 def test_values_of_another_type_are_named_in_python_too(method, setting, value, message):

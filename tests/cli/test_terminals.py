@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from rllib_kd.cli.main import main
+from rllib_kd.cli.main import _ending_on_signals, main
 from tests.cli.commands import DISTIL, ESCAPES, FAST, IN_YAML, assert_harmless, checkpoints
 from tests.conftest import ray_address
 
@@ -216,3 +216,23 @@ def test_signals_before_training_end_in_one_line(tmp_path, number):
     output, error = process.communicate(timeout=300)
     assert process.returncode == 1
     assert (output, error) == ("", "error: interrupted\n")
+
+
+class SignalledWhereAllIsIgnored:
+    """Python ignores what is raised here, as in hooks of os.fork()."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_whose_exception_is_ignored_ends_the_command_too(capsys):
+    def wait():
+        thing = [SignalledWhereAllIsIgnored()]
+        thing.clear()
+        for _ in range(200):
+            time.sleep(0.05)
+
+    with pytest.raises(SystemExit) as raised, _ending_on_signals():
+        wait()
+    assert raised.value.code == 1
+    assert capsys.readouterr().err == "error: interrupted\n"

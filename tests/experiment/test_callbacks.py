@@ -113,6 +113,8 @@ def test_the_share_that_is_done_counts_what_counts_up():
     assert share_done({}, stop) == 0.0
     assert metric_at(RESULT, "evaluation/env_runners/episode_return_mean") == 123.45
     assert metric_at(RESULT, "evaluation/none") == -math.inf
+    assert metric_at(RESULT, "evaluation") == -math.inf  # other metrics
+    assert metric_at({"hostname": "a"}, "hostname") == -math.inf
 
 
 def test_a_metric_that_no_result_holds_is_named_once(capsys):

@@ -184,7 +184,7 @@ def test_images_whose_channels_come_first_and_parts_of_a_dict(build, tmp_path):
         (lambda c: c.offline_data(input_read_episodes=True), "`input_read_episodes`=True is not supported"),
         (lambda c: c.offline_data(dataset_num_iters_per_learner=0), "`dataset_num_iters_per_learner` must be"),
         (lambda c: c.offline_data(input_=[]), "`input_` must be a path or URI"),
-        (lambda c: c.offline_data(input_=5), "`input_` must be a path or URI"),
+        (lambda c: c.offline_data(input_=5), "'input_' cannot be 5: expected a list or a string"),
         (lambda c: c.evaluation(evaluation_interval=1), "Evaluations need an environment"),
         (lambda c: c.distillation(num_baseline_episodes=3), "Episodes need an environment"),
     ],

@@ -375,6 +375,18 @@ def test_a_state_that_cannot_be_read_is_an_error(tmp_path):
             Progress(tmp_path).read()
 
 
+def test_a_state_that_was_changed_is_refused(tmp_path):
+    progress, state = Progress(tmp_path), {"options": {"keep": 0.97}, "checks": [[1.5, float("inf")], [0.0, 1e-9]]}
+    progress.write(state)
+    assert progress.read() == state
+    path = tmp_path / "progress" / "state.json"
+    for change in ({"checks": 5}, {"options": {}}, {"tournament": []}, {"sha256": "0" * 64}, {"sha256": 1}):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        with pytest.raises(ValueError, match=r"state\.json' is not as this program wrote it: .*Start a new run"):
+            progress.read()
+        progress.write(state)
+
+
 def test_files_that_are_missing_or_damaged_are_named(tmp_path):
     progress, modules = Progress(tmp_path), {"a": make_q_module()}
     progress.save_copies(100, modules)

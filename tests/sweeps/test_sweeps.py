@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray import tune
@@ -19,7 +20,8 @@ from rllib_kd.experiment.snapshots import SNAPSHOT
 from rllib_kd.locks import locked
 from rllib_kd.relay import printed_warnings
 from rllib_kd.sweeps.report import summary
-from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space, read_space
+from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, drawn_space, population_space, read_space
+from rllib_kd.sweeps.spec import WEIGHTS, write_spec
 from rllib_kd.sweeps.trial import StudentTrial, Task, settings_of
 from tests.conftest import make_q_module, ray_address
 from tests.shrink.test_shrink import SeededWhenMade
@@ -143,6 +145,10 @@ def test_the_space_of_the_file_in_tuning_is_one(tmp_path):
         ({"name": "../x"}, r"`name` must name a folder below --storage-path, got '../x'"),
         ({"name": "/tmp/x"}, "`name` must name a folder below --storage-path, got '/tmp/x'"),
         ({"name": " "}, "`name` is empty"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
+        ({"config": {"seed": 3}}, "'seed' cannot be in the config of a sweep: each student has its own. Set --seed"),
+        ({"config": {"env": "Acrobot-v1"}}, "'env' cannot be in the config of a sweep"),
+        ({"config": {"students": {"a": "linear"}}}, "'students' cannot be in the config .* a setting is one student"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, values, message):
@@ -154,6 +160,9 @@ def test_what_cannot_be_is_refused(tmp_path, values, message):
     ("values", "message"),
     [
         ({"config": {"learning_rate": 0.1}}, "has no setting 'learning_rate'"),
+        ({"config": {"model_config": None}}, "'model_config' cannot be None"),
+        ({"config": {"student": 5}}, "'student' cannot be 5: expected a string or an object"),
+        ({"config": {"env_config": 5}}, "'env_config' cannot be 5: expected an object"),
         ({"teacher": "/does/not/exist"}, "There is no checkpoint at '/does/not/exist'"),
         ({"env": "Acrobot-v1"}, "The teacher .* was made for observations .* but the environment has"),
         ({"env": SeededWhenMade, "keep": 0.9}, "each new environment begins with the same episode"),
@@ -192,6 +201,52 @@ def test_a_file_without_a_space_says_so():
         read_space("nowhere.py")
     with pytest.raises(ValueError, match=r"cartpole.py' defines no search_space\(\)"):
         read_space(str(ROOT / "tuning" / "cartpole.py"))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda teacher, **figures: None, r"search_space\(\) must return settings with domains: .* got None"),
+        (lambda teacher: {}, r"search_space\(\) raised an error: TypeError: .* keyword argument 'median_gap'"),
+        (
+            lambda teacher, **figures: {"lr": 0.1},
+            r"with Tune's domains, .* got 'lr': 0\.1\. Fix",
+        ),
+        (lambda teacher, **figures: {"lr": tune.grid_search([0.1])}, r"with Tune's domains"),
+        (lambda teacher, **figures: {"env": tune.choice(["x"])}, "'env' cannot be in the search space of a sweep"),
+    ],
+)
+def test_what_is_no_space_is_refused(function, message):
+    with pytest.raises(ValueError, match=message):
+        drawn_space(function, None, median_gap=0.1, env_steps=100)
+
+
+def test_a_sweep_is_resumed_with_the_teacher_that_it_began_with(tmp_path, monkeypatch):
+    sweep = quick_sweep(tmp_path, env=None, config={"input_": "rows"})
+    write_spec(sweep.path, sweep._spec() | {WEIGHTS: "of another", "rows": "same"})
+    (Path(sweep.path) / SNAPSHOT).touch()
+    rows = SimpleNamespace(fingerprint="same")
+    monkeypatch.setattr(Sweep, "_task_on_rows", lambda self, _: (setattr(self, "_rows", rows), 0.1))
+    with pytest.raises(ValueError, match=r"was started with weights of the teacher='of another'\. Resume it with the"):
+        sweep.run(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "contains another kind of run: a sweep keeps sweep.json there"),
+        ("{", "sweep.json' is damaged: .* Start a new sweep, with another name"),
+        ("[]", "sweep.json' is damaged: expected an object"),
+    ],
+)
+def test_a_folder_that_is_not_a_sweeps_is_not_resumed(tmp_path, text, message):
+    sweep = quick_sweep(tmp_path)
+    Path(sweep.path).mkdir()
+    (Path(sweep.path) / SNAPSHOT).touch()
+    if text is not None:
+        (Path(sweep.path) / "sweep.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        sweep.run(resume=True)
 
 
 def test_loggers_that_are_not_installed_say_so(monkeypatch):

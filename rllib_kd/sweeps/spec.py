@@ -1,0 +1,65 @@
+"""What a sweep began with, kept in its folder: it is resumed as it began."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.fs
+
+from rllib_kd.checkpoints.run_names import SWEEP
+from rllib_kd.experiment.resuming import plain
+
+#: Entry with the fingerprint of the teacher, which older versions did not keep.
+WEIGHTS = "weights of the teacher"
+
+
+def write_spec(uri: str, spec: Mapping[str, Any]) -> None:
+    """Write what a sweep begins with into its folder.
+
+    Args:
+        uri: path or URI of the folder, which is made if it is missing.
+        spec: the sweep's options.
+    """
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    filesystem.create_dir(path, recursive=True)
+    with filesystem.open_output_stream(f"{path}/{SWEEP}") as stream:
+        stream.write(json.dumps(plain(spec), indent=1).encode())
+
+
+def check_spec(uri: str, spec: Mapping[str, Any]) -> None:
+    """Check that a sweep is resumed with what it began with.
+
+    Args:
+        uri: path or URI of its folder.
+        spec: its options now, as far as they are known.
+
+    Raises:
+        ValueError: an option differs, or the folder is not a sweep's.
+    """
+    begun = {"minimize": "parameters", **_read(uri)}  # of a version that had no other
+    now = plain(spec)
+    if WEIGHTS not in begun:
+        now.pop(WEIGHTS, None)
+    if changed := [name for name, value in now.items() if begun.get(name) != value]:
+        changes = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
+        raise ValueError(
+            f"The sweep in '{uri}' was started with {changes}. Resume it with the same, or give another name."
+        )
+
+
+def _read(uri: str) -> dict[str, Any]:
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    try:
+        with filesystem.open_input_stream(f"{path}/{SWEEP}") as stream:
+            begun = json.loads(stream.read())
+    except FileNotFoundError:
+        raise ValueError(
+            f"'{uri}' contains another kind of run: a sweep keeps {SWEEP} there. Give the name of a sweep."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{uri}/{SWEEP}' is damaged: {error}. Start a new sweep, with another name.") from error
+    if not isinstance(begun, dict):
+        raise ValueError(f"'{uri}/{SWEEP}' is damaged: expected an object. Start a new sweep, with another name.")
+    return begun

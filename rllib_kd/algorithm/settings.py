@@ -187,9 +187,9 @@ def check_settings(config: AlgorithmConfig) -> None:
         if value is None and isinstance(default, Real) and not _MAY_BE_NONE.fullmatch(name):
             raise ValueError(f"The setting '{name}' cannot be None. Leave it out: its default is {default!r}.")
         _check_value(name, value, type_hint)
-        if name == "model_config" and isinstance(value, Mapping):
-            check_model_config(name, value)
-        elif name == "replay_buffer_config" and isinstance(value, Mapping):
+        if name == "model_config" and isinstance(value, Mapping) and _value_in(config, "rl_module_spec") is not None:
+            check_model_config(name, value)  # a module of the user's may have keys of its own
+        elif name in ("model_config", "replay_buffer_config") and isinstance(value, Mapping):
             _check_keys(config, name, value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,8 +68,8 @@ def compress(
 ) -> dict[str, Any]:
     """Return the model config of the largest student with at most this share of the teacher's parameters.
 
-    All hidden widths (units, or channels of convolutions) are scaled by one factor; depth, kernels, strides and
-    activations are the teacher's.
+    All hidden widths (units, or channels of convolutions) are scaled by one factor and rounded up, so that a layer of
+    few channels is no narrower than the others allow; depth, kernels, strides and activations are the teacher's.
 
     Args:
         teacher_model_config: RLlib's model config of the teacher.
@@ -119,7 +120,7 @@ def _cell_size(teacher_model_config: Mapping[str, Any], head_config: Mapping[str
 
 def _scale_widths(architecture: Mapping[str, Any], factor: float) -> dict[str, Any]:
     def scaled(width: int) -> int:
-        return max(1, round(factor * width))
+        return max(1, math.ceil(factor * width))
 
     return dict(architecture) | {
         "fcnet_hiddens": [scaled(width) for width in architecture["fcnet_hiddens"]],

@@ -6,6 +6,7 @@ from ray.rllib.algorithms.bc import BCConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_kd import DistillDQNConfig
 from rllib_kd.algorithm.settings import apply_settings, check_settings, validate
@@ -123,6 +124,7 @@ def test_python_and_files_have_one_validator(cls, value, message):
         ("training", "replay_buffer_config", 50_000, r"Set only its size and priorities: .* Got 50000\."),
         ("training", "learner_class", "Learner", "`learner_class` must be a DistillDQNTorchLearner, got 'Learner'"),
         ("rl_module", "model_config", [8], r"`model_config` must be an object with keys, .* got \[8\]"),
+        ("rl_module", "model_config", {"fcnet_hidden": [4]}, "'model_config' has no key 'fcnet_hidden'. Did you mean"),
         ("rl_module", "model_config", None, "`model_config` must be an object with keys, .* got None"),
         ("learners", "num_learners", "2", "`num_learners` must be an integer of at least 0, got '2'"),
         ("training", "train_batch_size", "64", "`train_batch_size` must be an integer of at least 1, got '64'"),
@@ -137,6 +139,13 @@ def test_values_of_another_type_are_named_in_python_too(method, setting, value, 
     getattr(config, method)(**{setting: value})
     with pytest.raises(ValueError, match=message):
         config.validate()
+
+
+def test_a_module_of_the_users_may_have_keys_of_its_own():
+    config = DQNConfig().environment("CartPole-v1").rl_module(model_config={"my_width": 4})
+    with pytest.raises(ValueError, match="no key 'my_width'"):
+        check_settings(config)
+    check_settings(config.rl_module(rl_module_spec=RLModuleSpec()))
 
 
 def test_rllibs_own_checks_are_one_line():

@@ -69,6 +69,17 @@ def test_compression_comes_as_close_as_widths_allow(space, model_config, compres
     assert scaled["fcnet_activation"] == teacher.model_config["fcnet_activation"] or space is ATARI_OBS
 
 
+def test_no_layer_is_narrower_than_need_be():
+    """A hundredth of the network for MinAtar has two channels: one, with more units, would see too little."""
+    network = {"conv_filters": [[16, 3, 1, "valid"]], "head_fcnet_hiddens": [128]}
+    space = gym.spaces.Box(0, 1, (10, 10, 4), np.float32)
+    teacher = count_parameters(make_q_module(space, **network))
+    scaled = compressed(network, 0.01, space=space, teacher_parameters=teacher)
+    assert [f[0] for f in scaled["conv_filters"]] == [2]
+    assert scaled["head_fcnet_hiddens"] == [9]
+    assert 0.009 * teacher < count_parameters(make_q_module(space, **scaled)) <= 0.01 * teacher
+
+
 def test_a_compression_that_no_widths_reach_says_what_is_possible():
     with pytest.raises(ValueError, match=r"one unit in each layer has 11 already \(compression=0.0086\)"):
         compress(

@@ -170,6 +170,7 @@ def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
     certificate = certified(task, players.make_env, load_teacher(teacher), Teacher(chosen), seen, seed)
     return {
         "task": name,
+        "teacher": task.teacher,
         "env": task.env,
         **{key: str(task.tree.get(key, "")) for key in ("max_leaf_nodes", "oblique", "weighting")},
         "seed": seed,

@@ -110,10 +110,13 @@ def _of_lines(path: Path, kind: str) -> Iterable[Task]:
         yield Task(name.removesuffix("-v0"), kind, own[0]["teacher_parameters"], sizes)
 
 
-def integers_of(results: Path) -> list[float]:
-    """Return the return ratio that each exported file loses that computes in integers."""
-    lines = (results / "language.jsonl").read_text().splitlines()
-    return [json.loads(line)["int8_loses"] for line in lines]
+def integers_of(results: Path) -> dict[str, list[float]]:
+    """Return the return ratio that each exported file loses that computes in integers, by kind of task."""
+    found = {}
+    for kind, name in (("language", "language.jsonl"), ("MinAtar", "minatar.jsonl")):
+        rows = map(json.loads, (results / name).read_text().splitlines())
+        found[kind] = [row["int8_loses"] for row in rows if "int8_loses" in row]
+    return found
 
 
 def certificates_of(results: Path) -> list[tuple[str, int, int, int]]:
@@ -132,14 +135,20 @@ def certificates_of(results: Path) -> list[tuple[str, int, int, int]]:
 
 
 def page(
-    tasks: Sequence[Task], integers: Sequence[float], certificates: Sequence[tuple[str, int, int, int]], made_on: str
+    tasks: Sequence[Task],
+    integers: Mapping[str, Sequence[float]],
+    certificates: Sequence[tuple[str, int, int, int]],
+    made_on: str,
 ) -> str:
     """Return the text of the page."""
     parts = [_INTRODUCTION.format(date=made_on)]
     for kind, text in zip(_KINDS, (_VECTORS, _IMAGES, _LANGUAGE), strict=True):
         if own := [task for task in tasks if task.kind == kind]:
             parts += [text, _table(own)]
-    parts.append(_INTEGERS.format(count=len(integers), mean=round(fmean(integers), 3) + 0.0, most=max(integers)))
+    lost = [
+        f"| {kind} | {len(own)} | {round(fmean(own), 3) + 0.0:.3f} | {max(own):.3f} |" for kind, own in integers.items()
+    ]
+    parts.append("\n".join([_INTEGERS, *lost]))
     lines = ["| environment | parameters (median) | certificates | wrong |", "|---|---|---|---|"]
     lines += [f"| {env} | {median} | {number} | {wrong} |" for env, median, number, wrong in certificates]
     parts += [_CERTIFIED, "\n".join(lines), _MISSING]
@@ -195,8 +204,11 @@ _LANGUAGE = """## Language
 
 _INTEGERS = """## In integers
 
-Of the students on this page, {count} of language were exported to C with weights of 8 bits, too. In 200 episodes these
-files lose {mean:.3f} of the return ratio on average, and {most:.3f} at most. Vectors: [Exported C](c.md)."""
+Students on this page that were exported to C with weights of 8 bits, too, and what these files lose of the return ratio
+in the same 200 episodes (below 0: the file has the higher return, by chance). Vectors: [Exported C](c.md).
+
+| task | students | mean | most |
+|---|---|---|---|"""
 
 _CERTIFIED = """## The smallest one, with a certificate
 

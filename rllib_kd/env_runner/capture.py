@@ -108,7 +108,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _spec(env: Any) -> EnvSpec | None:
-    """Return the spec of single environments of a vector env; None for a multi-agent environment."""
+    """Return the spec of single environments of a vector env; None for none, or a multi-agent environment."""
+    if env is None:
+        return None
     single = getattr(env.unwrapped, "envs", [env])[0]
     return getattr(single.unwrapped, "spec", None)
 

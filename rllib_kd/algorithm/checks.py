@@ -432,7 +432,7 @@ def check_learners(config: DistillationConfig) -> None:
         )
 
 
-#: All checks. Later ones rely on earlier ones.
+#: All checks, of settings alone and then together. Later ones rely on earlier ones.
 _ALONE: tuple[Callable[[DistillationConfig], None], ...] = (
     check_fields,
     check_api_stack,

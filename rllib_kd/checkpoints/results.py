@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import count_values, parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.uris import list_folder, read_lines
-from rllib_kd.numeric import is_number
+from rllib_kd.numeric import is_finite
 
 RESULTS = "result.json"
 
@@ -84,10 +83,4 @@ def folders_among(entries: Iterable[pyarrow.fs.FileInfo]) -> list[str]:
 
 def finite_number(value: Any) -> float | None:
     """Return a number of a result as a float; None if it is not a number, or not finite."""
-    if not is_number(value):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # of an integer with hundreds of digits
-        return None
-    return number if math.isfinite(number) else None
+    return float(value) if is_finite(value) else None

@@ -451,7 +451,7 @@ def _name(value: Any) -> str | None:
 
 
 def _number(value: Any) -> int | None:
-    return value if is_integer(value, -(2**60), 2**60) else None  # many larger ones have the same hash
+    return value if is_integer(value, 1 - 2**60, 2**60 - 1) else None  # many larger ones have the same hash
 
 
 def _look_up(row: Any, keys: tuple[str, ...]) -> float | None:

@@ -88,9 +88,14 @@ def users_line(frames: Sequence[Frame]) -> Frame | None:
     return next(reversed(mine or own), None)
 
 
+def is_own(frame: Frame) -> bool:
+    """Return whether a line belongs to this package, as it is in this process."""
+    return frame.file.startswith(_OWN)
+
+
 def is_users(frame: Frame) -> bool:
     """Return whether a line belongs to the user's code or to a package of environments."""
-    if frame.file.startswith((_OWN, "<")):
+    if is_own(frame) or frame.file.startswith("<"):
         return False
     parts = Path(frame.file).parts
     packages = [parts[i + 1] for i, part in enumerate(parts[:-1]) if part in _PACKAGES]

@@ -37,7 +37,7 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd import limits
 from rllib_kd.networks.dqn_module import Support
-from rllib_kd.numeric import is_integer
+from rllib_kd.numeric import is_finite, is_integer
 from rllib_kd.observations.masks import MASK
 from rllib_kd.offline.stacks import join, split
 from rllib_kd.text import did_you_mean, one_line
@@ -197,7 +197,7 @@ class LabelledSchema:
         if not isinstance(self.support, Support) or not is_integer(self.support.num_atoms, 1, limits.MAX_OUTPUTS):
             return False
         v_min, v_max, num_atoms = self.support
-        is_range = all(isinstance(v, int | float) and math.isfinite(v) for v in (v_min, v_max)) and v_min < v_max
+        is_range = is_finite(v_min) and is_finite(v_max) and v_min < v_max
         return is_range and self.num_actions * num_atoms <= limits.MAX_OUTPUTS
 
     def _has_right_frames(self) -> bool:

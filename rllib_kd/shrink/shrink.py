@@ -243,7 +243,8 @@ class Shrink:
 
     def _in_environment(self) -> tuple[dict[str, Any], Teacher, Arena]:
         """Return the settings of training, the teacher for the environment, and the environment."""
-        settings = {"env_config": {}, **with_env_config(self.config, self.env_config)}
+        settings = with_env_config(self.config, self.env_config)
+        settings["env_config"] = settings.get("env_config") or {}
         make_env = env_maker(self.env, settings["env_config"])
         observation_space = self._observation_space(make_env)
         teacher = self._loaded_teacher()

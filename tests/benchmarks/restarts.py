@@ -117,6 +117,7 @@ def main() -> None:
     done = {row["key"] for row in rows}
     for hiddens, settings, seed in itertools.product(args.hiddens, args.settings, args.seeds):
         run = {"env": args.env, "hiddens": hiddens, "settings": settings, "seed": seed, "env_steps": args.env_steps}
+        run["copies"] = args.copies
         if (key := json.dumps(run)) in done:
             continue
         own = measure(args.env, args.teacher, hiddens, settings, seed, args.env_steps, args.copies)

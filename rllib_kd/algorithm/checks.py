@@ -379,10 +379,10 @@ def check_multi_agent(config: DistillationConfig) -> None:
             f".distillation(teacher={example}), with policies of {policies}. Got {got}."
         )
     trained = policies if config.policies_to_train is None else config.policies_to_train
-    if not callable(trained) and set(trained) != set(config.teacher):
+    if not callable(trained) and (names := sorted(map(str, trained))) != sorted(config.teacher):
         raise ValueError(
             f"The policies with a teacher are {sorted(config.teacher)}, but those to be trained are "
-            f"{sorted(trained)}. Set multi_agent(policies_to_train={sorted(config.teacher)})."
+            f"{names}. Set multi_agent(policies_to_train={sorted(config.teacher)})."
         )
     if config.own_connectors & {"env_to_module", "module_to_env"}:
         raise ValueError("Custom connectors are not supported in multi-agent settings. Wrap the environment.")

@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 from ray.tune.utils import flatten_dict
 
-from rllib_kd.numeric import is_number
+from rllib_kd.numeric import is_finite
 from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
 
@@ -48,7 +48,7 @@ _METRICS = (
 def checked_stop(stop: Mapping[str, Any]) -> dict[str, float]:
     """Return stop criteria under the names that results use; raise a ValueError for one that cannot be met."""
     for metric, value in stop.items():
-        if not is_number(value) or math.isnan(value):
+        if not is_finite(value):
             raise ValueError(
                 f"Training stops when a metric reaches a number, got {value!r} for '{metric}'. Give a finite number."
             )

@@ -400,6 +400,7 @@ def main() -> None:
     parser.add_argument("--env-steps", nargs="+", type=int, help="of each run; several make runs of each length")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--hiddens", nargs="+", type=json.loads, help="of the students, like [8] [4,4] []")
+    parser.add_argument("--activations", nargs="+", help="of the students, by their names in PyTorch")
     parser.add_argument(
         "--settings", nargs="+", type=json.loads, help="""of .distillation(), like '{"restarts": 16}'"""
     )
@@ -414,6 +415,7 @@ def main() -> None:
         envs=args.env or study.envs,
         seeds=args.seeds or study.seeds,
         hiddens=[tuple(widths) for widths in args.hiddens or study.hiddens],
+        activations=args.activations or study.activations,
         settings=args.settings or study.settings,
     )
     lengths = args.env_steps or [study.env_steps]

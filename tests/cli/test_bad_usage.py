@@ -117,6 +117,7 @@ BAD = {
     "config file is no JSON": ([*DISTIL, "--config", "@README.md"], "the file 'README.md'"),
     "stop is no JSON": ([*DISTIL, "--stop", "soon"], "--stop must be JSON"),
     "stop at a word": ([*DISTIL, "--stop", '{"training_iteration": "ten"}'], "reaches a number"),
+    "stop at no finite number": ([*DISTIL, "--stop", '{"training_iteration": 1' + 400 * "0" + "}"], "a finite number"),
     "stop at no number": ([*DISTIL, "--stop", '{"training_iteration": NaN}'], "JSON has no NaN"),
     "stop at an unknown metric": ([*DISTIL, "--stop", '{"training_iteraton": 9}'], "mean 'training_iteration'?"),
     "stop at half a metric": (

@@ -1,5 +1,7 @@
 """A teacher for each policy of RLlib's own multi-agent CartPole."""
 
+import re
+
 import numpy as np
 import pytest
 from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
@@ -131,6 +133,11 @@ def test_compression_is_of_each_teacher(config, build, tmp_path):
 def test_teachers_must_fit_the_policies(config, teacher, message):
     with pytest.raises(ValueError, match=message):
         config.distillation(teacher=teacher).validate()
+
+
+def test_policies_to_train_must_be_names(config):
+    with pytest.raises(ValueError, match=re.escape("""to be trained are ["['left', 'right']"].""")):
+        config.multi_agent(policies_to_train=[["left", "right"]]).validate()
 
 
 @pytest.mark.slow

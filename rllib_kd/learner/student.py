@@ -24,6 +24,8 @@ from rllib_kd.networks.dqn_module import QF_PREDS, first_linears, last_linear
 from rllib_kd.networks.quantization import RoundedMLP, check_can_round, round_linears, rounded_stack
 from rllib_kd.networks.stacking import PlainMLP, StackedMLPs, linears_of, stacking_key
 from rllib_kd.networks.weights import weights_of
+from rllib_kd.students.restarts import student_of
+from rllib_kd.wire import ACTING
 
 
 class Student:
@@ -38,6 +40,7 @@ class Student:
         averages: whether the weights that act are an average of those that learn.
         regret_coeff: weight of the expected Q-regret beside the KL, ≥ 0, nats / median action gap.
         rounds: whether it learns for weights of 8 bits, and acts with them.
+        place: its place among the students of a family, by which it knows its own states.
 
     Raises:
         ValueError: it is to have such weights, but is no plain MLP.
@@ -56,10 +59,12 @@ class Student:
         averages: bool,
         regret_coeff: float,
         rounds: bool = False,
+        place: int = 0,
     ):
         if rounds:
             check_can_round(module, name)
         self.name = name
+        self.place = place
         self.module = module
         self.optimizer = optimizer
         self.regret_coeff = regret_coeff or None  # None: the KL alone
@@ -266,6 +271,7 @@ class StackedStudents:
         self.averages: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None  # of `params`, which must be there first
         self.regret_coeff = self._regret_coeffs()
+        self.place = torch.tensor([[student.place] for student in self.members], device=self.params[0].device)
 
     def _regret_coeffs(self) -> float | Tensor | None:
         """Return what all members have, or the different ones as `[N, 1, 1]`."""
@@ -402,6 +408,7 @@ def make_student(
         averages=config.weight_averaging > 0.0 and not config.uses_td,
         regret_coeff=config.regret_coeff_of(name),
         rounds=config.quantize is not None,
+        place=list(config.students).index(student_of(name)) if ACTING in config.state_columns else 0,
     )
 
 

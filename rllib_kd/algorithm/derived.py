@@ -128,9 +128,7 @@ class DerivedValues:
     @property
     def state_columns(self) -> tuple[str, ...]:
         """Return the columns of distillation: observations, labels, and who acted if that matters."""
-        is_recorded = self.is_offline or not self.label_columns  # nobody acted, or there is nothing to copy
-        acting = (ACTING,) if self.own_states and len(self.students) > 1 and not is_recorded else ()
-        return (Columns.OBS, *self.label_columns, *acting)
+        return (Columns.OBS, *self.label_columns, *((ACTING,) if self.own_states and self.label_columns else ()))
 
     @property
     def replay_columns(self) -> tuple[str, ...]:

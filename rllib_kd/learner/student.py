@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -271,7 +272,6 @@ class StackedStudents:
         self.averages: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None  # of `params`, which must be there first
         self.regret_coeff = self._regret_coeffs()
-        self.place = torch.tensor([[student.place] for student in self.members], device=self.params[0].device)
 
     def _regret_coeffs(self) -> float | Tensor | None:
         """Return what all members have, or the different ones as `[N, 1, 1]`."""
@@ -279,6 +279,11 @@ class StackedStudents:
         if len(set(coeffs)) == 1:
             return coeffs[0]
         return torch.tensor([coeff or 0.0 for coeff in coeffs], device=self.params[0].device).view(-1, 1, 1)
+
+    @cached_property
+    def place(self) -> Tensor:
+        """The members' places in the family, `[N, 1]`."""
+        return torch.tensor([[student.place] for student in self.members], device=self.params[0].device)
 
     @property
     def scale(self) -> QScale | None:

@@ -75,7 +75,7 @@ LOG_PROBS: Final = "log_probs"
 TEACHER_Q, TEACHER_PROBS, TEACHER_FEATURES = "teacher_q", "teacher_probs", "teacher_features"
 
 
-#: Column of a family: which of its students acts in a state, by its place in `students`; −1: the teacher.
+#: Column of a family: who acts in a state: 0 for the teacher, i + 1 for the student at place i of `students`.
 ACTING: Final = "acting"
 
 

@@ -332,7 +332,7 @@ class DistillEnvRunner(RecordingEnvRunner):
             labels[MASK] = mask
         actions, teacher_acts = policy.decide(student_q, labels.get(TEACHER_Q))
         if self.family is not None:
-            labels[ACTING] = np.where(teacher_acts, -1, self._turns.students()).astype(np.int16)
+            labels[ACTING] = np.where(teacher_acts, 0, 1 + self._turns.students()).astype(np.int32)
         return labels, actions
 
     @torch.inference_mode()

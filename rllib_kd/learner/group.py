@@ -333,7 +333,7 @@ class StudentGroup:
         for shard in shards:
             given = {name.removeprefix(_COLUMNS): shard[name] for name in shard if name.startswith(_COLUMNS)}
             if given and ACTING in needed:  # of a version that did not save who acted
-                given.setdefault(ACTING, np.full(given[TEACHER_Q].shape[:-1], -1, dtype=np.int16))
+                given.setdefault(ACTING, np.zeros(given[TEACHER_Q].shape[:-1], dtype=np.int32))
             if given and not needed <= given.keys():
                 return False
             columns = {name: given[name] for name in given if name in {*needed, *kept}}

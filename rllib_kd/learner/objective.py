@@ -11,7 +11,6 @@ from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PR
 from torch import Tensor
 
 from rllib_kd.learner import losses
-from rllib_kd.learner.own_states import own_state_weights
 from rllib_kd.learner.student import StackedStudents, Student
 from rllib_kd.observations.masks import NEXT_MASK
 from rllib_kd.wire import ACTING, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
@@ -71,8 +70,8 @@ class Objective:
         by_row: dict[str, Tensor] = {}  # each loss that has a coefficient, `[B]` or `[N, B]`
         if self.kd_coeff:
             by_row["kd_loss"] = errors = self._distillation_loss(student, batch, fwd_out)
-            if ACTING in batch:
-                by_row["kd_loss"] = own_state_weights(batch[ACTING], student.place) * errors
+            if student.own_states is not None:
+                by_row["kd_loss"] = student.own_states.weights(batch[ACTING]).view_as(errors) * errors
         if self.td_coeff:
             assert isinstance(student, Student)  # what learns by TD is never stacked
             errors = self._td_error(student, batch, fwd_out)

@@ -7,6 +7,8 @@ smaller the more students there are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,18 +17,38 @@ from torch import Tensor
 MOST = 8.0
 
 
-def own_state_weights(acting: Tensor, place: int | Tensor) -> Tensor:
-    """Return the weights of a batch's states, 1 on average.
+class OwnStates:
+    """The weights of a batch's states for one or more students of a family.
 
     Args:
-        acting: which student acted, `[B]`; −1: the teacher, whose states are those of all students.
-        place: which student learns, or `[N, 1]` for several.
-
-    Returns:
-        `[B]` or `[N, B]`. With f the share of its own states, these count 1 / f, and others 0. If f is less
-        than 1 / 8, these count 1 − α + α / f, and others 1 − α, with α = 8 f.
+        counts: whether a state counts, `[N, 1 + students]`, by who acted in it: the teacher, or one of the students.
     """
-    own = ((acting == place) | (acting < 0)).float()
-    share = own.mean(-1, keepdim=True)
-    alpha = (MOST * share).clamp_(max=1.0)
-    return torch.addcmul(1.0 - alpha, own, alpha / share.clamp_(min=1e-6))
+
+    def __init__(self, counts: Tensor):
+        self._counts = counts
+
+    @classmethod
+    def of(cls, place: int, num_students: int, *, device: torch.device | str = "cpu") -> OwnStates:
+        """Return those of the student at a place in the family, from 0."""
+        counts = torch.zeros(1, 1 + num_students, device=device)
+        counts[0, [0, 1 + place]] = 1.0
+        return cls(counts)
+
+    @classmethod
+    def joined(cls, each: Sequence[OwnStates]) -> OwnStates:
+        """Return those of several students together."""
+        return cls(torch.cat([own._counts for own in each]))
+
+    def weights(self, acting: Tensor) -> Tensor:
+        """Return the weights `[N, B]`, 1 on average.
+
+        With f the share of the states that are a student's own or its teacher's, these count 1 / f, and others 0. If f
+        is less than 1 / 8, these count 1 − α + 8, and others 1 − α, with α = 8 f.
+
+        Args:
+            acting: who acted, `[B]`, as in the column of this name.
+        """
+        own = self._counts.index_select(1, acting)
+        share = own.mean(-1, keepdim=True)
+        weight = share.reciprocal().clamp_(max=MOST)
+        return own.mul_(weight).add_(1.0 - weight * share)

@@ -57,7 +57,7 @@ def test_a_member_learns_what_it_would_learn_alone(cluster, loss, alpha):
 def test_labels_of_states_in_which_others_act_change_nothing(cluster, grad_clip):
     students = {f"s{i}": {"fcnet_hiddens": [16]} for i in range(2)}
     config = config_of("mse", **RAW, students=students, own_states=True).training(grad_clip=grad_clip)
-    acting = np.repeat(np.array([0, 1], dtype=np.int16), 128)
+    acting = np.repeat(np.array([1, 2], dtype=np.int32), 128)
     found = []
     for seed in range(2):
         columns = fragment() | {"acting": acting}
@@ -79,14 +79,14 @@ def test_samples_say_who_acts(cartpole_config, build):
         obs, acting, actions = (
             np.concatenate([part[name] for part in columns]) for name in ("obs", "acting", "actions")
         )
-        assert (acting < 0).mean() == pytest.approx(share, abs=0.1)
-        for place, name in enumerate(WIDTHS):
+        assert (acting == 0).mean() == pytest.approx(share, abs=0.1)
+        for place, name in enumerate(WIDTHS, 1):
             own = acting == place
             with torch.no_grad():
                 q = runner.family[name].compute_q_values({"obs": torch.as_tensor(obs[own])})["qf_preds"]
             np.testing.assert_array_equal(actions[own], q.argmax(-1))
         seen |= set(acting.tolist())
-    assert seen == {-1, 0, 1, 2}
+    assert seen == {0, 1, 2, 3}
 
 
 def test_by_default_own_states_are_for_vectors(cartpole_config, build):

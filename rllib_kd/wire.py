@@ -75,6 +75,10 @@ LOG_PROBS: Final = "log_probs"
 TEACHER_Q, TEACHER_PROBS, TEACHER_FEATURES = "teacher_q", "teacher_probs", "teacher_features"
 
 
+#: Column of a family: who acts in a state: 0 for the teacher, i + 1 for the student at place i of `students`.
+ACTING: Final = "acting"
+
+
 #: Columns of sequences, which recurrent students learn from: whether a state is learned from, and the parts of the
 #: student's state before the first one, by RLlib's names of these parts.
 LEARNED: Final = "learned"

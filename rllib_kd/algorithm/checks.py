@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-from rllib_kd.algorithm.learner_checks import check_learner_class
+from rllib_kd.algorithm.learner_checks import check_learner_class, check_learners
 from rllib_kd.algorithm.object_checks import check_objects
 from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.algorithm.quantization_checks import check_quantize
@@ -294,6 +294,8 @@ def check_student(config: DistillationConfig) -> None:
 def check_family(config: DistillationConfig) -> None:
     """Check the names and shapes of a family of students, if there is one."""
     if not config.students:
+        if config.own_states:
+            raise ValueError("`own_states` is for several `students`, but there is one. Leave it out.")
         return
     for name, value in (
         ("student", config.student),
@@ -419,17 +421,6 @@ def check_classes(config: DistillationConfig) -> None:
         raise ValueError("`learner_connector` is not supported: Learners get columns, not episodes. Leave it out.")
     if config.batch_mode != "truncate_episodes":
         raise ValueError(f"`batch_mode` must be 'truncate_episodes', got {config.batch_mode!r}.")
-
-
-def check_learners(config: DistillationConfig) -> None:
-    """Check that there are environments, and so rows, for each Learner."""
-    if config.in_evaluation or config.is_offline:
-        return  # recorded rows are split evenly
-    if config.num_envs_per_env_runner < config.num_learners:
-        raise ValueError(
-            f"Each of the {config.num_learners} Learners gets the rows of different environments. Set "
-            f"num_envs_per_env_runner to at least {config.num_learners}, got {config.num_envs_per_env_runner}."
-        )
 
 
 #: All checks, of settings alone and then together. Later ones rely on earlier ones.

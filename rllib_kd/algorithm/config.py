@@ -71,6 +71,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.compression: float | None = None
         self.student: str | Mapping[str, Any] | None = None
         self.students: dict[str, Any] = {}
+        self.own_states: bool | None = None
         self.restarts: int | None = None
         self.num_validation_episodes = 64
         self.init: str | None = None
@@ -172,6 +173,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         compression: float | None = NotProvided,
         student: str | Mapping[str, Any] | None = NotProvided,
         students: Mapping[str, str | Mapping[str, Any]] = NotProvided,
+        own_states: bool | None = NotProvided,
         restarts: int | None = NotProvided,
         num_validation_episodes: int = NotProvided,
         init: str = NotProvided,
@@ -286,6 +288,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 {"compression": 0.01}, {"tree": {"max_leaf_nodes": 8}}, or a preset as for `student`.
                 `rl_module(model_config=...)` has the settings that they share. They act in turn, one episode each.
                 Plain MLPs of equal depth learn side by side: eight cost little more than one.
+            own_states: whether each network of `students` learns from states in which it acts itself, or its teacher,
+                as it would alone: small ones meet other states than capable ones. False: from those of all students.
+                None (default): True for vectors; False for images, of which every different one helps.
             restarts: copies of each student that learn side by side, each with first weights of its own, and by default
                 with one of four weights of the Q-regret; ≥ 1. Before a checkpoint or an evaluation, and in
                 `get_module()`, they play validation episodes, and the best of them, or of earlier times of training,
@@ -355,6 +360,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
             "compression": compression,
             "student": student,
             "students": students,
+            "own_states": own_states,
             "restarts": restarts,
             "num_validation_episodes": num_validation_episodes,
             "init": init,

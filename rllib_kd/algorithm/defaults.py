@@ -50,6 +50,8 @@ def settle_defaults(
     for_vectors = FOR_SEQUENCES if config.is_recurrent else FOR_VECTORS
     if config.init is None and (not is_image or config.is_recurrent or config.teacher is None):
         config.init = "random"  # of images it is left to the networks: see FirstWeights
+    if config.own_states is None and len(config.students or ()) > 1 and not config.is_offline:
+        config.own_states = not is_image
     for name, value in (FOR_IMAGES if is_image else for_vectors).items():
         is_batch_size = name == "train_batch_size_per_learner"
         if not (_rllib.has_batch_size(config) if is_batch_size else getattr(config, name) is not None):

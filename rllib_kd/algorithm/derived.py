@@ -17,7 +17,7 @@ from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.schedules import Schedule, qdagger, value_at, values_of
 from rllib_kd.students.restarts import names_of, regret_factor
 from rllib_kd.teachers.names import is_by_policy
-from rllib_kd.wire import LOG_PROBS, Q_VALUES, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Outputs
+from rllib_kd.wire import ACTING, LOG_PROBS, Q_VALUES, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Outputs
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
@@ -43,6 +43,7 @@ class DerivedValues:
     kd_coeff: Schedule | Literal["qdagger"]
     td_coeff: Schedule
     students: dict[str, Any]
+    own_states: bool | None
     restarts: int | None
     student: str | Mapping[str, Any] | None
     init: str | None
@@ -125,9 +126,14 @@ class DerivedValues:
         return (TEACHER_Q, *(name for name, needed in optional.items() if needed))
 
     @property
+    def state_columns(self) -> tuple[str, ...]:
+        """Return the columns of distillation: observations, labels, and who acted if that matters."""
+        return (Columns.OBS, *self.label_columns, *((ACTING,) if self.own_states and self.label_columns else ()))
+
+    @property
     def replay_columns(self) -> tuple[str, ...]:
-        """Return the columns that Learners get: observations, labels, and those of TD if it is used."""
-        return (Columns.OBS, *self.label_columns, *(TD_COLUMNS if self.uses_td else ()))
+        """Return the columns that Learners get: those of distillation, and those of TD if it is used."""
+        return (*self.state_columns, *(TD_COLUMNS if self.uses_td else ()))
 
     @property
     def starts_from_teacher(self) -> bool:

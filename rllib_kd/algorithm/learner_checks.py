@@ -1,4 +1,4 @@
-"""Checks of the user's own Learner class."""
+"""Checks of Learners: the user's own class, and their number."""
 
 from __future__ import annotations
 
@@ -37,3 +37,14 @@ def check_learner_class(config: DistillationConfig) -> None:
                 "iteration in one loop. Override compute_loss_for_module(), configure_optimizers_for_module() or "
                 "after_gradient_based_update() instead."
             )
+
+
+def check_learners(config: DistillationConfig) -> None:
+    """Check that there are environments, and so rows, for each Learner."""
+    if config.in_evaluation or config.is_offline:
+        return  # recorded rows are split evenly
+    if config.num_envs_per_env_runner < config.num_learners:
+        raise ValueError(
+            f"Each of the {config.num_learners} Learners gets the rows of different environments. Set "
+            f"num_envs_per_env_runner to at least {config.num_learners}, got {config.num_envs_per_env_runner}."
+        )

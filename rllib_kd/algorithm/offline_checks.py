@@ -51,7 +51,7 @@ _UNWRITTEN = (
 
 
 #: Settings of the policy that acts in EnvRunners.
-OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_regret", "max_staleness")
+OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_regret", "max_staleness", "own_states")
 
 
 def check_offline(config: DistillationConfig) -> None:

@@ -21,7 +21,7 @@ from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.spaces import check_spaces, input_space, is_box_of_floats
-from rllib_kd.students.sizes import PRESETS, compress
+from rllib_kd.students.sizes import DENSE_ACTIVATIONS, PRESETS, compress
 from rllib_kd.teachers.base import Teacher
 
 if TYPE_CHECKING:
@@ -214,6 +214,8 @@ def _shape(
         teacher_parameters=teachers[group_id].num_parameters,
         observation_space=observation_space,
         action_space=teacher.action_space,
+        # A student that begins as a part of its teacher has that part's activation.
+        keeps=DENSE_ACTIVATIONS if config.init == "teacher" else {*config.given_model_config, *given},
     )
 
 

@@ -54,7 +54,15 @@ class BehaviorPolicy:
     teacher_explores: bool = False
 
     def act(self, student_q: np.ndarray | None, teacher_q: np.ndarray | None) -> np.ndarray:
-        """Return actions `[N]` for outputs `[N, A]`: the student's may be None if β is 1, the teacher's if β is 0.
+        """Return the actions of `decide()`."""
+        return self.decide(student_q, teacher_q)[0]
+
+    def decide(self, student_q: np.ndarray | None, teacher_q: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return actions, and whether it is the teacher who acts, each `[N]`.
+
+        Args:
+            student_q: outputs `[N, A]`; None is possible if β is 1.
+            teacher_q: likewise, if β is 0.
 
         Raises:
             ValueError: both are None.
@@ -66,6 +74,7 @@ class BehaviorPolicy:
             actions = (teacher_q + self.rng.gumbel(size=teacher_q.shape)).argmax(-1)  # a draw from the softmax
         else:
             actions = guide.argmax(-1)
+        teacher_acts = np.full(len(actions), teacher_q is not None)
         if student_q is not None and teacher_q is not None:
             teacher_acts = self.rng.random(len(actions)) < self.teacher_fraction
             legal_student_q = np.where(teacher_q == -np.inf, -np.inf, student_q)
@@ -80,4 +89,4 @@ class BehaviorPolicy:
             if explores.any():
                 scores = np.where(guide == -np.inf, -1.0, self.rng.random(guide.shape))
                 actions = np.where(explores, scores.argmax(-1), actions)
-        return actions
+        return actions, teacher_acts

@@ -40,6 +40,10 @@ class FamilyTurns:
         self.__init__(state["_num_students"], len(state["acting"]))  # type: ignore[misc]  # for states without copies
         vars(self).update(state)
 
+    def students(self) -> np.ndarray:
+        """Return which student acts in each environment, `[N]`."""
+        return self.acting // self._num_copies
+
     def step(self, rewards: np.ndarray, ended: np.ndarray) -> None:
         """Add the rewards `[N]` of a step, and let the next students act in environments with `ended` (`[N]`)."""
         if self._num_copies == 1:

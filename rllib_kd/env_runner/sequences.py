@@ -52,7 +52,9 @@ class OpenSequences:
             step.
         """
         rows = dict(columns)
-        if self._rows:
+        if self._rows.keys() != rows.keys():
+            self._rows, self._num_learned = {}, 0  # there are none yet, or an earlier version kept other columns
+        else:
             rows = {name: np.concatenate([self._rows[name], column], axis=1) for name, column in rows.items()}
         parts = np.array_split(np.arange(len(rows[VALID])), num_shards)
         # The first of each is empty: it has the columns, also if no window is complete.

@@ -55,7 +55,7 @@ from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline,
 from rllib_kd.observations.spaces import brief, check_spaces, is_byte_image, named
 from rllib_kd.public import public
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.wire import TEACHER_Q, Sample, hand_over
+from rllib_kd.wire import ACTING, TEACHER_Q, Sample, hand_over
 
 logger = logging.getLogger(__name__)
 
@@ -330,7 +330,10 @@ class DistillEnvRunner(RecordingEnvRunner):
             student_q = legal_only(self._student_q(obs).cpu().numpy(), mask)
         if mask is not None:
             labels[MASK] = mask
-        return labels, policy.act(student_q, labels.get(TEACHER_Q))
+        actions, teacher_acts = policy.decide(student_q, labels.get(TEACHER_Q))
+        if self.family is not None:
+            labels[ACTING] = np.where(teacher_acts, 0, 1 + self._turns.students()).astype(np.int32)
+        return labels, actions
 
     @torch.inference_mode()
     def _student_q(self, obs: torch.Tensor) -> torch.Tensor:

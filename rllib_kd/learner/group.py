@@ -23,7 +23,7 @@ from rllib_kd.observations.frames import VALID, observations
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.masks import MASK
 from rllib_kd.students.restarts import is_named
-from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_Q, Outputs
+from rllib_kd.wire import ACTING, LOG_PROBS, TEACHER_FEATURES, TEACHER_Q, Outputs
 
 #: Columns that distillation needs (with most losses), and those that TD needs in addition.
 DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
@@ -279,7 +279,7 @@ class StudentGroup:
 
     def gather(self, rows: Tensor, *, uses_td: bool) -> dict[str, Tensor]:
         """Return the batch at `rows` (`[B]`) of the replay."""
-        batch = self.replay.gather(rows, (Columns.OBS, *self.config.label_columns))
+        batch = self.replay.gather(rows, self.config.state_columns)
         if uses_td:
             batch |= self.replay.gather(rows, (Columns.ACTIONS,))
             batch |= self.replay.gather_transitions(rows, n_step=self.config.n_step, gamma=self.config.gamma)
@@ -327,11 +327,13 @@ class StudentGroup:
         Returns:
             Whether they have the columns. If not, nothing changes.
         """
-        needed = {Columns.OBS, *self.config.label_columns, *(TD_COLUMNS if self.config.uses_td else ())}
+        needed = set(self.config.replay_columns)
         kept = {*self.replay.OWN_COLUMNS, *({MASK} if self.config.uses_td else ())}
         states: list[dict[str, Any]] = []
         for shard in shards:
             given = {name.removeprefix(_COLUMNS): shard[name] for name in shard if name.startswith(_COLUMNS)}
+            if given and ACTING in needed:  # of a version that did not save who acted
+                given.setdefault(ACTING, np.zeros(given[TEACHER_Q].shape[:-1], dtype=np.int32))
             if given and not needed <= given.keys():
                 return False
             columns = {name: given[name] for name in given if name in {*needed, *kept}}

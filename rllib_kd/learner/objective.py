@@ -13,7 +13,7 @@ from torch import Tensor
 from rllib_kd.learner import losses
 from rllib_kd.learner.student import StackedStudents, Student
 from rllib_kd.observations.masks import NEXT_MASK
-from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
+from rllib_kd.wire import ACTING, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 _TARGET = tuple(f"target_{name}" for name in losses.PolicyTarget._fields)
 
@@ -62,14 +62,16 @@ class Objective:
         Args:
             student: the student or the stack with these outputs.
             batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; also `teacher_probs` `[B, A, atoms]` for "categorical",
-                RLlib's DQN columns for TD, with `new_action_mask` `[B, A]` if the environment has masks; and `weights`
-                `[B]` of a prioritized replay.
+                RLlib's DQN columns for TD, with `new_action_mask` `[B, A]` if the environment has masks; `weights`
+                `[B]` of a prioritized replay; and `acting` `[B]` in a family that learns from its own states.
             fwd_out: `qf_preds` `[B, A]` or `[N, B, A]`, for a C51 also `qf_logits` `[B, A, atoms]`; for TD also the
                 outputs of `forward_train()`.
         """
         by_row: dict[str, Tensor] = {}  # each loss that has a coefficient, `[B]` or `[N, B]`
         if self.kd_coeff:
             by_row["kd_loss"] = errors = self._distillation_loss(student, batch, fwd_out)
+            if student.own_states is not None:
+                by_row["kd_loss"] = student.own_states.weights(batch[ACTING]).view_as(errors) * errors
         if self.td_coeff:
             assert isinstance(student, Student)  # what learns by TD is never stacked
             errors = self._td_error(student, batch, fwd_out)

@@ -37,7 +37,7 @@ from rllib_kd.networks.recurrent import (
 from rllib_kd.observations.frames import OBS
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.masks import MASK, NEXT_MASK
-from rllib_kd.wire import LEARNED, NEXT_STATE_COLUMNS, STATE_COLUMNS, TEACHER_Q
+from rllib_kd.wire import ACTING, LEARNED, NEXT_STATE_COLUMNS, STATE_COLUMNS, TEACHER_Q
 
 #: In a batch: the places of the states to learn from, `[M]`, in all states of its sequences, one after the other.
 PLACES = "places"
@@ -244,7 +244,7 @@ class SequenceGroup(StudentGroup):
             `obs` `[B, T, ...]`, parts of the students' states `[B, layers, units of all]`, `places` `[M]`, and labels
             `[M, ...]`. For TD also `new_obs` `[B, T, ...]`, the states before these, and RLlib's columns `[M]`.
         """
-        names = (Columns.OBS, *self.config.label_columns, LEARNED, *self.replay.there(*_STATES))
+        names = (*self.config.state_columns, LEARNED, *self.replay.there(*_STATES))
         if uses_td:
             names += (*_TRANSITIONS, *self.replay.there(*_NEXT_STATES, MASK))
         return self._as_batch(self.replay.gather(rows, names))
@@ -262,7 +262,7 @@ class SequenceGroup(StudentGroup):
             batch["n_step"] = torch.ones_like(batch[Columns.REWARDS])
             if MASK in batch:
                 batch[NEXT_MASK] = batch.pop(MASK)[:, 1:]
-        for name in (*self.config.label_columns, *_TRANSITIONS, "n_step", NEXT_MASK):
+        for name in (*self.config.label_columns, ACTING, *_TRANSITIONS, "n_step", NEXT_MASK):
             if name in batch:
                 batch[name] = at_places(batch[name], places)
         return batch

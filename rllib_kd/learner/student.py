@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -19,11 +20,14 @@ from torch import Tensor, nn
 from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.learner.losses import VALUE_LOSSES
 from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, shrink, take_normalized, take_raw
+from rllib_kd.learner.own_states import OwnStates
 from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
 from rllib_kd.networks.dqn_module import QF_PREDS, first_linears, last_linear
 from rllib_kd.networks.quantization import RoundedMLP, check_can_round, round_linears, rounded_stack
 from rllib_kd.networks.stacking import PlainMLP, StackedMLPs, linears_of, stacking_key
 from rllib_kd.networks.weights import weights_of
+from rllib_kd.students.restarts import student_of
+from rllib_kd.wire import ACTING
 
 
 class Student:
@@ -38,6 +42,7 @@ class Student:
         averages: whether the weights that act are an average of those that learn.
         regret_coeff: weight of the expected Q-regret beside the KL, ≥ 0, nats / median action gap.
         rounds: whether it learns for weights of 8 bits, and acts with them.
+        own_states: the weights of states in its distillation loss; None: all have the same.
 
     Raises:
         ValueError: it is to have such weights, but is no plain MLP.
@@ -56,10 +61,12 @@ class Student:
         averages: bool,
         regret_coeff: float,
         rounds: bool = False,
+        own_states: OwnStates | None = None,
     ):
         if rounds:
             check_can_round(module, name)
         self.name = name
+        self.own_states = own_states
         self.module = module
         self.optimizer = optimizer
         self.regret_coeff = regret_coeff or None  # None: the KL alone
@@ -274,6 +281,12 @@ class StackedStudents:
             return coeffs[0]
         return torch.tensor([coeff or 0.0 for coeff in coeffs], device=self.params[0].device).view(-1, 1, 1)
 
+    @cached_property
+    def own_states(self) -> OwnStates | None:
+        """The weights of states in the members' losses; None: all have the same."""
+        each = [student.own_states for student in self.members if student.own_states is not None]
+        return OwnStates.joined(each) if each else None
+
     @property
     def scale(self) -> QScale | None:
         """Return the scale of the outputs inside an update, which is that of each member."""
@@ -402,7 +415,13 @@ def make_student(
         averages=config.weight_averaging > 0.0 and not config.uses_td,
         regret_coeff=config.regret_coeff_of(name),
         rounds=config.quantize is not None,
+        own_states=_own_states(modules, config, name) if ACTING in config.state_columns else None,
     )
+
+
+def _own_states(modules: Mapping[str, Any], config: Any, name: str) -> OwnStates:
+    device = next(modules[name].parameters()).device
+    return OwnStates.of(list(config.students).index(student_of(name)), len(config.students), device=device)
 
 
 def stackable(modules: Mapping[str, Any], config: Any, *, own_loss: bool) -> list[list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -57,6 +57,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+#: Settings of the activations of dense layers, and of the widths of these layers.
+DENSE_ACTIVATIONS = {"fcnet_activation": "fcnet_hiddens", "head_fcnet_activation": "head_fcnet_hiddens"}
+
+#: From so many units on, a compressed student has the teacher's relu. A unit of relu that is 0 in all states learns no
+#: more, and of few units none can be spared: 4 × 4 units have 0.40 of the return on MountainCar, and 1.02 with tanh.
+ENOUGH_FOR_RELU = 16
+
+
 def compress(
     teacher_model_config: Mapping[str, Any],
     *,
@@ -65,11 +73,13 @@ def compress(
     teacher_parameters: float,
     observation_space: gym.Space,
     action_space: gym.Space,
+    keeps: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the model config of the largest student with at most this share of the teacher's parameters.
 
     All hidden widths (units, or channels of convolutions) are scaled by one factor and rounded up, so that a layer of
-    few channels is no narrower than the others allow; depth, kernels, strides and activations are the teacher's.
+    few channels is no narrower than the others allow. Depth, kernels, strides and activations are the teacher's, but
+    layers of fewer than `ENOUGH_FOR_RELU` units have tanh instead of relu.
 
     Args:
         teacher_model_config: RLlib's model config of the teacher.
@@ -78,6 +88,7 @@ def compress(
         teacher_parameters: number of the teacher's acting parameters.
         observation_space: the student's observation space.
         action_space: action space of both.
+        keeps: activations that stay as they are, by their settings' names.
 
     Raises:
         ValueError: one unit in each layer already exceeds this share.
@@ -108,7 +119,12 @@ def compress(
             f"(compression={smallest / teacher_parameters:.2g}). Choose a larger compression, another network with "
             "rl_module(model_config={'fcnet_hiddens': [...]}), or student='linear'."
         )
-    return _scale_widths(architecture, _largest(lambda factor: size(factor) <= budget))
+    shape = _scale_widths(architecture, _largest(lambda factor: size(factor) <= budget))
+    for activation in set(DENSE_ACTIVATIONS) - set(keeps):
+        is_narrow = min(shape[DENSE_ACTIVATIONS[activation]], default=ENOUGH_FOR_RELU) < ENOUGH_FOR_RELU
+        if is_narrow and shape[activation] == "relu":
+            shape[activation] = "tanh"
+    return shape
 
 
 def _cell_size(teacher_model_config: Mapping[str, Any], head_config: Mapping[str, Any]) -> dict[str, int]:

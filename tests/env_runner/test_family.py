@@ -7,7 +7,8 @@ import torch
 
 from rllib_kd import DistillDQN
 from rllib_kd.learner import losses
-from tests.learner.learners import config_of, fragment, make_learner
+from tests.env_runner.runners import sample
+from tests.learner.learners import RAW, config_of, fragment, make_learner
 
 WIDTHS = {"s4": {"fcnet_hiddens": [4]}, "s16": {"fcnet_hiddens": [16]}, "linear": "linear"}
 
@@ -50,6 +51,47 @@ def test_a_member_learns_what_it_would_learn_alone(cluster, loss, alpha):
         )
         for metric in ("kd_loss", "total_loss", "teacher_agreement", "q_regret", "kl_to_teacher"):
             assert results[name][metric].peek() == pytest.approx(expected[metric].peek(), rel=1e-2, abs=1e-5)
+
+
+@pytest.mark.parametrize("grad_clip", [None, 1e9])  # side by side, and one after the other
+def test_labels_of_states_in_which_others_act_change_nothing(cluster, grad_clip):
+    students = {f"s{i}": {"fcnet_hiddens": [16]} for i in range(2)}
+    config = config_of("mse", **RAW, students=students, own_states=True).training(grad_clip=grad_clip)
+    acting = np.repeat(np.array([1, 2], dtype=np.int32), 128)
+    found = []
+    for seed in range(2):
+        columns = fragment() | {"acting": acting}
+        columns["teacher_q"][:128] *= 1 - seed
+        learner = make_learner(config)
+        learner.update([ray.put(columns)], num_gradient_steps=20)
+        found.append({name: q_of(learner, name, columns["obs"]) for name in students})
+    first, second = found
+    torch.testing.assert_close(first["s1"], second["s1"])
+    assert (first["s0"] - second["s0"]).abs().max() > 0.1
+
+
+def test_samples_say_who_acts(cartpole_config, build):
+    runner = build(family_config(cartpole_config, own_states=True)).env_runner
+    names = (*runner.config.replay_columns, "actions")
+    seen = set()
+    for teacher_fraction, share in ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0)):
+        columns = [sample(runner, names, teacher_fraction=teacher_fraction)[0][0] for _ in range(8)]
+        obs, acting, actions = (
+            np.concatenate([part[name] for part in columns]) for name in ("obs", "acting", "actions")
+        )
+        assert (acting == 0).mean() == pytest.approx(share, abs=0.1)
+        for place, name in enumerate(WIDTHS, 1):
+            own = acting == place
+            with torch.no_grad():
+                q = runner.family[name].compute_q_values({"obs": torch.as_tensor(obs[own])})["qf_preds"]
+            np.testing.assert_array_equal(actions[own], q.argmax(-1))
+        seen |= set(acting.tolist())
+    assert seen == {0, 1, 2, 3}
+
+
+def test_by_default_own_states_are_for_vectors(cartpole_config, build):
+    assert build(family_config(cartpole_config)).config.own_states is True
+    assert build(cartpole_config).config.own_states is None
 
 
 @pytest.mark.parametrize(

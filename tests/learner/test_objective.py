@@ -173,7 +173,7 @@ def test_value_losses_are_zero_where_legal_q_values_are_equal(loss, num_students
     student_q = (outputs if num_students is None else outputs.expand(num_students, 20, 3)).clone().requires_grad_()
     config = config_of(loss)
     config.gap_weighting = config.value_gate = False
-    student = SimpleNamespace(scale=scale, feature_map=None, to_q=scale.denormalize)
+    student = SimpleNamespace(scale=scale, feature_map=None, own_states=None, to_q=scale.denormalize)
     objective = Objective(config, 1.0, 0.0, temperature=1.0, student_temperature=1.0, median_gap=1.0)
     found = objective(student, {"teacher_q": teacher_q}, {"qf_preds": student_q})
     torch.testing.assert_close(found.errors, torch.zeros(student_q.shape[:-1]), atol=1e-5, rtol=0.0)

@@ -179,7 +179,7 @@ def test_presets_are_the_networks_of_the_paper():
         assert PRESETS[name] == _nature_cnn(channels, units) == expected
 
 
-def compressed(model_config, compression, *, space=CARTPOLE_OBS, teacher_parameters):
+def compressed(model_config, compression, *, space=CARTPOLE_OBS, teacher_parameters, **settings):
     return compress(
         model_config,
         head_config=HEAD,
@@ -187,6 +187,7 @@ def compressed(model_config, compression, *, space=CARTPOLE_OBS, teacher_paramet
         teacher_parameters=teacher_parameters,
         observation_space=space,
         action_space=CARTPOLE_ACTIONS,
+        **settings,
     )
 
 
@@ -209,3 +210,18 @@ def test_a_teacher_of_images_without_filters_has_rllibs():
     own = {"conv_filters": NATURE_CNN["conv_filters"], "conv_kernel_initializer": "xavier_uniform_"}
     scaled = compressed(own, 0.1, space=ATARI_OBS, teacher_parameters=1_000_000)
     assert scaled["conv_kernel_initializer"] == "xavier_uniform_"
+
+
+def test_narrow_layers_have_no_relu_unless_it_is_wanted():
+    """Of few units that are 0 in all states, none can be spared."""
+    network = {"fcnet_hiddens": [64, 64], "fcnet_activation": "relu"}
+    teacher = count_parameters(make_q_module(**network))
+
+    def activation(compression, **more):
+        return compressed(network | more, compression, teacher_parameters=teacher)["fcnet_activation"]
+
+    assert activation(0.1) == "relu"  # two layers of 17 units
+    assert activation(0.05) == "tanh"
+    assert activation(0.05, fcnet_activation="silu") == "silu"
+    kept = compressed(network, 0.05, teacher_parameters=teacher, keeps={"fcnet_activation"})
+    assert kept["fcnet_activation"] == "relu"

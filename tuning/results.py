@@ -82,6 +82,7 @@ TASKS = {
     "acrobot": Task("Acrobot-v1", "sb3/dqn-Acrobot-v1.zip", _ZOO, 200_000),
     "mountaincar": Task("MountainCar-v0", "sb3/dqn-MountainCar-v0.zip", _ZOO, 200_000),
     "lunarlander": Task("LunarLander-v3", "lunarlander", _OURS.format("lunarlander"), 200_000),
+    "lunarlander_ppo": Task("LunarLander-v3", "sb3/ppo-LunarLander-v2.zip", _ZOO.replace("DQN", "PPO"), 200_000),
     "highway": Task("envpool/highway-fast-v0", "highway", _OURS.format("highway"), 120_000, num_episodes=50),
     "pong": Task("ALE/Pong-v5", "atari/pong", "RLlib DQN, NatureCNN", 600_000, "atari.py", _STEADY, num_episodes=30),
     "breakout": Task(
@@ -119,7 +120,7 @@ class Row:
     num_seeds: int = 5
 
 
-_MLPS: dict[str, Any] = {str(n): {"fcnet_hiddens": [n], "fcnet_activation": "relu"} for n in (64, 32, 16, 8)}
+_MLPS: dict[str, Any] = {str(n): {"fcnet_hiddens": [n]} for n in (64, 32, 16, 8)}
 _MLPS["linear"] = "linear"
 _CNNS: dict[str, Any] = {f"net{n}": f"rusu-net{n}" for n in (1, 2, 3)}
 _CNNS["percent1"] = {"compression": 0.01}
@@ -149,7 +150,8 @@ def _rows() -> dict[str, Row]:
         for loss in ("kl", "mse")
         for states in ("mixture", "student", "teacher")
     }
-    rows["highway-kl-mixture"] = Row("highway", _MLPS, {"loss": "kl", "rollout_policy": "mixture"})
+    for task in ("lunarlander_ppo", "highway"):
+        rows[f"{task}-kl-mixture"] = Row(task, _MLPS, {"loss": "kl", "rollout_policy": "mixture"})
     for name, students in _GAMES.items():
         game = name.split("-")[0]
         rows[name] = Row(game, {student: _CNNS[student] for student in students}, _GAME_SETTINGS[game], num_seeds=1)

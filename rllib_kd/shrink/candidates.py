@@ -11,6 +11,7 @@ import numpy as np
 
 from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.observations.spaces import has_images, input_space
+from rllib_kd.students.sizes import activation_for
 from rllib_kd.teachers.base import Teacher
 
 #: Hidden layers of students of vectors. Plain MLPs of one depth and activation learn side by side, padded to the widest
@@ -96,9 +97,8 @@ def mlp(hidden: Sequence[int]) -> Size:
     """Return a plain MLP with these hidden layers; none is a linear student."""
     if not hidden:
         return Size("linear", "linear", {"fcnet_hiddens": []})
-    activation = "tanh" if tuple(hidden) in _TINY else "relu"
     name, label = "units-" + "x".join(map(str, hidden)), " × ".join(map(str, hidden)) + " units"
-    return Size(name, label, {"fcnet_hiddens": list(hidden), "fcnet_activation": activation})
+    return Size(name, label, {"fcnet_hiddens": list(hidden), "fcnet_activation": activation_for(hidden)})
 
 
 def num_parameters(num_inputs: int, hidden: Sequence[int], num_actions: int) -> int:

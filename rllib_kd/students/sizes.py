@@ -60,9 +60,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 #: Settings of the activations of dense layers, and of the widths of these layers.
 DENSE_ACTIVATIONS = {"fcnet_activation": "fcnet_hiddens", "head_fcnet_activation": "head_fcnet_hiddens"}
 
-#: From so many units on, a compressed student has the teacher's relu. A unit of relu that is 0 in all states learns no
-#: more, and of few units none can be spared: 4 × 4 units have 0.40 of the return on MountainCar, and 1.02 with tanh.
-ENOUGH_FOR_RELU = 16
+#: A unit of relu that is 0 in all states learns no more, and of fewer units than these none can be spared: 4 × 4 units
+#: have 0.40 of the return on MountainCar with relu, and 1.02 with tanh (docs/results/studies.md, "Losses").
+_ENOUGH_FOR_RELU = 16
+
+
+def activation_for(hiddens: Sequence[int]) -> str:
+    """Return "relu", or "tanh" if one of these layers has few units."""
+    return "tanh" if min(hiddens, default=_ENOUGH_FOR_RELU) < _ENOUGH_FOR_RELU else "relu"
 
 
 def compress(
@@ -79,7 +84,7 @@ def compress(
 
     All hidden widths (units, or channels of convolutions) are scaled by one factor and rounded up, so that a layer of
     few channels is no narrower than the others allow. Depth, kernels, strides and activations are the teacher's, but
-    layers of fewer than `ENOUGH_FOR_RELU` units have tanh instead of relu.
+    instead of relu there is `activation_for()` the widths.
 
     Args:
         teacher_model_config: RLlib's model config of the teacher.
@@ -121,9 +126,8 @@ def compress(
         )
     shape = _scale_widths(architecture, _largest(lambda factor: size(factor) <= budget))
     for activation in set(DENSE_ACTIVATIONS) - set(keeps):
-        is_narrow = min(shape[DENSE_ACTIVATIONS[activation]], default=ENOUGH_FOR_RELU) < ENOUGH_FOR_RELU
-        if is_narrow and shape[activation] == "relu":
-            shape[activation] = "tanh"
+        if shape[activation] == "relu":
+            shape[activation] = activation_for(shape[DENSE_ACTIVATIONS[activation]])
     return shape
 
 

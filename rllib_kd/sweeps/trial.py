@@ -25,6 +25,7 @@ from rllib_kd.evaluation.seeds import FRESH_SEED, ON_THE_WAY_SEED
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.costs import measure
 from rllib_kd.export.units import measured_cost
+from rllib_kd.students.sizes import activation_for
 from rllib_kd.teachers.base import Teacher
 
 #: Losses that read `temperature`.
@@ -182,7 +183,8 @@ def settings_of(sample: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str
     if settings.get("loss", fixed.get("loss", DistillDQNConfig().loss)) not in SOFTENED:
         settings.pop("temperature", None)
     if widths := {name: settings.pop(name) for name in sorted(WIDTH_KEYS & set(settings))}:
-        settings["model_config"] = {"fcnet_activation": "relu", **fixed.get("model_config", {}), **widths}
+        activation = activation_for(widths.get("fcnet_hiddens", ()))
+        settings["model_config"] = {"fcnet_activation": activation, **fixed.get("model_config", {}), **widths}
     return settings
 
 

@@ -18,7 +18,8 @@ first weights and with those from its teacher. `mixture`: the share of the steps
 `small`: what helps a student that is too small for its task: states weighted by how much the choice of action matters,
 and the reverse KL divergence. `tiny`: what networks of 2 to 8 units need: restarts, with one weight of the regret or
 with several, β that falls to 0, and inputs on one scale. `losses`: the default loss beside others, for students from 32
-units to linear. A teacher for LunarLander: tuning/lunarlander_teacher.py.
+units to linear, and with `--activations tanh relu` the one that a student has if only its widths are set beside
+another. A teacher for LunarLander: tuning/lunarlander_teacher.py.
 
 Everywhere, return ratio = (student − random) / (teacher − random), of mean returns over the same reset seeds.
 """
@@ -162,6 +163,7 @@ STUDIES = {
         100_000,
         range(70, 73),
         hiddens=[(32,), (8,), (4, 4), ()],
+        activations=["tanh"],
         settings=[
             {"loss": "kl"},
             {"loss": "kl", "regret_coeff": 0.0},
@@ -290,7 +292,7 @@ def groups_of(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Rows that differ in nothing but the seed."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        what = [row["env"], row["hiddens"], row["settings"], row["env_steps"]]
+        what = [row["env"], row["hiddens"], row["activation"], row["settings"], row["env_steps"]]
         groups.setdefault(json.dumps(what), []).append(row)
     return list(groups.values())
 
@@ -300,7 +302,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     lines, firsts = [], {}
     for group in groups_of(rows):
         line = _line(group)
-        first = firsts.setdefault((line["env"], line["student"], line["env_steps"]), group)
+        first = firsts.setdefault((line["env"], line["student"], line["activation"], line["env_steps"]), group)
         if group[0]["settings"] and not group[0]["curve"] and len(group) > 1:
             line["minus_first"] = "" if first is group else _difference(group, first)
         lines.append(line)
@@ -321,6 +323,7 @@ def _line(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     line = {
         "env": first["env"],
         "student": " × ".join(map(str, first["hiddens"])) or "linear",
+        "activation": first["activation"],
         "settings": ", ".join(f"{name}={value}" for name, value in first["settings"]) or "defaults",
         "env_steps": first["env_steps"],
         "seeds": len(group),

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 #: RLlib's offline settings that this package reads. The others concern its OfflinePreLearner and Ray Data's options.
 READ = ("input_", "input_filesystem", "input_filesystem_kwargs", "offline_data_class", "dataset_num_iters_per_learner")
 
-
 _UNREAD = (
     "input_read_method",
     "input_read_method_kwargs",
@@ -35,10 +34,8 @@ _UNREAD = (
     "offline_evaluation_interval",
 )
 
-
 #: RLlib's output settings that this package reads.
 WRITTEN = ("output", "output_max_rows_per_file", "output_max_file_size")
-
 
 _UNWRITTEN = (
     "output_config",
@@ -48,7 +45,6 @@ _UNWRITTEN = (
     "output_filesystem_kwargs",
     "output_write_episodes",
 )
-
 
 #: Settings of the policy that acts in EnvRunners.
 OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_regret", "max_staleness")

@@ -15,17 +15,10 @@ from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, names_in
 
 _MAX_RATIO = 20  # unpacked / packed bytes: weights hardly compress, and the text beside them is small
-
-
 _MAX_RATIO_OF_LARGE = 4  # beyond `MAX_UNPACKED`
-
-
 _MAX_SMALL = 2**20  # bytes that may be unpacked from anything
-
-
 #: Other compressions may claim a dictionary of any size.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-
 
 #: Types of weights. PyTorch's own list is longer, and has `bytearray`, which allocates any size that it is given.
 _WEIGHT_NAMES = frozenset(
@@ -40,10 +33,7 @@ _WEIGHT_NAMES = frozenset(
     }
 )
 
-
 _REMEDY = "Save the weights of the module alone, with torch.save(module.state_dict(), path)."
-
-
 _WEIGHT_FILES = re.compile(r"data\.pkl|data/\d+|byteorder|version")
 
 

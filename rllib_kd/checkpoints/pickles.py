@@ -21,11 +21,7 @@ from rllib_kd import limits
 from rllib_kd.text import one_line
 
 _MAX_MESSAGE = 1_000  # characters
-
-
 _MAX_PLACE = 2**32  # in the memo
-
-
 SURE_HASH = 2**61 - 1  # below it integers have hashes of their own; at its multiples all have the same
 
 

@@ -40,29 +40,14 @@ from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.observations.spaces import check_size
 
 _MULTI_RL_MODULE = "learner_group/learner/rl_module"
-
-
 _CONNECTORS = "env_runner/{}_connector"
-
-
 _LARGEST_SETTING = 2**63  # larger numbers and infinite ones are left out
-
-
 _CLASS_FILE = "class_and_ctor_args.pkl"
-
-
 _MODULE_STATE_FILES = ("module_state.pkl", "module_state.pt")  # today's, and Ray 2.40's; both are pickles
-
-
 #: RLModules that may be built from their model config: their current and former names, with their locations.
 _DQN = "ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module.DefaultDQNTorchRLModule"
-
-
 _PPO = "ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module.DefaultPPOTorchRLModule"
-
-
 _SAC = "ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module.DefaultSACTorchRLModule"
-
 
 _MODULES = {
     "DefaultAPPOTorchRLModule": "ray.rllib.algorithms.appo.torch.default_appo_torch_rl_module.DefaultAPPOTorchRLModule",
@@ -77,7 +62,6 @@ _MODULES = {
     "TreeRLModule": "rllib_kd.networks.trees.module.TreeRLModule",
 }
 
-
 _CATALOGS = {
     "BCCatalog": "ray.rllib.algorithms.bc.bc_catalog.BCCatalog",
     "DQNCatalog": "ray.rllib.algorithms.dqn.dqn_catalog.DQNCatalog",
@@ -89,11 +73,8 @@ _CATALOGS = {
     "SACCatalog": "ray.rllib.algorithms.sac.sac_catalog.SACCatalog",
 }
 
-
 #: Activations, which RLlib looks up in torch.nn by these names.
 _ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "none", "relu", "sigmoid", "silu", "swish", "tanh"}
-
-
 _MAX_NAME = 200  # characters, of an environment
 
 
@@ -385,8 +366,6 @@ def _checked_model_config(model_config: Any, observation_space: gym.Space, where
 
 
 _MAX_WORD = 100  # characters
-
-
 _MAX_NAMED = 10  # RLModules, in a message
 
 

@@ -34,8 +34,6 @@ _rllib.take_any_name()  # in every process that looks an environment up
 
 #: Name under which experiment files are run; no module can be imported by it.
 RUN_NAME = "experiment"
-
-
 #: Names of a constructor's first parameter that takes the whole config, as RLlib passes it.
 _CONFIG_NAMES = ("config", "env_config", "env_context", "context", "cfg", "ctx")
 
@@ -164,8 +162,6 @@ def is_registered(env: str) -> bool:
 
 #: Makes an environment with a config.
 Make = Callable[[Mapping[str, Any]], gym.Env]
-
-
 #: What makes environments of experiment files, by their whole names: the files have been run, but not imported.
 _defined: dict[str, Make] = {}
 

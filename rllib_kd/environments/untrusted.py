@@ -17,14 +17,8 @@ from rllib_kd.environments.own import is_registered_with_tune
 from rllib_kd.numeric import is_finite
 
 _PACKAGES = ("gymnasium", "ale_py")
-
-
 _MAX_MAP = 64  # rows and columns; FrozenLake makes 6 MiB of tables of it, for each of 50 environments at once
-
-
 _MAX_WEIGHT = 1e6  # of a part of a reward
-
-
 _MAX_STEPS = 10**9  # where an environment is registered without a limit, which can only be made shorter
 
 
@@ -125,19 +119,10 @@ def _is_frameskip(value: Any) -> bool:
 # --- The list ---------------------------------------------------------------------------------------------------------
 
 _FLAG = _Allowed("true or false", lambda value: type(value) is bool)
-
-
 _WEIGHT = _number(-_MAX_WEIGHT, _MAX_WEIGHT)
-
-
 _SHARE = _number(0, 1)
-
-
 _FRAMES = _whole(1, 20)
-
-
 _PIXELS = _whole(1, 256)
-
 
 #: Arguments of the environments of gymnasium 1.2 and ale_py 0.12, except for files (`xml_file`), cameras, sizes of
 #: windows, another game, and texts that are printed.

@@ -164,8 +164,6 @@ def _greedily(epsilon: float, seed: int, network: Teacher) -> Player:
 
 #: Inputs `[M, ...]` of networks in the same states, by `_eyes()`; and the legal actions there, as `_MASKS`.
 _States = dict[int | str | None, np.ndarray]
-
-
 _MASKS = "masks"
 
 

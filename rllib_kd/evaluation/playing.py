@@ -15,17 +15,9 @@ from rllib_kd.observations.masks import LegalActions, MaskError, random_actions
 from rllib_kd.observations.pipeline import Shown, View
 
 _ENVS_AT_ONCE = 50
-
-
 _GAMES_AT_ONCE = 16  # in a vector env of its own kind, which plays one episode after the other in each place
-
-
 _MAX_STATES = 10_000  # kept of what was seen; at least half as many, of longer play
-
-
 _MAX_EPISODE_STEPS = 30_000  # Atari's own limit is 27,000
-
-
 #: A function from a vector env's observations to actions `[N, ...]`. It may remember earlier steps.
 Act = Callable[[Shown], np.ndarray]
 

@@ -23,7 +23,6 @@ from rllib_kd.text import did_you_mean
 
 _YAML_KEYS = ("run", "env", "config", "stop", "num_samples", "compare_episodes")
 
-
 #: Other keys of the old layout, with the flags that replace them.
 _YAML_FLAGS = {
     "checkpoint_at_end": "--checkpoint-at-end, which is the default",

@@ -49,10 +49,7 @@ from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
 
 _STOP = "--stop"
-
-
 _LOG_LEVEL = "log_level"  # a setting that any command may change: also one that resumes
-
 
 #: The options that Tune keeps from the start of an experiment.
 _KEPT = (
@@ -65,7 +62,6 @@ _KEPT = (
     "scheduler",
     "scheduler_config",
 )
-
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
 

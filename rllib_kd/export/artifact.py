@@ -32,14 +32,9 @@ _RUNNERS = {
     "torchscript": "torchscript_runner",
 }
 
-
 FORMATS = tuple(_RUNNERS)
-
-
 #: Those of networks: Python files are for trees.
 NETWORK_FORMATS = tuple(name for name in FORMATS if name != "python")
-
-
 _SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 

@@ -35,7 +35,6 @@ _TORCHSCRIPT = (
     "(--format pt2), or ONNX."
 )
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -20,19 +20,11 @@ from torch import Tensor
 
 #: Losses on Q-values: the student's outputs are returns, on the teacher's scale.
 VALUE_LOSSES: Final = ("mse", "huber")
-
-
 #: Losses on which action to prefer: the student's outputs have a scale of their own.
 POLICY_LOSSES: Final = ("kl", "nll", "reverse_kl", "jsd", "margin")
-
-
 #: Losses on return distributions: of a C51 student and a C51 teacher.
 DISTRIBUTION_LOSSES: Final = ("categorical",)
-
-
 LOSSES: Final = (*VALUE_LOSSES, *POLICY_LOSSES, *DISTRIBUTION_LOSSES)
-
-
 #: Replaces infinity, which times a probability of 0 is not 0.
 _HUGE: Final = 1e30
 

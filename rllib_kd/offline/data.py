@@ -34,22 +34,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 _MOST_HELD_OUT, _MOST_NUMBERS = 8_192, 2**25  # rows, and numbers in their observations
-
-
 _MOST_BYTES = 4 * 2**30  # of a replay whose capacity is not set
-
-
 _UNITS, _TD_BYTES = 256, 24  # of a teacher's last layer, if its number is unknown; of the columns of TD
-
-
 _AGAIN = "Name the teacher that has labelled them, or label them again: rllib label"
-
-
 _CHECKED = 256  # whose labels are compared with the teacher's own
-
-
 _TOLERANCE = 1e-2  # of the largest label: other devices and 16-bit floats round differently
 
 

@@ -20,8 +20,6 @@ from rllib_kd.offline.reading import ROW, check_unchanged
 from rllib_kd.offline.schema import FRAMES_BEFORE, DataError, LabelledSchema, open_parquet, to_columns
 
 _FOOTERS_AT_ONCE = 16
-
-
 #: At most so many are read at once.
 PIECE_ROWS, PIECE_BYTES = 65_536, 64 * 2**20
 

@@ -19,8 +19,6 @@ from rllib_kd.offline.reading import Contents, rows_at_once, used_columns
 from rllib_kd.offline.schema import DataError, open_parquet
 
 _EPISODES = "item"  # the column of whole episodes that RLlib records by default
-
-
 _UNPACKED = "Record rows of numbers: .offline_data(output_write_episodes=False, output_compress_columns=[])."
 
 

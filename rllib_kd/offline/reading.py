@@ -16,11 +16,7 @@ from rllib_kd.text import did_you_mean
 
 #: Column that files add to those that are read: the index of each row in its file, `[R]`, for messages.
 ROW = "row in its file"
-
-
 _MAX_BATCH = 2**26  # bytes of a batch in memory
-
-
 _MAX_SHOWN = 12  # names, in a message
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 #: Columns of files that determine a row's successor.
 SUCCESSION = (Columns.EPS_ID, Columns.T, Columns.TERMINATEDS, Columns.TRUNCATEDS)
-
-
 #: Columns of files that TD needs.
 TD_IN_FILES = (Columns.ACTIONS, Columns.REWARDS, *SUCCESSION)
 

@@ -46,7 +46,6 @@ from rllib_kd.wire import TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TE
 #: Key of the metadata of a labelled file, and the version of what they contain.
 METADATA, FORMAT_VERSION = b"rllib_kd", 1
 
-
 #: Columns that a row may have beside `obs` and labels, in the order of a file, with their types; None: of `[A]` bools.
 RECORDED: dict[str, pa.DataType | None] = {
     Columns.ACTIONS: pa.int64(),
@@ -58,24 +57,13 @@ RECORDED: dict[str, pa.DataType | None] = {
     MASK: None,
 }
 
-
 #: Types of the numbers of an observation.
 OBS_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
-
-
 _MAX_FRAMES = 16  # of a stack: it takes this many times the memory of a file's rows
-
-
 #: Column of the frames before a stack's newest one, if the row before lacks them.
 FRAMES_BEFORE = "frames_before"
-
-
 _LABELS = (TEACHER_Q, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_FEATURES)
-
-
 _BUFFER = 2**22  # bytes of a column that are read at once: not all of a row group, which may be all of a file
-
-
 _MAX_MESSAGE = 1_500  # characters of an error, which may quote a file
 
 

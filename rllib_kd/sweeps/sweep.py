@@ -89,20 +89,11 @@ from rllib_kd.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-
 SEARCHES = ("optuna", "random")
-
-
 #: The latency of a student on a node of a cluster means nothing elsewhere.
 _MINIMIZED = tuple(name for name in MINIMIZED if name != "latency")
-
-
 SCHEDULERS = ("none", "asha", "pbt")
-
-
 Space = Callable[..., Mapping[str, Domain]]
-
-
 _MAX_FAILURES = 3  # of a trial, that send it back to its last checkpoint
 
 

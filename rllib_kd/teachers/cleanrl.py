@@ -31,13 +31,8 @@ from rllib_kd.wire import LOG_PROBS, Q_VALUES, Outputs
 
 logger = logging.getLogger(__name__)
 
-
 _NATURE_KERNELS = (8, 4, 3)
-
-
 _PIXELS = 84  # high and wide
-
-
 _C51 = "model_weights"  # the entry of c51.py's weights, beside its arguments
 
 

@@ -26,25 +26,17 @@ from rllib_kd.text import did_you_mean, one_line
 
 #: The keys of a description.
 KEYS = ("activation", "entry", "order", "outputs", "prefix")
-
-
 #: Entries under which a training script saves a state dict beside others.
 _ENTRIES = ("state_dict", "model_state_dict", "q_network_state_dict", "policy_net", "policy_net_state_dict")
-
-
 #: Parts of names of a dueling network's streams.
 _VALUE, _ADVANTAGE = frozenset({"value", "val", "v"}), frozenset({"advantage", "adv", "a"})
-
 
 _NAME_ONE = (
     "If these are several networks, name the layers of the one that acts in its description, as 'order', or the "
     "beginning of their names, as 'prefix'"
 )
 
-
 _MAX_STEPS = 10_000  # of the search for the order of the layers
-
-
 _MAX_SHOWN = 12  # layers, in a message
 
 

@@ -30,12 +30,8 @@ from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS
 
 FILES = frozenset({"data", "policy.pth"})  # by which a zip is recognised
-
-
 #: What to do about a network of the user's own code.
 _LOAD_IT = "Load it by Stable-Baselines3, and use Teacher.from_callable(), for a policy with outputs='logits'."
-
-
 _FLOAT32 = np.finfo(np.float32)  # networks take no other numbers
 
 

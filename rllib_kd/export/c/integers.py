@@ -22,52 +22,22 @@ from rllib_kd.export.runners import numpy_runner
 
 #: Layers before the network, which stay in floats as the observation is: their output is quantised.
 PREPROCESSING = {"normalize", "one_hot", "pixels"}
-
-
 #: Layers without weights, whose output has the unit of their input.
 _SAME_UNIT = {"relu", "zero_pad"}
-
-
 _WEIGHTED = {"linear", "conv2d"}
-
-
 _LARGEST = 2**15 - 1  # of an activation
-
-
 _SMALLEST_LIMIT = 127  # of an activation whose sums would not fit otherwise
-
-
 _MAX_BIAS = 2**29
-
-
 _MAX_SUM = 2**31 - 1 - _MAX_BIAS  # of the products, without the bias
-
-
 _Q_LIMIT = 2**22  # of the integers of Q-values, so that three of them added fit a 32-bit float exactly
-
-
 _Q_EXPONENTS = (-126, 103)  # of their unit, so that it and they are normal 32-bit floats
-
-
 _HEADROOM = 2.0  # activations up to twice the largest recorded one are in range
-
-
 _MAX_RATIO = 2**29  # of the unit of a sum to the unit of the activation that it becomes
-
-
 _SMALLEST_RANGE = 1e-30  # of an input; its factor is a finite 32-bit float
-
-
 #: Where tables end: beyond these inputs, the outputs are constant to 16 bits.
 _INPUT_CAPS = {"tanh": 8.0, "sigmoid": 16.0}
-
-
 _OUTPUT_CAPS = {"tanh": 1.0, "sigmoid": 1.0}
-
-
 _TABLE_STEP = 256  # between two entries of a table
-
-
 _MAX_NORM = 1024  # numbers that a layer_norm takes the variance of, so that its sum fits 64 bits
 
 

@@ -14,11 +14,7 @@ from rllib_kd.export.runners import numpy_runner
 from rllib_kd.networks.layers import Layer
 
 _CHUNK = 256  # observations at once
-
-
 _EQUALIZATIONS = (0.0, 0.5, 1.0)
-
-
 _MAX_COMPARED = 1_000  # observations
 
 

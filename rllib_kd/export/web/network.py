@@ -16,8 +16,6 @@ from rllib_kd.teachers.base import Teacher
 
 #: Layers that student.js runs.
 KNOWN = {*ELEMENTWISE, "linear", "layer_norm", "normalize", "one_hot", "flatten", "dueling", "expectation", "tree"}
-
-
 MAX_INPUTS = 1_000  # numbers of an observation that a page takes
 
 

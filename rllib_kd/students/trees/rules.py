@@ -97,7 +97,6 @@ def python_source(tree: Tree, features: Features, names: Sequence[str] = ()) -> 
 
 _MAX_NESTED = 90  # CPython's parser allows 100 levels of indentation
 
-
 _PYTHON = '''\
 # rllib_kd Python export. Observation shape: [{num_inputs}].
 """A decision tree: act(observation) returns the action, and q_values(observation) the values of all actions."""

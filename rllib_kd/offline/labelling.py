@@ -84,19 +84,12 @@ class Labeller:
             columns: the rows.
             env: id of the environment; None if it is unknown.
         """
-        obs = columns[Columns.OBS]
-        labels = (TEACHER_Q, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_FEATURES)
-        return LabelledSchema(
-            obs_shape=obs.shape[1:],
-            obs_dtype=obs.dtype.name,
-            num_actions=self.num_actions,
-            labels=tuple(name for name in labels if name in columns),
-            recorded=tuple(name for name in RECORDED if name in columns),
+        return LabelledSchema.of_rows(
+            columns,
             teacher=one_line(self._teacher.source, limit=1_000),
             fingerprint=self.fingerprint,
+            support=self._teacher.support,
             env=env,
-            support=self._teacher.support if TEACHER_PROBS in columns else None,
-            num_features=columns[TEACHER_FEATURES].shape[1] if TEACHER_FEATURES in columns else None,
         )
 
     def check_columns(self, actions: tuple[Any, Any] | None, mask_size: int | None, file: str) -> None:

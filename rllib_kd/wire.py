@@ -74,3 +74,5 @@ STATE_COLUMNS: Final = {"h": "state_h", "c": "state_c"}
 NEXT_STATE_COLUMNS: Final = {part: f"next_{column}" for part, column in STATE_COLUMNS.items()}
 #: In files, the name of log-probabilities, which pass as `teacher_q` between processes.
 TEACHER_LOG_PROBS = "teacher_log_probs"
+#: In files, the column that ranks actions, by what the teacher's outputs are.
+RANKING_COLUMN: Final = {Q_VALUES: TEACHER_Q, LOG_PROBS: TEACHER_LOG_PROBS}

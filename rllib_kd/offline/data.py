@@ -27,7 +27,7 @@ from rllib_kd.offline.subset import Subset
 from rllib_kd.offline.unlabelled_files import UnlabelledFiles, files_at
 from rllib_kd.public import public
 from rllib_kd.text import one_line
-from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
+from rllib_kd.wire import RANKING_COLUMN, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
@@ -86,7 +86,7 @@ def check_teacher_of(files: RecordedFiles, teacher: Teacher) -> None:
     if schema is None:
         Labeller(teacher)
         return
-    ranking = TEACHER_LOG_PROBS if teacher.outputs == LOG_PROBS else TEACHER_Q
+    ranking = RANKING_COLUMN[teacher.outputs]
     name, own = f"the teacher '{one_line(teacher.source)}'", fingerprint(teacher)
     for is_wrong, message in (
         (

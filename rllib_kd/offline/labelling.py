@@ -28,7 +28,7 @@ from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.reading import num_rows
 from rllib_kd.offline.schema import OBS_DTYPES, RECORDED, DataError, LabelledSchema
 from rllib_kd.text import one_line
-from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
+from rllib_kd.wire import RANKING_COLUMN, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
@@ -190,9 +190,8 @@ class Labeller:
                 shown = values[wrong[0]].ravel()[:8].tolist()
                 source = one_line(self._teacher.source, limit=300)
                 raise place.error(f"the teacher '{source}' returns {shown}", name, row=wrong[0])
-        if self._teacher.outputs == LOG_PROBS:
-            arrays = {TEACHER_LOG_PROBS if name == TEACHER_Q else name: values for name, values in arrays.items()}
-        return arrays
+        ranking = RANKING_COLUMN[self._teacher.outputs]
+        return {ranking if name == TEACHER_Q else name: values for name, values in arrays.items()}
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         with warnings.catch_warnings():

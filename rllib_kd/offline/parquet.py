@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import gymnasium as gym
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data  # noqa: F401 (registers its types of columns, so that they are recognised)
@@ -28,8 +27,6 @@ class ParquetReader:
     Args:
         obs_column: name of the column of observations.
     """
-
-    observation_space: gym.Space | None = None
 
     def __init__(self, obs_column: str = Columns.OBS):
         self._obs_column = obs_column

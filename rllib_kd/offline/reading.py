@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import gymnasium as gym
 import numpy as np
 from pyarrow.fs import FileSystem
 from ray.rllib.core.columns import Columns
@@ -65,10 +64,6 @@ def _shown(kind: str | None, size: int | None) -> str:
 
 class Reader(Protocol):
     """Reads files of one kind."""
-
-    @property
-    def observation_space(self) -> gym.Space | None:
-        """Return the space of the observations, if it is recorded."""
 
     def inspect(self, filesystem: FileSystem, path: str) -> Contents:
         """Return what a file contains, without reading its rows.

@@ -18,7 +18,7 @@ from rllib_kd.offline.schema import LabelledSchema
 from rllib_kd.offline.stacks import saved_share
 from rllib_kd.offline.writing import rows_of_group, write_file
 from rllib_kd.text import one_line
-from rllib_kd.wire import LOG_PROBS, TEACHER_LOG_PROBS, TEACHER_Q
+from rllib_kd.wire import RANKING_COLUMN, TEACHER_Q
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
@@ -55,7 +55,7 @@ class Recorder:
         self._max_rows, self._max_bytes = max_rows, max_bytes
         self._teacher = one_line(teacher.source, limit=1_000)
         self._fingerprint, self._support = fingerprint(teacher), teacher.support
-        self._ranking = TEACHER_LOG_PROBS if teacher.outputs == LOG_PROBS else TEACHER_Q
+        self._ranking = RANKING_COLUMN[teacher.outputs]
         self._episodes = np.zeros(num_envs, dtype=np.int64)  # number of each environment's running episode
         self._t = np.zeros(num_envs, dtype=np.int64)  # steps in it so far
         self._num_frames: int | None = None  # of stacks that are stored frame by frame; None: not known yet

@@ -14,7 +14,7 @@ from rllib_kd.offline.labelling import Labeller
 from rllib_kd.offline.reading import ROW
 from rllib_kd.offline.schema import DataError, LabelledSchema
 from rllib_kd.offline.stream import Piece
-from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
+from rllib_kd.wire import RANKING_COLUMN, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
@@ -40,7 +40,7 @@ class LearnerColumns:
     def __init__(self, names: Sequence[str], teacher: Teacher, schema: LabelledSchema | None):
         self._names = tuple(names)
         self._schema = schema
-        self._ranking = TEACHER_LOG_PROBS if teacher.outputs == LOG_PROBS else TEACHER_Q
+        self._ranking = RANKING_COLUMN[teacher.outputs]
         wanted = {self._ranking if name == TEACHER_Q else name for name in self._names if name.startswith("teacher_")}
         self._missing = wanted - set(schema.labels if schema is not None else ())
         further = tuple({TEACHER_PROBS, TEACHER_FEATURES} & self._missing)

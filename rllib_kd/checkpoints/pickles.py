@@ -37,6 +37,17 @@ class CheckpointError(ValueError):
         super().__init__(one_line(message, limit=_MAX_MESSAGE))
 
 
+@contextmanager
+def as_checkpoint_error(message: Callable[[Exception], str]) -> Iterator[None]:
+    """Raise whatever is raised within as a CheckpointError with this message of it, unless it already is one."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(message(error)) from error
+
+
 @dataclass(frozen=True)
 class Name:
     """The name of a class or function in a checkpoint."""
@@ -188,11 +199,7 @@ class _InertUnpickler(pickle._Unpickler):
         self._check_call(self.stack[-1], args)
         self.stack[-1] = _called(self.stack[-1], args, {})
 
-    def load_newobj(self) -> None:
-        """Record a call of a class."""
-        args = self.stack.pop()
-        self._check_call(self.stack[-1], args)
-        self.stack[-1] = _called(self.stack[-1], args, {})
+    load_newobj = load_reduce  # a call of a class
 
     def load_newobj_ex(self) -> None:
         """Record a call of a class with keyword arguments."""

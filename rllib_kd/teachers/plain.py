@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.archives import as_tensors
-from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.pickles import as_checkpoint_error
 from rllib_kd.networks.layers import ELEMENTWISE, Layer
 from rllib_kd.teachers.base import Teacher, outputs_of
 from rllib_kd.teachers.described import reason
@@ -54,7 +54,7 @@ def plain_teacher(saved: Any, network: Mapping[str, Any], uri: str) -> Teacher:
         CheckpointError: the layers do not form one chain, or the description does not fit them; the message lists the
             layers.
     """
-    try:
+    with as_checkpoint_error(lambda error: f"'{uri}' has no network that can be read: {reason(error)}"):
         _check(network)
         tensors = as_tensors(_named(_entry(saved, network.get("entry")), network), uri)
         layers = _layers(tensors, network)
@@ -65,10 +65,6 @@ def plain_teacher(saved: Any, network: Mapping[str, Any], uri: str) -> Teacher:
             outputs=outputs_of(network.get("outputs", "q_values")),
             source=uri,
         )
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever stands in the JSON
-        raise CheckpointError(f"'{uri}' has no network that can be read: {reason(error)}") from error
 
 
 def _check(network: Mapping[str, Any]) -> None:

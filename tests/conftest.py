@@ -269,3 +269,14 @@ def shared_teacher(name: str) -> Path:
 def states(count: int, space: gym.Space = CARTPOLE_OBS, seed: int = 0) -> np.ndarray:
     """Observations of a bounded range."""
     return np.random.default_rng(seed).normal(size=(count, *space.shape)).astype(np.float32)
+
+
+class Reflex:
+    """A player that acts by a function from observations `[N, ...]` to actions `[N, ...]`."""
+
+    def __init__(self, function: Callable[[Any], np.ndarray]):
+        self._function = function
+
+    def player(self) -> Callable[[Any], np.ndarray]:
+        """Plays one vector env."""
+        return lambda shown: self._function(shown.obs)

@@ -75,21 +75,6 @@ class EpsilonGreedy:
         return play
 
 
-class Reflex:
-    """A policy without memory.
-
-    Args:
-        function: from observations `[N, ...]` to actions `[N, ...]`.
-    """
-
-    def __init__(self, function: Callable[[Any], np.ndarray]):
-        self._function = function
-
-    def player(self) -> Act:
-        """Plays one vector env."""
-        return lambda shown: self._function(shown.obs)
-
-
 def play(
     make_env: Callable[[], gym.Env],
     policy: Player,

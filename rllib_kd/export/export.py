@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,6 @@ class Exported:
     def is_checked(self) -> bool:
         """Return whether the artifact was compared with PyTorch: always, but for C without a compiler."""
         return self.num_observations > 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
-        return asdict(self)
 
 
 def export(

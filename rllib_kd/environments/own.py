@@ -168,14 +168,20 @@ _defined: dict[str, Make] = {}
 
 def _is_known_anywhere(env: str) -> bool:
     """Return whether gymnasium has an id in every process: its own, ALE's, and those of its plugins."""
+    plugins = entry_points(group="gymnasium.envs")
+    return package_of(env) in {"gymnasium", "ale_py", *(_package(plugin.value) for plugin in plugins)}
+
+
+def package_of(env: str) -> str | None:
+    """Return the package whose code gymnasium runs for an id; None if it has no such id, or Ray's registry has it."""
     if env not in gym.registry or is_registered_with_tune(env):
-        return False
+        return None
     entry_point = gym.registry[env].entry_point
-    module = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
-    package = str(module).split(":")[0].split(".")[0]
-    if package in ("gymnasium", "ale_py"):
-        return True
-    return package in {plugin.value.split(":")[0].split(".")[0] for plugin in entry_points(group="gymnasium.envs")}
+    return _package(entry_point if isinstance(entry_point, str) else str(getattr(entry_point, "__module__", None)))
+
+
+def _package(entry_point: str) -> str:
+    return entry_point.partition(":")[0].partition(".")[0]
 
 
 class OwnEnvironment:

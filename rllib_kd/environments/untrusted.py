@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from rllib_kd.environments.own import is_registered_with_tune
+from rllib_kd.environments.own import package_of
 from rllib_kd.numeric import is_finite
 
 _PACKAGES = ("gymnasium", "ale_py")
@@ -31,11 +31,7 @@ class _Allowed(NamedTuple):
 
 def is_harmless(env: str) -> bool:
     """Return whether the code of an environment is gymnasium's or ALE's: any package can register any name."""
-    if is_registered_with_tune(env) or env not in gym.registry:
-        return False
-    entry_point = gym.registry[env].entry_point
-    module = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", None)
-    return str(module).partition(":")[0].split(".")[0] in _PACKAGES
+    return package_of(env) in _PACKAGES
 
 
 def refusals(env: str | None, env_config: Mapping[Any, Any]) -> list[str]:

@@ -245,7 +245,7 @@ class _Quantizer:
             if step.op in _WEIGHTED:
                 weight = _rows(self.tensors[step.layer["weight"]], self.ranges[source])
                 units = np.maximum(np.abs(weight).max(1, keepdims=True) / 127, np.finfo(float).tiny)
-                row_sums = np.abs(_rounded(weight / units)).sum(1)
+                row_sums = np.abs(rounded(weight / units)).sum(1)
                 limit = min(_LARGEST, int(_MAX_SUM / (1.01 * row_sums.max() + 1)))  # 1 %: units are rounded later
                 if limit < _SMALLEST_LIMIT:
                     raise ValueError(
@@ -282,7 +282,7 @@ class _Quantizer:
             return self._layer_norm(step, limit)
         inputs = np.arange(-128, 129) * _TABLE_STEP * self.units[source]
         outputs = numpy_runner.ELEMENTWISE[step.op](inputs)
-        table = np.clip(_rounded(outputs / unit), -limit, limit).astype(np.int16)
+        table = np.clip(rounded(outputs / unit), -limit, limit).astype(np.int16)
         return IntegerStep("table", step, limit, {"table": table})
 
     def _weights(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -291,7 +291,7 @@ class _Quantizer:
         real = _rows(self.tensors[step.layer["weight"]], self.units[source])
         units = np.maximum(np.abs(real).max(1) / 127, np.abs(bias) / _MAX_BIAS)
         units = np.where(units > 0, units, units.max() if units.any() else 1.0)  # a row of zeros has any unit
-        weight, whole_bias = _rounded(real / units[:, None]), _rounded(bias / units)
+        weight, whole_bias = rounded(real / units[:, None]), rounded(bias / units)
         bounds = np.abs(weight).sum(1) * self.limits[source] + np.abs(whole_bias)
         assert bounds.max() < 2**31  # for any input
         return weight, whole_bias, units, units * bounds
@@ -322,8 +322,8 @@ class _Quantizer:
             )
         epsilon = float(step.layer["eps"]) * count**2 / float(self.units[step.source.buffer]) ** 2
         arrays: dict[str, np.ndarray] = {
-            "weight": _rounded(weight * 2.0**shift).astype(np.int32),
-            "bias": _rounded(bias * 2.0**shift).astype(np.int32),
+            "weight": rounded(weight * 2.0**shift).astype(np.int32),
+            "bias": rounded(bias * 2.0**shift).astype(np.int32),
         }
         return IntegerStep(
             "layer_norm", step, limit, arrays, {"shift": shift, "epsilon": max(1, round(min(epsilon, 2.0**61)))}
@@ -336,8 +336,8 @@ def _rows(weight: np.ndarray, units: np.ndarray) -> np.ndarray:
     return rows * np.resize(units, rows.shape[1])  # channels are the last axis of what is flattened
 
 
-def _rounded(numbers: np.ndarray) -> np.ndarray:
-    """Return the nearest integers, halves away from zero."""
+def rounded(numbers: np.ndarray) -> np.ndarray:
+    """Return the nearest integers, halves away from zero, in floats of the same size."""
     return np.trunc(numbers + np.copysign(0.5, numbers))
 
 

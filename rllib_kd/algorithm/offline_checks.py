@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyarrow.fs import FileSystem
 
-from rllib_kd.numeric import is_finite, is_integer
+from rllib_kd.numeric import check_integer, is_finite, is_integer
 from rllib_kd.offline.data import LabelledData
 
 if TYPE_CHECKING:
@@ -135,12 +135,9 @@ def _check_output(config: DistillationConfig) -> None:
     ):
         if is_refused:
             raise ValueError(f"{_shown(config, name)} is not supported with `output`. {reason}.")
-    for name, value in (
-        ("output_max_rows_per_file", config.output_max_rows_per_file),
-        ("output_max_file_size", config.output_max_file_size),
-    ):
-        if not (is_integer(value, 1) or (value is None and name == "output_max_rows_per_file")):
-            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+    if config.output_max_rows_per_file is not None:
+        check_integer("output_max_rows_per_file", config.output_max_rows_per_file, low=1)
+    check_integer("output_max_file_size", config.output_max_file_size, low=1)
 
 
 def _check_places(config: DistillationConfig) -> None:

@@ -53,7 +53,7 @@ from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, sna
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.networks.trees.shape import TREE
-from rllib_kd.numeric import is_integer
+from rllib_kd.numeric import check_integer
 from rllib_kd.offline.data import all_files
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.rows import TD_IN_FILES
@@ -150,8 +150,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         for name, low in (("num_samples", 1), ("num_seeds", 1), ("env_steps", 1), ("seed", 0)):
-            if not is_integer(value := getattr(self, name), low):
-                raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
+            check_integer(name, getattr(self, name), low=low)
         check_not_own(self.config, "config")
         if self.keep is not None:
             RatioTest(self.keep, 1 - self.confidence)  # which checks both

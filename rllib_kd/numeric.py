@@ -12,6 +12,16 @@ def is_integer(value: object, low: float = -math.inf, high: float = math.inf) ->
     return isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high
 
 
+def check_integer(name: str, value: object, *, low: int) -> None:
+    """Check that a setting is an integer of at least `low`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not is_integer(value, low):
+        raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Return whether a value is a real number, which may be infinite or NaN."""
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -10,8 +10,6 @@ import threading
 from rllib_kd.text import printable
 
 _MAX_NAME, _MAX_PATH = 255, 4_095  # bytes, on most filesystems
-
-
 _MAX_SHOWN = 200  # characters of a path, in a message
 
 

@@ -16,14 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 _LOGGER = logging.getLogger("rllib_kd")
-
-
 _NAMESPACE = "rllib_kd_warnings"
-
-
 _SECONDS_BETWEEN_LOOKS = 0.3
-
-
 #: Loggers whose infos the command line prints, too: which checkpoint a run folder means.
 _NOTES = ("rllib_kd.checkpoints.tune",)
 

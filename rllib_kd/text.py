@@ -18,11 +18,7 @@ def finite_or_none(value: Any) -> Any:
 
 
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
-
-
 _MAX_CELL = 200  # characters of a name in a table
-
-
 #: Characters that begin a formula in a spreadsheet.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 

@@ -12,7 +12,6 @@ import tree
 
 logger = logging.getLogger(__name__)
 
-
 _SMALL = 100_000  # bytes that Ray would rather send along than store
 
 
@@ -62,34 +61,20 @@ def pack_weights(weights: Mapping[str, Any]) -> Any:
 
 #: What the outputs of a frozen policy are: Q-values (return units), or the log-probabilities of its actions (nats).
 Outputs = Literal["q_values", "log_probs"]
-
-
 Q_VALUES: Final = "q_values"
-
-
 LOG_PROBS: Final = "log_probs"
-
-
 #: Columns of labels: Q-values or log-probabilities `[A]`, return distributions `[A, atoms]`, and inputs of the last
 #: layer `[units]`.
 TEACHER_Q, TEACHER_PROBS, TEACHER_FEATURES = "teacher_q", "teacher_probs", "teacher_features"
-
-
 #: Column of a family: who acts in a state: 0 for the teacher, i + 1 for the student at place i of `students`.
 ACTING: Final = "acting"
-
-
 #: Columns of sequences, which recurrent students learn from: whether a state is learned from, and the parts of the
 #: student's state before the first one, by RLlib's names of these parts.
 LEARNED: Final = "learned"
-
-
 STATE_COLUMNS: Final = {"h": "state_h", "c": "state_c"}
-
-
 #: The same of the student's state before the second one, from which TD runs over the next states.
 NEXT_STATE_COLUMNS: Final = {part: f"next_{column}" for part, column in STATE_COLUMNS.items()}
-
-
 #: In files, the name of log-probabilities, which pass as `teacher_q` between processes.
 TEACHER_LOG_PROBS = "teacher_log_probs"
+#: In files, the column that ranks actions, by what the teacher's outputs are.
+RANKING_COLUMN: Final = {Q_VALUES: TEACHER_Q, LOG_PROBS: TEACHER_LOG_PROBS}

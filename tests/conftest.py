@@ -212,19 +212,22 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+def exit_code(*words: object) -> Any:
+    """Run the command in this process, and return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["rllib", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return ended.value.code or 0
+
+
 @pytest.fixture
-def rllib(
-    cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., CompletedProcess[str]]:
+def rllib(cluster: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., CompletedProcess[str]]:
     """Run the command here, on the Ray that tests share: several times cheaper than a process that starts its own."""
 
     def call(*arguments: str) -> CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["rllib", *arguments])
         capsys.readouterr()  # what came before is not the command's
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        output, error = capsys.readouterr()
-        return CompletedProcess(arguments, exit_.value.code or 0, output, error)
+        return CompletedProcess(arguments, exit_code(*arguments), *capsys.readouterr())
 
     return call
 
@@ -269,3 +272,14 @@ def shared_teacher(name: str) -> Path:
 def states(count: int, space: gym.Space = CARTPOLE_OBS, seed: int = 0) -> np.ndarray:
     """Observations of a bounded range."""
     return np.random.default_rng(seed).normal(size=(count, *space.shape)).astype(np.float32)
+
+
+class Reflex:
+    """A player that acts by a function from observations `[N, ...]` to actions `[N, ...]`."""
+
+    def __init__(self, function: Callable[[Any], np.ndarray]):
+        self._function = function
+
+    def player(self) -> Callable[[Any], np.ndarray]:
+        """Plays one vector env."""
+        return lambda shown: self._function(shown.obs)

@@ -32,19 +32,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 #: Packages whose environments change only with their version. Others may be edited between two runs.
 _FIXED_ENVIRONMENTS = {"gymnasium": "gymnasium", "ale_py": "ale-py"}
-
-
 BASELINES = ("teacher", "random")
-
 
 _MAY_DIFFER = (
     " It may have been trained too briefly, or in another environment, or with other wrappers and connectors (e.g. a "
     "missing frame stack or observation filter)."
 )
-
 
 #: Undiscounted return of each episode, by policy.
 Played = dict[str, list[float]]

@@ -25,7 +25,7 @@ from rllib_kd.env_runner.single_agent import DistillEnvRunner
 from rllib_kd.learner.losses import LOSSES, POLICY_LOSSES
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE
 from rllib_kd.networks.trees.shape import TREE
-from rllib_kd.numeric import is_finite, is_integer
+from rllib_kd.numeric import check_integer, is_finite
 from rllib_kd.schedules import check_schedule, values_of
 from rllib_kd.students.restarts import is_named
 from rllib_kd.students.sizes import PRESETS
@@ -109,16 +109,16 @@ def check_numbers(config: DistillationConfig) -> None:
     if config.compression is not None:
         _check_compression("`compression`", config.compression)
     if config.max_staleness is not None:
-        _check_integer("max_staleness", config.max_staleness, low=0)
+        check_integer("max_staleness", config.max_staleness, low=0)
     if config.max_regret is not None:
         _check_positive("max_regret", config.max_regret, "a number of median action gaps, or None")
     if config.restarts is not None:
-        _check_integer("restarts", config.restarts, low=1)
+        check_integer("restarts", config.restarts, low=1)
     if config.patience is not None:
-        _check_integer("patience", config.patience, low=1)
-    _check_integer("num_validation_episodes", config.num_validation_episodes, low=0)
+        check_integer("patience", config.patience, low=1)
+    check_integer("num_validation_episodes", config.num_validation_episodes, low=0)
     if config.num_baseline_episodes is not None:
-        _check_integer("num_baseline_episodes", config.num_baseline_episodes, low=0)
+        check_integer("num_baseline_episodes", config.num_baseline_episodes, low=0)
 
 
 def check_schedules(config: DistillationConfig) -> None:
@@ -138,14 +138,14 @@ def check_rllib_numbers(config: DistillationConfig) -> None:
     if config.training_intensity is not None:
         _check_positive("training_intensity", config.training_intensity, "rows learned from / env steps sampled")
     if config.replay_buffer_config.get("capacity") is not None:
-        _check_integer("replay_buffer_config['capacity']", config.replay_buffer_config["capacity"], low=1)
-    _check_integer("num_learners", config.num_learners, low=0)
-    _check_integer("train_batch_size", config.train_batch_size, low=1)  # RLlib divides it by the Learners
+        check_integer("replay_buffer_config['capacity']", config.replay_buffer_config["capacity"], low=1)
+    check_integer("num_learners", config.num_learners, low=0)
+    check_integer("train_batch_size", config.train_batch_size, low=1)  # RLlib divides it by the Learners
     for name in ("train_batch_size_per_learner", "num_envs_per_env_runner", "max_requests_in_flight_per_env_runner"):
-        _check_integer(name, getattr(config, name), low=1)
-    _check_integer("num_steps_sampled_before_learning_starts", config.num_steps_sampled_before_learning_starts, low=0)
-    _check_integer("rollout_fragment_length", config.get_rollout_fragment_length(), low=1)
-    _check_integer("n_step", config.n_step, low=1)  # without TD, RLlib compares it with a fragment's length
+        check_integer(name, getattr(config, name), low=1)
+    check_integer("num_steps_sampled_before_learning_starts", config.num_steps_sampled_before_learning_starts, low=0)
+    check_integer("rollout_fragment_length", config.get_rollout_fragment_length(), low=1)
+    check_integer("n_step", config.n_step, low=1)  # without TD, RLlib compares it with a fragment's length
     if config.uses_td:
         check_schedule("gamma", config.gamma, high=1.0)
 
@@ -474,11 +474,6 @@ def _check_preset(what: str, name: object) -> None:
 def _check_compression(what: str, value: object) -> None:
     if not is_finite(value) or not 0.0 < value <= 1.0:
         raise ValueError(f"{what} must be in (0, 1]: student parameters / teacher parameters. Got {value!r}.")
-
-
-def _check_integer(name: str, value: object, *, low: int) -> None:
-    if not is_integer(value, low):
-        raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
 
 
 def _check_share(name: str, value: object) -> None:

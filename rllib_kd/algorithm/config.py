@@ -330,47 +330,12 @@ class DistillationConfig(DerivedValues, DQNConfig):
         Returns:
             This config. Values are checked by `validate()`, when the algorithm is built.
         """
+        settings = dict(locals())  # the arguments by name, which are the names of the attributes
+        del settings["self"], settings["teacher"]
         if teacher is not NotProvided:
             self.teacher = teacher  # type: ignore[assignment]  # paths become strings at once
             self.set_teachers(lambda _, given: absolute_teachers(given))
-        given = {
-            "ensemble": ensemble,
-            "trust_checkpoint": trust_checkpoint,
-            "loss": loss,
-            "temperature": temperature,
-            "student_temperature": student_temperature,
-            "huber_delta": huber_delta,
-            "regret_coeff": regret_coeff,
-            "jsd_beta": jsd_beta,
-            "margin": margin,
-            "normalize_q_values": normalize_q_values,
-            "normalize_observations": normalize_observations,
-            "gap_weighting": gap_weighting,
-            "value_gate": value_gate,
-            "feature_coeff": feature_coeff,
-            "weight_averaging": weight_averaging,
-            "bf16": bf16,
-            "quantize": quantize,
-            "rollout_policy": rollout_policy,
-            "teacher_explores": teacher_explores,
-            "teacher_fraction": teacher_fraction,
-            "max_regret": max_regret,
-            "kd_coeff": kd_coeff,
-            "td_coeff": td_coeff,
-            "compression": compression,
-            "student": student,
-            "students": students,
-            "own_states": own_states,
-            "restarts": restarts,
-            "num_validation_episodes": num_validation_episodes,
-            "init": init,
-            "num_baseline_episodes": num_baseline_episodes,
-            "max_staleness": max_staleness,
-            "held_out": held_out,
-            "set_aside": set_aside,
-            "patience": patience,
-        }
-        for name, value in given.items():
+        for name, value in settings.items():
             if value is not NotProvided:
                 setattr(self, name, value)
         return self

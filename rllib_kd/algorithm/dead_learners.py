@@ -16,10 +16,7 @@ LEARNER_HAS_DIED = (
     "--checkpoint-freq N --max-failures N` does so by itself, and under Ray Tune FailureConfig(max_failures=...)."
 )
 
-
 _SECONDS_TO_ANSWER = 60.0
-
-
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 

@@ -16,7 +16,6 @@ from rllib_kd.environments.returned import NotFiniteError
 
 logger = logging.getLogger(__name__)
 
-
 _SECONDS_TO_ANSWER = 10.0
 
 

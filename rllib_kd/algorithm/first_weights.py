@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 _NUM_STATES, _NUM_NUMBERS = 2_048, 2**24  # states that decide, and numbers in all of them, at most
 _NUM_IMAGES = 256  # the same for convolutions, which see many windows in each
-
-
 _AT_ONCE = 64  # images would fill the memory
 
 

@@ -13,8 +13,6 @@ from rllib_kd.checkpoints.uris import is_file
 
 #: The entry of the Algorithm's state that is not RLlib's own.
 STATE_ENTRY = "distillation"
-
-
 #: Incremented when checkpoints change so that other versions cannot read them.
 #: 1: an entry for each object of the Algorithm that has a state; the first numbered version.
 FORMAT_VERSION = 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyarrow.fs import FileSystem
 
-from rllib_kd.numeric import is_finite, is_integer
+from rllib_kd.numeric import check_integer, is_finite, is_integer
 from rllib_kd.offline.data import LabelledData
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 #: RLlib's offline settings that this package reads. The others concern its OfflinePreLearner and Ray Data's options.
 READ = ("input_", "input_filesystem", "input_filesystem_kwargs", "offline_data_class", "dataset_num_iters_per_learner")
-
 
 _UNREAD = (
     "input_read_method",
@@ -35,10 +34,8 @@ _UNREAD = (
     "offline_evaluation_interval",
 )
 
-
 #: RLlib's output settings that this package reads.
 WRITTEN = ("output", "output_max_rows_per_file", "output_max_file_size")
-
 
 _UNWRITTEN = (
     "output_config",
@@ -48,7 +45,6 @@ _UNWRITTEN = (
     "output_filesystem_kwargs",
     "output_write_episodes",
 )
-
 
 #: Settings of the policy that acts in EnvRunners.
 OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_regret", "max_staleness", "own_states")
@@ -139,12 +135,9 @@ def _check_output(config: DistillationConfig) -> None:
     ):
         if is_refused:
             raise ValueError(f"{_shown(config, name)} is not supported with `output`. {reason}.")
-    for name, value in (
-        ("output_max_rows_per_file", config.output_max_rows_per_file),
-        ("output_max_file_size", config.output_max_file_size),
-    ):
-        if not (is_integer(value, 1) or (value is None and name == "output_max_rows_per_file")):
-            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+    if config.output_max_rows_per_file is not None:
+        check_integer("output_max_rows_per_file", config.output_max_rows_per_file, low=1)
+    check_integer("output_max_file_size", config.output_max_file_size, low=1)
 
 
 def _check_places(config: DistillationConfig) -> None:

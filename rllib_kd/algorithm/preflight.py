@@ -37,12 +37,10 @@ from rllib_kd.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
 
-
 _DQN_WITH_MASK = (
     "RLlib's DQN does not support masks of legal actions: it reads the mask as part of the observation, and may choose "
     "illegal actions. DistillDQN supports masks: --algo DistillDQN --no-teacher."
 )
-
 
 _SECONDS_TO_BECOME_FREE = 2.0  # Ray frees the resources of an algorithm a moment after its end
 

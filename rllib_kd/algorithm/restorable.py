@@ -19,8 +19,6 @@ from rllib_kd.checkpoints.uris import is_file, is_folder, list_folder
 from rllib_kd.observations.spaces import brief, same_space
 
 _FOLDER = "learner_group/learner/rl_module"  # in the checkpoint of an Algorithm
-
-
 _MAX_NAMED = 10  # networks, in a message
 
 

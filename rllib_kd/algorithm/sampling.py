@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 _SAMPLE, _PING = "sample", "ping"  # tags of requests
-
-
 _NOT_AWAITED = 2**62  # a weights_seq_no that is never stale
 
 

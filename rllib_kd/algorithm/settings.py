@@ -44,7 +44,6 @@ RENAMED = {
     "input": "input_",
 }
 
-
 #: Settings that the new API stack does not read, although it accepts some of them, with their successors.
 _GONE = {
     "hiddens": "set model_config: {'head_fcnet_hiddens': [...]}",
@@ -60,7 +59,6 @@ _GONE = {
     "buffer_size": "set replay_buffer_config: {'capacity': ...}",
     "learning_starts": "set num_steps_sampled_before_learning_starts",
 }
-
 
 #: The fluent methods whose arguments are names of settings.
 _FLUENT_METHODS = (
@@ -85,7 +83,6 @@ _FLUENT_METHODS = (
     "experimental",
 )
 
-
 #: The smallest and the largest valid number, and whether it must be whole, by the first pattern that matches the whole
 #: name. RLlib itself accepts any number and trains with it, such as a learning rate of -1.
 _RANGES = {
@@ -97,7 +94,6 @@ _RANGES = {
     r".*": (-math.inf, math.inf, False),
 }
 
-
 #: Words that RLlib does not check, or only when processes are running.
 _WORDS = {
     "evaluation_duration_unit": ("episodes", "timesteps"),
@@ -106,31 +102,18 @@ _WORDS = {
     "placement_strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
 }
 
-
 #: Settings that may be infinite, for no limit.
 _MAY_BE_INFINITE = re.compile(r".*clip.*|.*_timeout_s|max_.*")
-
-
 #: Numbers that may be None, for no limit, or for the value of another setting.
 _MAY_BE_NONE = re.compile(r".*clip.*|.*_timeout_s|(min|max)_.*|train_batch_size.*")
-
-
 #: Settings that are dicts, and must be.
 _NEEDED = frozenset({"env_config", "learner_config_dict", "model_config", "optimizer", "replay_buffer_config"})
-
-
 #: Settings that are dicts, whose numbers are checked key by key, or are read by the user's own code.
 _BY_KEY = frozenset({"model_config", "students", "replay_buffer_config", "evaluation_config", "env_config"})
-
-
 #: Settings that may be a schedule: `[[env_steps, value], ...]`.
 _MAY_BE_SCHEDULE = re.compile(r"(.*_)?lr|epsilon|(?!feature_).*_coeff|teacher_fraction")
-
-
 #: Among the type hints of a dict's keys, the hint of those that are not named.
 _ANY = "*"
-
-
 #: Of RLlib's replay buffers, what counts something.
 _BUFFER_HINTS: dict[str, Any] = dict.fromkeys(("capacity", "batch_size_B", "batch_length_T", "max_episodes"), int)
 

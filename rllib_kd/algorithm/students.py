@@ -29,13 +29,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 #: Keys of a model config that set the widths of the student's layers.
 WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
 #: Those that set the student's shape, so that no compression does.
 _SHAPE_KEYS = WIDTH_KEYS | {TREE}
-
-
 #: Student parameters / teacher parameters, unless `compression` or a model config sets the shape.
 DEFAULT_COMPRESSION = 0.04
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
 
 COMPONENT_TEACHER = "teacher"
-
-
 #: In the config of a checkpoint: the teacher is a folder of the checkpoint, whatever its original source.
 TEACHER_IN_CHECKPOINT = "checkpoint:teacher"
 

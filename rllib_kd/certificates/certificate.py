@@ -218,7 +218,7 @@ class RatioTest:
 
         With stated bounds, it remains proven when episodes are added. Without, a new return below the range undoes it.
         """
-        return self._is_above(self.keep) and self._teacher_is_better()
+        return self._is_above(self.keep) and self._log_evidence_for_teacher() >= self._threshold
 
     @property
     def is_hopeless(self) -> bool:
@@ -250,7 +250,8 @@ class RatioTest:
             return_ratio=self.return_ratio,
             lower=self.lower,
             upper=self.upper,
-            evidence=math.exp(min(self._evidence(), 690.0)),
+            # Of the claim: that for its weaker half.
+            evidence=math.exp(min(self._log_evidence(self.keep), self._log_evidence_for_teacher(), 690.0)),
             episodes_needed=self.episodes_needed(),
             bounds=self.bounds,
             are_bounds_stated=self._stated is not None,
@@ -298,13 +299,6 @@ class RatioTest:
     def _is_below(self, ratio: float) -> bool:
         key = f"below {ratio}"
         return self._once(key, lambda: self._most_evidence(-self._differences(ratio), ratio)) >= self._threshold
-
-    def _teacher_is_better(self) -> bool:
-        return self._log_evidence_for_teacher() >= self._threshold
-
-    def _evidence(self) -> float:
-        """Return the evidence for the claim, which is that for its weaker half: nats."""
-        return min(self._log_evidence(self.keep), self._log_evidence_for_teacher())
 
     def _lower(self) -> float | None:
         if self.return_ratio is None:

@@ -16,8 +16,6 @@ from rllib_kd.certificates.evidence import spend_alpha
 BATCH = 50
 #: Most episodes of a candidate, by default.
 MAX_EPISODES = 5_000
-
-
 #: Plays a candidate: its place, number of the first certificate episode, number of episodes → returns of the student,
 #: the teacher and the random policy in the same episodes, `[3, n]`.
 Play = Callable[[int, int, int], np.ndarray]

@@ -12,20 +12,13 @@ import torch
 from torch import Tensor
 
 from rllib_kd import limits
-from rllib_kd.checkpoints.pickles import CheckpointError, Name, names_in
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, as_checkpoint_error, names_in
 
 _MAX_RATIO = 20  # unpacked / packed bytes: weights hardly compress, and the text beside them is small
-
-
 _MAX_RATIO_OF_LARGE = 4  # beyond `MAX_UNPACKED`
-
-
 _MAX_SMALL = 2**20  # bytes that may be unpacked from anything
-
-
 #: Other compressions may claim a dictionary of any size.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-
 
 #: Types of weights. PyTorch's own list is longer, and has `bytearray`, which allocates any size that it is given.
 _WEIGHT_NAMES = frozenset(
@@ -40,10 +33,7 @@ _WEIGHT_NAMES = frozenset(
     }
 )
 
-
 _REMEDY = "Save the weights of the module alone, with torch.save(module.state_dict(), path)."
-
-
 _WEIGHT_FILES = re.compile(r"data\.pkl|data/\d+|byteorder|version")
 
 
@@ -77,7 +67,11 @@ class Archive:
         Raises:
             CheckpointError: the file is missing or broken, or would unpack to far more bytes than the archive has.
         """
-        try:
+        with as_checkpoint_error(
+            lambda error: (
+                f"'{self._where}' cannot be read: '{name}' in it is broken or missing ({error}). Is the file complete?"
+            )
+        ):
             info = self._zip.getinfo(name)
             if info.compress_type not in _COMPRESSIONS:
                 raise CheckpointError(f"'{self._where}' was refused: '{name}' in it is packed in an uncommon way.")
@@ -90,12 +84,6 @@ class Archive:
                 )
             with self._zip.open(info) as file:
                 return file.read(info.file_size)
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise CheckpointError(
-                f"'{self._where}' cannot be read: '{name}' in it is broken or missing ({error}). Is the file complete?"
-            ) from error
 
     def size(self, name: str) -> int:
         """Return the unpacked size of one of its files, bytes."""

@@ -48,10 +48,7 @@ _DEFAULT_CONNECTORS = {
     "UnBatchToIndividualItems",
 }
 
-
 _SUM_OF_SQUARES = ("sum_sq_diff_array", "std_array")
-
-
 #: Class, constructor's keyword arguments, state.
 ConnectorSpec = tuple[Name, Mapping[str, Any], Mapping[Any, Any]]
 
@@ -94,10 +91,7 @@ def normalizes_actions_of(connectors: ConnectorPipelineV2) -> bool:
 
 
 _STAGES = ("FlattenObservations", "MeanStdFilter", "FrameStacking")
-
-
 _IMAGES = Name(ImagesToFloats.__module__, ImagesToFloats.__name__)
-
 
 #: Its name now, and that of a former version.
 _ONE_VECTOR = (
@@ -105,10 +99,7 @@ _ONE_VECTOR = (
     Name("rllib_kd.observations.discrete", "OneHotObservations"),
 )
 
-
 _MASK_APART = Name(MaskApart.__module__, MaskApart.__name__)
-
-
 _FLATTENING = ("FlattenObservations", *(name.name for name in _ONE_VECTOR))
 
 

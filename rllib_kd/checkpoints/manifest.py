@@ -12,8 +12,6 @@ from rllib_kd.checkpoints.json_text import parse_json
 
 #: The file at the top of a checkpoint.
 MANIFEST = "rllib_kd_manifest.json"
-
-
 #: Files by which a folder is the checkpoint of an Algorithm, or the beginning of one.
 MARKS = ("rllib_checkpoint.json", "class_and_ctor_args.pkl")
 

@@ -21,11 +21,7 @@ from rllib_kd import limits
 from rllib_kd.text import one_line
 
 _MAX_MESSAGE = 1_000  # characters
-
-
 _MAX_PLACE = 2**32  # in the memo
-
-
 SURE_HASH = 2**61 - 1  # below it integers have hashes of their own; at its multiples all have the same
 
 
@@ -39,6 +35,17 @@ class CheckpointError(ValueError):
         if len(message) > 4 * _MAX_MESSAGE:  # before each word of it takes memory of its own
             message = f"{message[: 2 * _MAX_MESSAGE]} ... {message[-2 * _MAX_MESSAGE :]}"
         super().__init__(one_line(message, limit=_MAX_MESSAGE))
+
+
+@contextmanager
+def as_checkpoint_error(message: Callable[[Exception], str]) -> Iterator[None]:
+    """Raise whatever is raised within as a CheckpointError with this message of it, unless it already is one."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(message(error)) from error
 
 
 @dataclass(frozen=True)
@@ -192,11 +199,7 @@ class _InertUnpickler(pickle._Unpickler):
         self._check_call(self.stack[-1], args)
         self.stack[-1] = _called(self.stack[-1], args, {})
 
-    def load_newobj(self) -> None:
-        """Record a call of a class."""
-        args = self.stack.pop()
-        self._check_call(self.stack[-1], args)
-        self.stack[-1] = _called(self.stack[-1], args, {})
+    load_newobj = load_reduce  # a call of a class
 
     def load_newobj_ex(self) -> None:
         """Record a call of a class with keyword arguments."""

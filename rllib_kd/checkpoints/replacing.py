@@ -20,16 +20,10 @@ from rllib_kd.paths import check_path
 
 #: The file that an Algorithm's components have instead of the first of its marks.
 _OF_COMPONENTS = "metadata.json"
-
-
 #: The endings of a state's file, one for each of RLlib's formats.
 _FORMATS = (".pkl", ".msgpack", ".pt")
-
-
 #: In a working folder: the file that marks it as ours, the new checkpoint, and the older one for a moment.
 _OURS, _NEW, _OLDER = ".rllib_kd", "new", "older"
-
-
 _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, and the flag of stdio.h
 
 

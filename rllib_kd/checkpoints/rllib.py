@@ -40,29 +40,14 @@ from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.observations.spaces import check_size
 
 _MULTI_RL_MODULE = "learner_group/learner/rl_module"
-
-
 _CONNECTORS = "env_runner/{}_connector"
-
-
 _LARGEST_SETTING = 2**63  # larger numbers and infinite ones are left out
-
-
 _CLASS_FILE = "class_and_ctor_args.pkl"
-
-
 _MODULE_STATE_FILES = ("module_state.pkl", "module_state.pt")  # today's, and Ray 2.40's; both are pickles
-
-
 #: RLModules that may be built from their model config: their current and former names, with their locations.
 _DQN = "ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module.DefaultDQNTorchRLModule"
-
-
 _PPO = "ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module.DefaultPPOTorchRLModule"
-
-
 _SAC = "ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module.DefaultSACTorchRLModule"
-
 
 _MODULES = {
     "DefaultAPPOTorchRLModule": "ray.rllib.algorithms.appo.torch.default_appo_torch_rl_module.DefaultAPPOTorchRLModule",
@@ -77,7 +62,6 @@ _MODULES = {
     "TreeRLModule": "rllib_kd.networks.trees.module.TreeRLModule",
 }
 
-
 _CATALOGS = {
     "BCCatalog": "ray.rllib.algorithms.bc.bc_catalog.BCCatalog",
     "DQNCatalog": "ray.rllib.algorithms.dqn.dqn_catalog.DQNCatalog",
@@ -89,11 +73,8 @@ _CATALOGS = {
     "SACCatalog": "ray.rllib.algorithms.sac.sac_catalog.SACCatalog",
 }
 
-
 #: Activations, which RLlib looks up in torch.nn by these names.
 _ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "none", "relu", "sigmoid", "silu", "swish", "tanh"}
-
-
 _MAX_NAME = 200  # characters, of an environment
 
 
@@ -329,7 +310,6 @@ def open_checkpoint(
     uri: str,
     *,
     at: tuple[pyarrow.fs.FileSystem, str] | None = None,
-    module_id: str = DEFAULT_MODULE_ID,
     trust_checkpoint: bool = False,
 ) -> RLlibCheckpoint:
     """Find a policy in any kind of RLlib checkpoint.
@@ -338,20 +318,19 @@ def open_checkpoint(
         uri: an absolute path, or a URI that pyarrow supports (`file://`, `s3://`, `gs://`), of an Algorithm's
             checkpoint, or of an rl_module folder in it or by itself.
         at: filesystem and path of `uri`, if they are known.
-        module_id: ID of the RLModule.
         trust_checkpoint: whether code in its pickles may be run.
 
     Raises:
         CheckpointError: there is nothing at `uri`, or not an RLlib checkpoint.
     """
     filesystem, path = at or open_uri(uri)
-    module_path = _find_module(filesystem, path, module_id, uri)
+    module_path = _find_module(filesystem, path, uri)
     name = posixpath.basename(module_path)
     for folder in (_MULTI_RL_MODULE, posixpath.join(_MULTI_RL_MODULE, name)):
         if module_path.endswith(f"/{folder}"):
             whole = RLlibCheckpoint(uri, filesystem, module_path, module_path[: -len(folder) - 1], trust_checkpoint)
             # Policies of several agents have multi-agent connectors.
-            if folder == _MULTI_RL_MODULE or name == module_id or whole.is_of_family(name):
+            if folder == _MULTI_RL_MODULE or name == DEFAULT_MODULE_ID or whole.is_of_family(name):
                 return whole
     return RLlibCheckpoint(uri, filesystem, module_path, None, trust_checkpoint)
 
@@ -385,8 +364,6 @@ def _checked_model_config(model_config: Any, observation_space: gym.Space, where
 
 
 _MAX_WORD = 100  # characters
-
-
 _MAX_NAMED = 10  # RLModules, in a message
 
 
@@ -442,18 +419,19 @@ def _name_of(tag: Any) -> Name:
     return Name("pickled by value", tag.args[1] if is_named else "a class")
 
 
-def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, uri: str) -> str:
+def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> str:
     """Return the folder of the single RLModule in any kind of checkpoint."""
-    for folder in (path, posixpath.join(path, module_id), posixpath.join(path, _MULTI_RL_MODULE, module_id)):
+    for parts in ((), (DEFAULT_MODULE_ID,), (_MULTI_RL_MODULE, DEFAULT_MODULE_ID)):
+        folder = posixpath.join(path, *parts)
         if _holds_module(filesystem, folder):
             others = _modules_in(filesystem, folder)
             if not others:
                 return folder
-            if module_id not in others:
-                raise _several(uri, path, folder, others, module_id)
+            if DEFAULT_MODULE_ID not in others:
+                raise _several(uri, path, folder, others)
     folder = posixpath.join(path, _MULTI_RL_MODULE)
     if others := _modules_in(filesystem, folder):
-        raise _several(uri, path, folder, others, module_id)
+        raise _several(uri, path, folder, others)
     if is_folder(filesystem, posixpath.join(path, "policies")):
         raise CheckpointError(
             f"'{uri}' is a checkpoint of RLlib's old API stack. Only those of the new API stack can be "
@@ -467,20 +445,20 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, u
             f"as '{uri_of(uri, path, seed)}'."
         )
     raise CheckpointError(
-        f"'{uri}' is not an RLlib checkpoint: found no RLModule '{module_id}' ({_CLASS_FILE} and "
+        f"'{uri}' is not an RLlib checkpoint: found no RLModule '{DEFAULT_MODULE_ID}' ({_CLASS_FILE} and "
         f"{_MODULE_STATE_FILES[0]}) in it, nor below '{_MULTI_RL_MODULE}'. Expected a folder that "
         "`algo.save_to_path()` or `module.save_to_path()` wrote, or that of a Tune experiment; for other libraries, "
         "name the file itself."
     )
 
 
-def _several(uri: str, path: str, folder: str, names: Sequence[str], wanted: str) -> CheckpointError:
+def _several(uri: str, path: str, folder: str, names: Sequence[str]) -> CheckpointError:
     """Return the error for a checkpoint of several policies, such as a family's, with the path of each."""
     paths = [f"'{uri_of(uri, path, posixpath.join(folder, name))}'" for name in names[:_MAX_NAMED]]
     more = ", ..." if len(names) > _MAX_NAMED else ""
     return CheckpointError(
         f"'{uri}' is not an RLlib checkpoint of one policy: it contains the RLModules "
-        f"{list(names[:_MAX_NAMED])}{more}, none of which is '{wanted}'. Name the folder of one of them: "
+        f"{list(names[:_MAX_NAMED])}{more}, none of which is '{DEFAULT_MODULE_ID}'. Name the folder of one of them: "
         f"{', '.join(paths)}{more}."
     )
 

@@ -9,24 +9,14 @@ from pathlib import Path
 
 #: Prefixes of checkpoint folders, as RLlib and Tune name them.
 CHECKPOINT = "checkpoint_"
-
-
 #: File in the folder of a sweep, of which each trial has a student for each seed.
 SWEEP = "sweep.json"
-
-
 #: Algorithm_environment_experiment_number_and-again_what=it varies_date_time
 _TRIAL = re.compile(r"^.+_(?P<number>\d{5})_\d+(_(?P<varied>.+))?_(?P<began>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)$")
-
-
 #: Algorithm_environment_date_time, of runs without a given name; and a number, if several began at once.
 _RUN = re.compile(r"^(?P<what>.+)_(?P<began>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?)$")
-
-
 #: Where the network lies in an Algorithm's checkpoint.
 _MODULE = ("learner_group", "learner", "rl_module")
-
-
 _MAX_PARTS = 3  # of a path, in a name
 
 

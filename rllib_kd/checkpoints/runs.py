@@ -13,8 +13,6 @@ from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
 from rllib_kd.public import public
 
 _LOCAL = pyarrow.fs.LocalFileSystem()
-
-
 #: The policies whose returns a curve may have.
 GREEDY, BEHAVIOR, EXPLORING = "greedy", "behavior", "exploring"
 

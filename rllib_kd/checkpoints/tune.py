@@ -41,33 +41,16 @@ from rllib_kd.text import number, printable
 
 logger = logging.getLogger(__name__)
 
-
 #: The rules of `RUN@RULE`, by which a checkpoint is chosen.
 BEST, NEWEST = "best", "newest"
-
-
 _METADATA, _STATE = "rllib_checkpoint.json", "algorithm_state.pkl"  # in a checkpoint
-
-
 _ITERATION = "training_iteration"  # in these, and in results
-
-
 _MAX_METADATA = 2**16  # bytes; those of RLlib have 200
-
-
 #: Paths of returns in a result, preferred ones first: in training, policies explore.
 _RETURNS = (("evaluation", "env_runners", "episode_return_mean"), ("env_runners", "episode_return_mean"))
-
-
 _EVALUATION, _TRAINING = range(2)  # in _RETURNS
-
-
 _MAX_OPCODES = 8 * limits.MAX_OPCODES  # of the states of all checkpoints of a folder together
-
-
 _MAX_NAME = 255  # characters of a checkpoint's folder
-
-
 _MAX_LISTED = 10  # runs, in a message
 
 

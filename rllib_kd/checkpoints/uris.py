@@ -19,25 +19,13 @@ from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.paths import check_path, tidied
 
 _HEAD = 64  # bytes by which a file is recognised
-
-
 _BLOCK = 2**20  # bytes
-
-
 #: Files and folders in the checkpoints of RLlib.
 _OF_RLLIB = {"class_and_ctor_args.pkl", "default_policy", "learner_group", "policies", "rllib_checkpoint.json"}
-
-
 #: Files in the folder of an experiment of Tune, as patterns; and in that of each trial.
 _OF_EXPERIMENT = ("tuner.pkl", "experiment_state-*.json")
-
-
 _OF_TRIAL = ("result.json", "params.json")
-
-
 _MAX_NAMED = 10  # files, in a message
-
-
 _PLAIN = "/!$&'()*+,;=:@"  # characters of a path that mean themselves in a URI, beside letters and digits
 
 

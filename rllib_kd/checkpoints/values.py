@@ -16,14 +16,8 @@ from rllib_kd.networks.mixed_space import MixedBox
 
 #: Kinds of numbers and truth values. Neither objects, which are pickles again, nor structured types.
 _DTYPE = re.compile(r"[|<>=]?([biu][1248]|f[248]|bool|u?int(8|16|32|64)|float(16|32|64))")
-
-
 _MAX_SHARED = 64  # bytes of an array that another one may have, too; of texts, those that count as one part
-
-
 _MAX_AXES = 32  # of an array
-
-
 _TRUST = "Pass trust_checkpoint=True (--trust-checkpoint) if you trust the checkpoint; loading it then runs its code."
 
 
@@ -282,10 +276,7 @@ def _left_out(tag: Tag, builder: _Builder) -> None:
 
 
 _NUMBERS_OF_A_CHARACTER = 16  # that take as much memory as one of a Text's characters
-
-
 _TEXT = Name("gymnasium.spaces.text", "Text")
-
 
 _BUILDERS: dict[Name, Callable[[Tag, _Builder], Any]] = {
     Name("collections", "OrderedDict"): _ordered_dict,

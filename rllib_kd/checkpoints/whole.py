@@ -18,30 +18,21 @@ from rllib_kd.text import one_line
 
 logger = logging.getLogger(__name__)
 
-
 _MAX_SHOWN = 300  # characters of a name in a message
-
-
 _MAX_DEPTH, _MAX_ENTRIES = 6, 2_000  # files and folders that are looked at
-
-
 #: How a file ends that is whole, in so many last bytes: a pickle by its opcode STOP, JSON by its object's bracket, an
 #: archive by a record of its own.
 _ENDS = {".pkl": (b".", 1), ".json": (b"}", 8), ".npz": (b"PK\x05\x06", 22)}
-
 
 #: Files that RLlib and this package write, and that end so, at the top and in these folders. Others are the user's.
 _WRITTEN = re.compile(
     r"(rllib_checkpoint|metadata)\.json|class_and_ctor_args\.pkl|((algorithm|module)_)?state\.pkl|\d+\.npz"
 )
 
-
 #: What is in the folder of an Algorithm's checkpoint; the file that its components lack; its folders.
 _MARKS = {"algorithm_state.pkl", "class_and_ctor_args.pkl", "learner_group", "env_runner", "rllib_checkpoint.json"}
 _ALGORITHM = "rllib_checkpoint.json"
 _FOLDERS = {"learner_group", "env_runner", "eval_env_runner", "teacher", REPLAY_FOLDER}
-
-
 #: A component (an Algorithm, a Learner, a module, ...) writes the first of these files first, and its state last.
 _FIRST, _CLASS, _STATE = {_ALGORITHM, "metadata.json"}, "class_and_ctor_args.pkl", re.compile(r"(.+_)?state\.[a-z]+")
 

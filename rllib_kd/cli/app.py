@@ -14,12 +14,8 @@ import typer
 from rllib_kd.text import one_line, printable
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
 #: Log levels, with the flags that RLlib has for them.
 _FLAGS = {"INFO": "-v", "DEBUG": "-vv"}
-
-
 _MAX_ERROR = 2_000  # characters: messages may quote a file
 
 

@@ -10,7 +10,6 @@ _GONE_COMMANDS = {
     "example": "use `rllib train file FILE` with a file of your own, or one of this repository's folder tuning/",
 }
 
-
 #: Flags that no longer exist, with their successors.
 _GONE = {
     "-f": "use `rllib train file FILE`",
@@ -36,7 +35,6 @@ _GONE = {
     "--use-shelve": "use --out, which writes all returns as JSON",
     "--video-dir": "use --video",
 }
-
 
 #: Flags that `rllib evaluate` alone no longer has, with their successors.
 _GONE_FROM_EVALUATE = {"--config": "use --env-config", "-c": "use --env-config"}

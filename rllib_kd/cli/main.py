@@ -60,8 +60,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 #: Typer's class of usage errors: some versions of typer contain a copy of click, and others import it.
 _UsageError: Any = typer.BadParameter.__mro__[1]
-
-
 _SECONDS_TO_RETURN = 0.1  # from where an exception was ignored
 
 

@@ -47,10 +47,8 @@ from rllib_kd.wire import Sample
 
 logger = logging.getLogger(__name__)
 
-
 #: Metric: number of states that are not learned from, since numbers of the environment or the teacher are not finite.
 NUM_STATES_DROPPED_LIFETIME = "num_states_dropped_lifetime"
-
 
 #: Metrics: number of these states by cause. Results have them from the first such state on.
 NUM_NOT_FINITE_LIFETIME = {
@@ -58,7 +56,6 @@ NUM_NOT_FINITE_LIFETIME = {
     "rewards": "num_rewards_not_finite_lifetime",
     "labels": "num_labels_not_finite_lifetime",
 }
-
 
 ENDLESS = 10_000  # steps after which a baseline episode is cut
 

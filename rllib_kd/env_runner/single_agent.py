@@ -59,7 +59,6 @@ from rllib_kd.wire import ACTING, TEACHER_Q, Sample, hand_over
 
 logger = logging.getLogger(__name__)
 
-
 #: Callbacks on RLlib's episodes, which only RLlib's own loop creates.
 _EPISODE_CALLBACKS = (
     "on_episode_created",

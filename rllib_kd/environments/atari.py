@@ -26,14 +26,8 @@ with contextlib.suppress(ImportError):  # the extra [atari]
 
 #: Settings with which ALE's vector env equals single environments; and as many threads as an EnvRunner has CPUs.
 VECTOR_DEFAULTS = {"reward_clipping": False, "use_fire_reset": False, "num_threads": 1}
-
-
 _VECTOR_ENTRY_POINT = "ale_py.vector_env:AtariVectorEnv"
-
-
 _NUM_SEEDS = 2**31  # seeds that ALE's vector env distinguishes
-
-
 #: Settings of the vector env without a meaning in a single environment.
 _VECTOR_ONLY = ("batch_size", "num_threads", "thread_affinity_offset", "life_loss_info", "autoreset_mode")
 

@@ -11,18 +11,10 @@ from typing import Any, NamedTuple
 
 #: Folders of code between the user's and this package, whose lines explain nothing.
 _PASSED_THROUGH = ("ray", "gymnasium", "numpy", "torch", "tree")
-
-
 #: The package, in this process and where another machine has installed it.
 _OWN, _OWN_NAME = os.path.join(Path(__file__).parents[1], ""), __name__.partition(".")[0]
-
-
 _STANDARD = os.path.dirname(os.__file__)
-
-
 _PACKAGES = ("site-packages", "dist-packages")
-
-
 _FRAME = re.compile(r'\s*File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)')
 
 

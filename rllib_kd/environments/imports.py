@@ -22,12 +22,8 @@ from rllib_kd.paths import check_path, tidied
 
 #: Folders that were made importable, in this order.
 _own_folders: list[str] = []
-
-
 #: Modules of files, by their paths: files may change, or go, while a process runs.
 _imported: dict[str, ModuleType] = {}
-
-
 #: Folders that hold the files of another machine's folders, by these.
 _replaced: dict[str, str] = {}
 

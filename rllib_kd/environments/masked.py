@@ -7,8 +7,6 @@ from typing import Any
 import gymnasium as gym
 
 METHOD = "action_masks"
-
-
 _KEY = "action_mask"  # where observations/masks.py finds it
 
 

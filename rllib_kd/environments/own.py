@@ -34,8 +34,6 @@ _rllib.take_any_name()  # in every process that looks an environment up
 
 #: Name under which experiment files are run; no module can be imported by it.
 RUN_NAME = "experiment"
-
-
 #: Names of a constructor's first parameter that takes the whole config, as RLlib passes it.
 _CONFIG_NAMES = ("config", "env_config", "env_context", "context", "cfg", "ctx")
 
@@ -164,22 +162,26 @@ def is_registered(env: str) -> bool:
 
 #: Makes an environment with a config.
 Make = Callable[[Mapping[str, Any]], gym.Env]
-
-
 #: What makes environments of experiment files, by their whole names: the files have been run, but not imported.
 _defined: dict[str, Make] = {}
 
 
 def _is_known_anywhere(env: str) -> bool:
     """Return whether gymnasium has an id in every process: its own, ALE's, and those of its plugins."""
+    plugins = entry_points(group="gymnasium.envs")
+    return package_of(env) in {"gymnasium", "ale_py", *(_package(plugin.value) for plugin in plugins)}
+
+
+def package_of(env: str) -> str | None:
+    """Return the package whose code gymnasium runs for an id; None if it has no such id, or Ray's registry has it."""
     if env not in gym.registry or is_registered_with_tune(env):
-        return False
+        return None
     entry_point = gym.registry[env].entry_point
-    module = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
-    package = str(module).split(":")[0].split(".")[0]
-    if package in ("gymnasium", "ale_py"):
-        return True
-    return package in {plugin.value.split(":")[0].split(".")[0] for plugin in entry_points(group="gymnasium.envs")}
+    return _package(entry_point if isinstance(entry_point, str) else str(getattr(entry_point, "__module__", None)))
+
+
+def _package(entry_point: str) -> str:
+    return entry_point.partition(":")[0].partition(".")[0]
 
 
 class OwnEnvironment:

@@ -13,19 +13,16 @@ from rllib_kd.environments.failures import EnvFailedError, Frame, described, fai
 
 _MAX_SHOWN = 5  # components, and places in files, that a message names
 
-
 _REMEDY = (
     "Nothing can be learned from such numbers. Return finite ones, or raise an error there: with "
     "fault_tolerance(restart_failed_sub_environments=True) a failed environment is replaced by a new one."
 )
-
 
 #: What a method returns, by gymnasium's API.
 _RETURNED = {
     "reset": ("observation", "info"),
     "step": ("observation", "reward", "terminated", "truncated", "info"),
 }
-
 
 _AS_NUMBERS = "return observation, float(reward), bool(terminated), bool(truncated), info"
 

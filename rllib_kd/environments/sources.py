@@ -17,14 +17,8 @@ from types import ModuleType
 from rllib_kd.environments.imports import place, replace_folder
 
 _MAX_BYTES = 2**24  # of all files
-
-
 _PACKAGES = {"site-packages", "dist-packages"}
-
-
 _STANDARD = sysconfig.get_paths()["stdlib"]
-
-
 _OWN = __name__.partition(".")[0]
 
 

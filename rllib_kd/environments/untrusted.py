@@ -13,18 +13,12 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from rllib_kd.environments.own import is_registered_with_tune
+from rllib_kd.environments.own import package_of
 from rllib_kd.numeric import is_finite
 
 _PACKAGES = ("gymnasium", "ale_py")
-
-
 _MAX_MAP = 64  # rows and columns; FrozenLake makes 6 MiB of tables of it, for each of 50 environments at once
-
-
 _MAX_WEIGHT = 1e6  # of a part of a reward
-
-
 _MAX_STEPS = 10**9  # where an environment is registered without a limit, which can only be made shorter
 
 
@@ -37,11 +31,7 @@ class _Allowed(NamedTuple):
 
 def is_harmless(env: str) -> bool:
     """Return whether the code of an environment is gymnasium's or ALE's: any package can register any name."""
-    if is_registered_with_tune(env) or env not in gym.registry:
-        return False
-    entry_point = gym.registry[env].entry_point
-    module = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", None)
-    return str(module).partition(":")[0].split(".")[0] in _PACKAGES
+    return package_of(env) in _PACKAGES
 
 
 def refusals(env: str | None, env_config: Mapping[Any, Any]) -> list[str]:
@@ -125,19 +115,10 @@ def _is_frameskip(value: Any) -> bool:
 # --- The list ---------------------------------------------------------------------------------------------------------
 
 _FLAG = _Allowed("true or false", lambda value: type(value) is bool)
-
-
 _WEIGHT = _number(-_MAX_WEIGHT, _MAX_WEIGHT)
-
-
 _SHARE = _number(0, 1)
-
-
 _FRAMES = _whole(1, 20)
-
-
 _PIXELS = _whole(1, 256)
-
 
 #: Arguments of the environments of gymnasium 1.2 and ale_py 0.12, except for files (`xml_file`), cameras, sizes of
 #: windows, another game, and texts that are printed.

@@ -133,11 +133,10 @@ def compare_all(
     sources = dict(zip(students, others, strict=True))
     played = resolve_environment(sources, env, env_config, teacher=first, trust_checkpoint=trust_checkpoint)
     make_env = env_maker(*played)
-    playing = partial(_greedily, epsilon, seed)
     named = {"The teacher": first} | {f"The student {name!r}": source for name, source in sources.items()}
     teacher, *fitted = check_players_fit(make_env, {name: source.network() for name, source in named.items()})
     networks = dict(zip(students, fitted, strict=True))
-    teacher_player = playing(teacher)
+    teacher_player = _with_epsilon(GreedyQ(teacher), epsilon, seed=seed)
     with bar("episodes", total=(2 + len(networks)) * num_episodes, shown=progress) as advance:
         game = partial(_play, make_env, seeds, advance)
         returns, teacher_states = game(teacher_player, [teacher, *networks.values()])
@@ -150,22 +149,16 @@ def compare_all(
             _warn_of_teacher(teacher.source, played.name, returns, random_returns)
         comparisons = []
         for name, network in networks.items():
-            returns, states = game(playing(network), [teacher, network])
+            player = _with_epsilon(GreedyQ(network), epsilon, seed=seed)
+            returns, states = game(player, [teacher, network])
             reports = (_report(name, returns, network, states[_eyes(network)]), *baselines)
             figures = _figures(teacher, network, {"teacher": teacher_states, "student": states})
             comparisons.append(_comparison(played, epsilon, reports, figures))
     return comparisons
 
 
-def _greedily(epsilon: float, seed: int, network: Teacher) -> Player:
-    """Return a player of a network's best actions, with a share of random ones."""
-    return _with_epsilon(GreedyQ(network), epsilon, seed=seed)
-
-
 #: Inputs `[M, ...]` of networks in the same states, by `_eyes()`; and the legal actions there, as `_MASKS`.
 _States = dict[int | str | None, np.ndarray]
-
-
 _MASKS = "masks"
 
 
@@ -177,7 +170,7 @@ def _play(
     networks: Sequence[Teacher],
 ) -> tuple[list[float], _States]:
     """Play one episode for each seed; return the returns, and the visited states as inputs of each network."""
-    views = _views(networks)
+    views: dict[int | str | None, Callable[[], View]] = {_eyes(network): network.start for network in networks}
     if networks:
         views[_MASKS] = lambda: mask_view(int(networks[0].action_space.n))
     returns, seen = play(make_env, player, seeds, views=list(views.values()), advance=advance)
@@ -336,11 +329,6 @@ def _eyes(network: Teacher) -> int | None:
         return id(network)
     has_stages = network.pipeline is not None and network.pipeline.stages
     return id(network.pipeline) if has_stages else None
-
-
-def _views(networks: Sequence[Teacher]) -> dict[int | str | None, Callable[[], View]]:
-    """Return a function that starts a view for each distinct pipeline."""
-    return {_eyes(network): network.start for network in networks}
 
 
 def check_players_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> list[Any]:

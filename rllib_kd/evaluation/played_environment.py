@@ -20,8 +20,6 @@ from rllib_kd.environments.untrusted import is_harmless, plain, refusals
 from rllib_kd.evaluation.sources import Source, open_source, open_sources
 
 _SET_IT = "with --env-config (env_config=...)"
-
-
 _TRUST_IT = "--trust-checkpoint (trust_checkpoint=True) if you trust the checkpoint"
 
 

@@ -15,17 +15,9 @@ from rllib_kd.observations.masks import LegalActions, MaskError, random_actions
 from rllib_kd.observations.pipeline import Shown, View
 
 _ENVS_AT_ONCE = 50
-
-
 _GAMES_AT_ONCE = 16  # in a vector env of its own kind, which plays one episode after the other in each place
-
-
 _MAX_STATES = 10_000  # kept of what was seen; at least half as many, of longer play
-
-
 _MAX_EPISODE_STEPS = 30_000  # Atari's own limit is 27,000
-
-
 #: A function from a vector env's observations to actions `[N, ...]`. It may remember earlier steps.
 Act = Callable[[Shown], np.ndarray]
 
@@ -81,21 +73,6 @@ class EpsilonGreedy:
             return np.where(is_random, drawn, actions)
 
         return play
-
-
-class Reflex:
-    """A policy without memory.
-
-    Args:
-        function: from observations `[N, ...]` to actions `[N, ...]`.
-    """
-
-    def __init__(self, function: Callable[[Any], np.ndarray]):
-        self._function = function
-
-    def player(self) -> Act:
-        """Plays one vector env."""
-        return lambda shown: self._function(shown.obs)
 
 
 def play(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rllib_kd.numeric import is_integer
+from rllib_kd.numeric import check_integer
 
 #: Seed of the first episode that evaluates a student, far from those of its training.
 FRESH_SEED = 1_000_000
@@ -31,7 +31,6 @@ def episode_seeds(num_episodes: int, seed: int) -> range:
     Raises:
         ValueError: a number is too small, or no integer.
     """
-    for name, number, low in (("num_episodes", num_episodes, 1), ("seed", seed, 0)):
-        if not is_integer(number, low):
-            raise ValueError(f"`{name}` must be an integer of at least {low}, got {number!r}.")
+    check_integer("num_episodes", num_episodes, low=1)
+    check_integer("seed", seed, low=0)
     return range(seed, seed + num_episodes)

@@ -97,7 +97,7 @@ def connection(
                 raise ValueError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
             except Exception as error:  # of no other kind where the machine is too busy
                 raise OSError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
-        _check_resources(needs, may_grow=address is not None)
+        _check_amounts(needs, ray.cluster_resources(), may_grow=address is not None)
         yield
 
 
@@ -189,10 +189,6 @@ def _check_machine(needs: Mapping[str, float], settings: Mapping[str, Any], *, n
     }
     there = {name: count * (num_nodes or 1) for name, count in own.items()}
     _check_amounts({name: needs[name] for name in there.keys() & needs.keys()}, there, may_grow=False)
-
-
-def _check_resources(needs: Mapping[str, float], *, may_grow: bool) -> None:
-    _check_amounts(needs, ray.cluster_resources(), may_grow=may_grow)
 
 
 def _check_amounts(needs: Mapping[str, float], available: Mapping[str, float], *, may_grow: bool) -> None:

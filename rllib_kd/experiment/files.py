@@ -23,7 +23,6 @@ from rllib_kd.text import did_you_mean
 
 _YAML_KEYS = ("run", "env", "config", "stop", "num_samples", "compare_episodes")
 
-
 #: Other keys of the old layout, with the flags that replace them.
 _YAML_FLAGS = {
     "checkpoint_at_end": "--checkpoint-at-end, which is the default",
@@ -145,7 +144,10 @@ def parse_settings(text: str, what: str) -> dict[str, Any]:
     else:
         is_yaml = False
     try:
-        value = _load_yaml(text) if is_yaml else _load_json(text)
+        if is_yaml:
+            value = _load_yaml(text)
+        else:
+            value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
     except RecursionError as error:
         raise ValueError(f"{what} is nested too deeply. Expected an object like '{example}'.") from error
     except (ValueError, yaml.YAMLError) as error:
@@ -155,10 +157,6 @@ def parse_settings(text: str, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{what} must be a JSON object like '{example}', got {source}.")
     return value
-
-
-def _load_json(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
 
 
 def _refuse_constant(name: str) -> None:

@@ -19,17 +19,11 @@ from rllib_kd.experiment.locations import location
 from rllib_kd.terminal import say
 
 _SIGHUP = getattr(signal, "SIGHUP", None)  # of a closed terminal or a lost ssh; Windows has none
-
-
 #: Seconds within which another SIGTERM counts as the same request: `timeout` signals its child, then the child's group.
 _ECHO = 2.0
-
-
 #: Seconds that a run waits for the end of an iteration after SIGTERM or SIGHUP: schedulers kill a process that has not
 #: ended 30 to 90 s later, without a message. After Ctrl-C it waits until the user presses it again.
 _PATIENCE = 60.0
-
-
 _interrupt = threading.Event()  # of this process, as signals are: Tune pickles callbacks, and restores copies of them
 
 

@@ -28,7 +28,6 @@ RENAMED_METRICS = {
     "episodes_total": "env_runners/num_episodes_lifetime",
 }
 
-
 #: Top-level names of results. Callbacks may add others, so another name is an error only if it resembles one of these.
 _METRICS = (
     "distillation",

@@ -16,11 +16,7 @@ from rllib_kd.checkpoints.uris import list_folder, open_uri
 from rllib_kd.paths import check_path
 
 _TIME = "%Y-%m-%d_%H-%M-%S"  # as in the names of Tune's trials
-
-
 _BEGAN = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?"
-
-
 _MAX_ENV = 60  # characters of an environment's name
 
 

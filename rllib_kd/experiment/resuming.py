@@ -21,18 +21,10 @@ from rllib_kd.teachers.names import PACKAGED_TEACHERS
 from rllib_kd.terminal import say
 
 _RECORD = "flags.json"  # in the experiment's folder
-
-
 _MAX_BYTES = 2**20
-
-
 #: Flags and settings that are paths.
 _PATHS = ("teacher", "--restore")
-
-
 _ADDRESS, _MAX_DEPTH = re.compile(r" at 0x[0-9a-f]+"), 3  # of an object in its repr; of objects in objects
-
-
 _resumed_with: dict[str, float] = {}  # stop criteria of this process: Tune restores the criteria that it has pickled
 
 

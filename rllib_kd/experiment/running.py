@@ -49,10 +49,7 @@ from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
 
 _STOP = "--stop"
-
-
 _LOG_LEVEL = "log_level"  # a setting that any command may change: also one that resumes
-
 
 #: The options that Tune keeps from the start of an experiment.
 _KEPT = (
@@ -65,7 +62,6 @@ _KEPT = (
     "scheduler",
     "scheduler_config",
 )
-
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
 
@@ -107,19 +103,16 @@ def check_options(experiment: CheckedExperiment, options: RunOptions) -> None:
     Raises:
         ValueError: the same as `run()` would raise after the start of Ray.
     """
-    storage = absolute_uri(options.storage_path)
     if options.restore is not None:
         _checkpoint_uri(options.restore, experiment.trainable)
     if options.resume:
-        _check_resumable(f"{storage}/{experiment.name}")
-        _check_unchanged(experiment, options, f"{storage}/{experiment.name}")
+        _check_resumable(folder := folder_of(experiment, options))
+        defaults = _flags(dataclasses.replace(experiment, settings={}, num_samples=1), RunOptions())
+        check_unchanged(recorded(folder), _flags(experiment, options), defaults)
         return
-    check_names(
-        type(experiment.trainable.get_default_config()), options.scheduler_config.get("hyperparam_mutations", ())
-    )
-    _scheduler(options.scheduler, options.scheduler_config)
+    _scheduler(experiment, options)
     _checkpoint_config(options)
-    _check_writable(storage)
+    _check_writable(absolute_uri(options.storage_path))
 
 
 #: Folders that this thread has locked.
@@ -212,30 +205,26 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
             or another run uses their folder.
         OSError: the disk of the results is full.
     """
-    storage = absolute_uri(options.storage_path)
     if options.resume:
-        _check_resumable(f"{storage}/{experiment.name}")
+        _check_resumable(folder_of(experiment, options))
     else:
-        _check_writable(storage)
+        _check_writable(absolute_uri(options.storage_path))
     with alone(experiment, options):
         return _run(experiment, options)
 
 
 def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
     snapshot_often(experiment.num_samples, seconds=1.0)
-    storage = absolute_uri(options.storage_path)
+    storage, folder = absolute_uri(options.storage_path), folder_of(experiment, options)
     space = experiment.param_space
     if options.restore is not None:
         space = _restoring(space, _checkpoint_uri(options.restore, experiment.trainable))
     if options.resume:
-        tuner = _resumed(experiment, space, storage)
+        tuner = _resumed(experiment, space, folder)
     else:
         begin_with({})
-        record(f"{storage}/{experiment.name}", {**_flags(experiment, options), _STOP: experiment.stop})
-        check_names(
-            type(experiment.trainable.get_default_config()), options.scheduler_config.get("hyperparam_mutations", ())
-        )
-        scheduler, checkpoints = _scheduler(options.scheduler, options.scheduler_config), _checkpoint_config(options)
+        record(folder, {**_flags(experiment, options), _STOP: experiment.stop})
+        scheduler, checkpoints = _scheduler(experiment, options), _checkpoint_config(options)
         metrics = [*experiment.stop, getattr(scheduler, "metric", None), checkpoints.checkpoint_score_attribute]
         tuner = tune.Tuner(
             experiment.trainable,
@@ -280,8 +269,7 @@ def _trial_name(trial: Any) -> str:
     return name.replace("/", "_")
 
 
-def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], storage: str) -> tune.Tuner:
-    path = f"{storage}/{experiment.name}"
+def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], path: str) -> tune.Tuner:
     began_with = recorded(path)
     if has_snapshot(path):
         put_back(path)
@@ -292,11 +280,6 @@ def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, A
     if experiment.stop and _STOP in began_with and experiment.stop != began_with[_STOP]:
         check_unfinished(tuner.get_results(), experiment.stop)
     return tuner
-
-
-def _check_unchanged(experiment: CheckedExperiment, options: RunOptions, path: str) -> None:
-    defaults = _flags(dataclasses.replace(experiment, settings={}, num_samples=1), RunOptions())
-    check_unchanged(recorded(path), _flags(experiment, options), defaults)
 
 
 def _flags(experiment: CheckedExperiment, options: RunOptions) -> dict[str, Any]:
@@ -376,7 +359,9 @@ def _restore(path: str, *, algorithm: Any, **kwargs: Any) -> None:
     algorithm.restore_from_path(path)
 
 
-def _scheduler(name: str | None, arguments: Mapping[str, Any]) -> Any:
+def _scheduler(experiment: CheckedExperiment, options: RunOptions) -> Any:
+    name, arguments = options.scheduler, options.scheduler_config
+    check_names(type(experiment.trainable.get_default_config()), arguments.get("hyperparam_mutations", ()))
     if name is None:
         if arguments:
             raise ValueError("--scheduler-config needs a --scheduler. Name one, or leave it out.")

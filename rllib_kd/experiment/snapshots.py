@@ -21,11 +21,7 @@ from ray import tune
 from rllib_kd.checkpoints.uris import is_file, list_folder, replace_remote_file
 
 SNAPSHOT = "snapshot.zip"
-
-
 _MAX_BYTES = 2**30  # of a state: some 50 KB a trial
-
-
 #: Names of the state files of Tune, its searcher and its callbacks, each with the start time of their process. A name
 #: cannot be a path, since the files of a snapshot are written under these names.
 _STATE_FILE = re.compile(r"[^/\\\x00-\x1f]+-(?P<session>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)\.(json|pkl)")

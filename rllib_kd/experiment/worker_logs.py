@@ -11,12 +11,8 @@ from rllib_kd import _rllib
 
 #: The records in which RLlib logs exceptions of an EnvRunner, from its work or from its creation.
 _FAILURE = re.compile(r"Worker exception caught during `apply\(\)`|creation task, \S*ray::\w*EnvRunner\.__init__\(\)")
-
-
 #: The beginning of any record, by RLlib or by Ray.
 _RECORD = re.compile(r"^(\[?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+|Exception raised in creation task: )", re.MULTILINE)
-
-
 _MAX_BYTES = 2**18  # of the end of each log
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,7 @@ _RUNNERS = {
     "torchscript": "torchscript_runner",
 }
 
-
 FORMATS = tuple(_RUNNERS)
-
-
-#: Those of networks: Python files are for trees.
-NETWORK_FORMATS = tuple(name for name in FORMATS if name != "python")
-
-
 _SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -51,10 +44,6 @@ class DeploymentCost:
     peak_memory_bytes: int  # resident, of a process that loads it with its smallest runtime and plays one observation
     latency_ms: float  # median of one observation, on one thread, in that process
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class DeviceCost:
@@ -64,10 +53,6 @@ class DeviceCost:
     ram_bytes: int | None  # static buffers; None, too
     multiply_adds: int  # of one observation
     latency_ms: float  # median of one observation, compiled with -O2
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
-        return asdict(self)
 
 
 def q_function(path: str | os.PathLike[str]) -> Callable[..., np.ndarray]:

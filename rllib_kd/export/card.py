@@ -32,7 +32,6 @@ _FORMATS = {
     "web": "a web page in one file",
 }
 
-
 #: What is printed if none can be written.
 NO_CARD = "no model card: README.md and NAME.md beside the file were written by others"
 

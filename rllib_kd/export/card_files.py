@@ -10,11 +10,7 @@ from rllib_kd.locks import locked
 from rllib_kd.paths import replace_file
 
 _MARK = "<!-- rllib_kd model card {} -->\n"
-
-
 _MARKS = re.compile(r"^<!-- rllib_kd model card [0-9a-f]{16} -->\n", re.MULTILINE)
-
-
 _MAX_BYTES = 2**20  # of a README.md that is read; ours have a few thousand
 
 

@@ -35,7 +35,6 @@ _TORCHSCRIPT = (
     "(--format pt2), or ONNX."
 )
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -100,7 +99,6 @@ def deploy(
     prefix: str | None = None,
     num_episodes: int = 20,
     env_config: Mapping[str, Any] | None = None,
-    trust_checkpoint: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Deployment:
     """Export a Q-network, check it on the states that it visits, measure its cost, and play episodes with it.
@@ -114,7 +112,6 @@ def deploy(
         prefix: what the names in C begin with; None: "student".
         num_episodes: episodes of PyTorch, and as many of the artifact, ≥ 1.
         env_config: as in `compare()`.
-        trust_checkpoint: as in `compare()`.
         advance: called with the number of episodes that have ended since its last call, of 2 × `num_episodes`.
 
     Raises:
@@ -126,8 +123,8 @@ def deploy(
         if format == "torchscript":
             logger.warning(_TORCHSCRIPT)
     seeds = episode_seeds(num_episodes, FRESH_SEED)
-    source = open_source(checkpoint, trust_checkpoint=trust_checkpoint)
-    played = resolve_environment({"the student": source}, env, env_config, trust_checkpoint=trust_checkpoint)
+    source = open_source(checkpoint)
+    played = resolve_environment({"the student": source}, env, env_config)
     network, make_env = source.network(), env_maker(*played)
     check_exportable(network, format=format, int8=int8, prefix=prefix)
     (network,) = check_players_fit(make_env, {"The teacher" if out is None else "The student": network})

@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,6 @@ from rllib_kd.wire import LOG_PROBS, Q_VALUES
 
 TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
 
-
 #: Endings of file names, by format.
 _ENDINGS = {
     "c": (".h",),
@@ -60,20 +59,15 @@ _ENDINGS = {
     "web": (".html",),
 }
 
-
 #: For Q-values above about 64, rounding alone reaches the tolerance: runtimes add in different orders, as PyTorch does
 #: for other batch sizes (measured: PyTorch 3 to 8 steps between neighbouring 32-bit floats, artifacts 4 to 13).
 _ROUNDING_STEPS = 16
-
-
 _CHUNK = 256  # observations at once, in the parity check
-
 
 _UNCHECKED = (
     "There is no C compiler, so the C was written unchecked: neither compared with PyTorch, nor played or measured. "
     "Install cc, gcc or clang, or set $CC, and export again."
 )
-
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +89,6 @@ class Exported:
     def is_checked(self) -> bool:
         """Return whether the artifact was compared with PyTorch: always, but for C without a compiler."""
         return self.num_observations > 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
-        return asdict(self)
 
 
 def export(

@@ -19,14 +19,12 @@ session = onnxruntime.InferenceSession(FILE)
 q_values = session.run(["q_values"], {"obs": np.zeros(SHAPE, np.float32)MASK_INPUT})[0]  # [batch, actions]
 action = q_values.argmax(-1)[0]"""
 
-
 _SAFETENSORS = """\
 import numpy as np
 from rllib_kd.export.runners.numpy_runner import load  # one file, which needs numpy alone: take it with you
 
 q_values = load(FILE)(np.zeros(SHAPE, np.float32)MASK)  # [batch, actions]
 action = q_values.argmax(-1)[0]"""
-
 
 _RECURRENT_ONNX = """\
 import numpy as np
@@ -38,7 +36,6 @@ q_values, *after = session.run(None, {**state, "obs": np.zeros(SHAPE, np.float32
 state = dict(zip(state, after))  # for the next step
 action = q_values.argmax(-1)[0]"""
 
-
 _RECURRENT_SAFETENSORS = """\
 import numpy as np
 from rllib_kd.export.runners.numpy_runner import load  # with remembering.py beside it, it needs numpy alone
@@ -47,7 +44,6 @@ q_values = load(FILE)  # which keeps the state
 q_values.begin()  # an episode
 action = q_values(np.zeros(SHAPE, np.float32)MASK).argmax(-1)[0]"""
 
-
 _TORCHSCRIPT = """\
 import torch
 
@@ -55,14 +51,12 @@ network = torch.jit.load(FILE)
 q_values = network(torch.zeros(SHAPE)MASK)  # [batch, actions]
 action = q_values.argmax(-1)[0].item()"""
 
-
 _PT2 = """\
 import torch
 
 network = torch.export.load(FILE).module()
 q_values = network(torch.zeros(SHAPE)MASK)  # [batch, actions]
 action = q_values.argmax(-1)[0].item()"""
-
 
 _C = """\
 #include "HEADER"
@@ -73,7 +67,6 @@ int choose(void)
 {
     return p_act(GIVEN); /* from 0; negative: the observation is not finite */
 }"""
-
 
 _C_WITH_MASK = """\
 #include "HEADER"
@@ -86,14 +79,11 @@ int choose(void)
     return p_act_legal(GIVEN, legal); /* from 0; negative: not finite, or nothing is legal */
 }"""
 
-
 _C_STATE = "static p_state state; /* zeros, as at the beginning of an episode: p_begin(&state) before the next one */\n"
-
 
 _C_PROGRAM = """\
 cc -std=c99 -O2 -o policy MAIN -lm
 head -c BYTES /dev/zero | ./policy -q  # an observation of zeros: its action and its Q-values"""
-
 
 _C_IN_PYTHON = """\
 import numpy as np
@@ -101,7 +91,6 @@ from rllib_kd.export.runners.c_runner import load  # compiles the header
 
 q_values = load(FILE)(np.zeros(SHAPE, np.float32)MASK)  # [batch, actions]
 action = q_values.argmax(-1)[0]"""
-
 
 _RECURRENT_C_IN_PYTHON = """\
 import numpy as np
@@ -111,7 +100,6 @@ q_values = load(FILE)  # which keeps the state
 q_values.begin()  # an episode
 action = q_values(np.zeros(SHAPE, np.float32)MASK).argmax(-1)[0]"""
 
-
 _NODE = """\
 // In the console of the page: student.qValues([...]), student.act([...]). In node:
 const [, code] = require("fs").readFileSync(FILE, "utf8").match(/<script id="student">(.*?)<\\/script>/s);
@@ -119,13 +107,11 @@ const [, data] = require("fs").readFileSync(FILE, "utf8").match(/id="data">(.*?)
 const student = new Function(`${code}; return makeStudent(JSON.parse(arguments[0]).network);`)(data);
 console.log(student.act(ZEROS), student.qValues(ZEROS));"""
 
-
 _TREE = """\
 from runpy import run_path  # runs the file
 
 q_values = run_path(FILE)["q_values"]([0.0] * NUMBERS)  # of one observation, [actions]
 action = max(range(len(q_values)), key=q_values.__getitem__)"""
-
 
 _TREE_WITH_MASK = """\
 from runpy import run_path  # runs the file
@@ -134,9 +120,7 @@ q_values = run_path(FILE)["q_values"]([0.0] * NUMBERS)  # of one observation, [a
 legal = [0]  # numbers of the legal actions
 action = max(legal, key=q_values.__getitem__)"""
 
-
 _RECURRENT = {"onnx": _RECURRENT_ONNX, "safetensors": _RECURRENT_SAFETENSORS}
-
 
 _PYTHON = {
     "onnx": _ONNX,

@@ -13,8 +13,6 @@ from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.evaluation.sources import Source
 
 _SETTINGS = ("teacher", "loss", "rollout_policy", "kd_coeff", "td_coeff", "lr", "seed")
-
-
 _SAVED_INSIDE = "checkpoint:"  # a teacher without another name than its place in the checkpoint
 
 

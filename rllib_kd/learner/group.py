@@ -27,18 +27,10 @@ from rllib_kd.wire import ACTING, LOG_PROBS, TEACHER_FEATURES, TEACHER_Q, Output
 
 #: Columns that distillation needs (with most losses), and those that TD needs in addition.
 DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
-
-
 TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRUNCATEDS, VALID)
-
-
 #: States on which students are compared with the teacher at each update.
 MAX_METRIC_STATES = 2_048
-
-
 _MOST_BYTES_AT_ONCE = 2**20 // BATCHES_AT_ONCE  # of a batch: what fits a processor's cache
-
-
 _COLUMNS = "columns/"  # before the names of a replay's columns, among other arrays
 
 

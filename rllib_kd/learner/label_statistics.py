@@ -11,17 +11,11 @@ import torch
 from torch import Tensor
 
 _GAP_BINS = 256
-
-
 _LOG2_GAP_RANGE = (-32.0, 32.0)  # action gaps from 2e-10 to 4e9 return units, a factor of 1.19 a bin
-
-
 #: Relative tolerance of ties, eight units of float32 rounding: actions that are worse than the best one by less than
 #: this times the largest Q-value count as equally good. Many actions have equals (two ways around a wall). Then half of
 #: the states may have a gap of 0 or of rounding, on whose scale the cost of a real mistake is a million or more.
 _TIE_TOLERANCE = 8 * 2.0**-23
-
-
 _SMALLEST_SCALE = 1e-6  # return units; a teacher whose values do not vary at all
 
 

@@ -20,19 +20,11 @@ from torch import Tensor
 
 #: Losses on Q-values: the student's outputs are returns, on the teacher's scale.
 VALUE_LOSSES: Final = ("mse", "huber")
-
-
 #: Losses on which action to prefer: the student's outputs have a scale of their own.
 POLICY_LOSSES: Final = ("kl", "nll", "reverse_kl", "jsd", "margin")
-
-
 #: Losses on return distributions: of a C51 student and a C51 teacher.
 DISTRIBUTION_LOSSES: Final = ("categorical",)
-
-
 LOSSES: Final = (*VALUE_LOSSES, *POLICY_LOSSES, *DISTRIBUTION_LOSSES)
-
-
 #: Replaces infinity, which times a probability of 0 is not 0.
 _HUGE: Final = 1e30
 
@@ -74,11 +66,22 @@ def huber(student_q: Tensor, teacher_q: Tensor, *, delta: float = 1.0) -> Tensor
     )
 
 
-def policy_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, student_temperature: float = 1.0) -> Tensor:
-    """Return the forward KL(p_T ‖ p_S) between the softened teacher and the student policy.
+def policy_kl(
+    student_q: Tensor,
+    teacher_q: Tensor,
+    *,
+    temperature: float,
+    student_temperature: float = 1.0,
+    regret_coeff: float | Tensor | None = None,
+) -> Tensor:
+    """Return the forward KL(p_T ‖ p_S) between the softened teacher and the student policy, and c times the regret.
 
     Rusu et al. 2015, arXiv 1511.06295, eq. 3: only the teacher is divided by the temperature there, and the student's
     outputs are logits (`student_temperature=1`).
+
+    The KL ignores the cost of a mistake. A student too small to imitate its teacher everywhere must choose its
+    mistakes, and its expected Q-regret E_{a ~ p_S}[max_b q_T(b) − q_T(a)] is low for cheap ones. It is cost-sensitive
+    as Bastani et al. 2018 (VIPER), arXiv 1805.08328, but weights costs by the student's own policy.
 
     Args:
         student_q: `[B, A]`, logits, or Q-values where `student_temperature` equals `temperature`.
@@ -86,39 +89,8 @@ def policy_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, stude
         temperature: above 0, return units. Low: the teacher's greedy action; high: a uniform policy. Usually 0.01 to 1.
         student_temperature: above 0. 1: the student's outputs become logits; equal to `temperature`: they stay Q-values
             up to a constant per state.
-
-    Returns:
-        `[B]`, nats, ≥ 0.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    _check_same_shape(student_q, teacher_q)
-    return kl_to_target(
-        student_q, policy_target(teacher_q, temperature=temperature), student_temperature=student_temperature
-    )
-
-
-def policy_kl_and_regret(
-    student_q: Tensor,
-    teacher_q: Tensor,
-    *,
-    temperature: float,
-    student_temperature: float,
-    regret_coeff: float | Tensor,
-) -> Tensor:
-    """Return KL + c · E_{a ~ p_S}[max_b q_T(b) − q_T(a)]: `policy_kl`, plus the student's expected Q-regret.
-
-    The KL ignores the cost of a mistake. A student too small to imitate its teacher everywhere must choose its
-    mistakes, and the second term is low for cheap ones. It is cost-sensitive as Bastani et al. 2018 (VIPER), arXiv
-    1805.08328, but weights costs by the student's own policy.
-
-    Args:
-        student_q: `[B, A]`, logits.
-        teacher_q: `[B, A]`, return units.
-        temperature: above 0, return units, of the KL, as in `policy_kl`.
-        student_temperature: above 0, as in `policy_kl`.
-        regret_coeff: c ≥ 0, nats / return unit; for several students one for all, or `[students, 1, 1]`.
+        regret_coeff: c ≥ 0, nats / return unit; for several students one for all, or `[students, 1, 1]`. None: the KL
+            alone.
 
     Returns:
         `[B]`, nats, ≥ 0.
@@ -166,7 +138,7 @@ def kl_to_target(
     student_temperature: float,
     regret_coeff: float | Tensor | None = None,
 ) -> Tensor:
-    """Return what `policy_kl_and_regret()` does, or without `regret_coeff`, what `policy_kl()` does."""
+    """Return what `policy_kl()` does."""
     cost = None if regret_coeff is None else regret_coeff * target.regret
     return _ForwardKL.apply(student_q, target.policy, target.log_policy, target.illegal, cost, student_temperature)
 

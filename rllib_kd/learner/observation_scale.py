@@ -22,19 +22,11 @@ from torch import Tensor, nn
 NORMALIZED_OBS = "normalized_obs"
 
 _LEAST_SCALE = 1e-30  # below it, 1 / scale is not finite in float32
-
-
 #: Scales between the mean and a value that is far. Of N values, none is further from their mean than (3 N)^¼ of their
 #: scales: of 10 million, 74.
 _FAR = 100.0
-
-
 _RARE = 1e-3  # share of all states, up to which far values do not count
-
-
 _ENOUGH = 1_000  # states; later ones are judged by those before, these ones by their own batch without its extremes
-
-
 _RESOLVED = 1e-13  # of the fourth moment around 0: what is left of it around the mean, below that, may be rounding
 
 

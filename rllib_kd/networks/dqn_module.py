@@ -114,8 +114,6 @@ def count_parameters(module: RLModule) -> int:
 
 
 QF_PREDS = "qf_preds"  # the keys of RLlib's QNetAPI.compute_q_values(); the second one of C51 only
-
-
 QF_PROBS = "qf_probs"
 
 

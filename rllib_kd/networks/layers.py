@@ -22,10 +22,7 @@ ELEMENTWISE: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
 }
 
-
 _NAMES = {kind: name for name, kind in ELEMENTWISE.items()}
-
-
 #: Description of one layer, without its weights.
 Layer = Mapping[str, Any]
 
@@ -423,10 +420,7 @@ def _expectation(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 _MAX_PADDING = 1_000  # pixels
-
-
 _MAX_LENGTH = 1_000_000  # of a one-hot vector, or a distribution
-
 
 _BUILDERS = {
     "linear": _linear,

@@ -20,8 +20,6 @@ from rllib_kd.networks.stacking import PlainMLP, stacking_key
 
 #: Values of `quantize`.
 QUANTIZATIONS = ("int8",)
-
-
 _LARGEST = 127
 
 

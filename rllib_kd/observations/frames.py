@@ -12,11 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 OBS = "obs"
-
-
 VALID = "valid"  # whether an action was taken in a row's state
-
-
 CONTEXT = "context"  # whether a row is there for the stacks of later ones only; in packed columns alone
 
 

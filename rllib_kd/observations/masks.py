@@ -17,12 +17,8 @@ import numpy as np
 
 #: Key of a mask in observations and infos, and name of its column.
 MASK = "action_mask"
-
-
 #: Name of the mask of a transition's next state.
 NEXT_MASK = "new_action_mask"
-
-
 _FEATURES = ("observations", "observation")  # keys of what is not the mask, if it is all in one part
 
 

@@ -16,8 +16,6 @@ from rllib_kd.observations.texts import TEXT_SIZE
 
 #: Keys and indices that lead to a part of an observation; empty for the whole.
 Path = tuple[Any, ...]
-
-
 _SMALLEST_IMAGE = 16  # pixels of the shorter side; less is a grid of numbers, if it stands beside other parts
 
 

@@ -13,11 +13,7 @@ from rllib_kd.offline.schema import DataError, bytes_of, in_one_piece, numbers_o
 
 #: Extension types whose arrays are tensors of one shape, with a `shape`: Arrow's own, and two of Ray Data.
 _TENSORS = ("arrow.fixed_shape_tensor", "ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
-
-
 _PICKLED = "ray.data.arrow_pickled_object"
-
-
 _MAX_NESTING = 16  # lists and structs in each other
 
 

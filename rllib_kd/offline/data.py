@@ -27,29 +27,18 @@ from rllib_kd.offline.subset import Subset
 from rllib_kd.offline.unlabelled_files import UnlabelledFiles, files_at
 from rllib_kd.public import public
 from rllib_kd.text import one_line
-from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
+from rllib_kd.wire import RANKING_COLUMN, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
 
-
 _MOST_HELD_OUT, _MOST_NUMBERS = 8_192, 2**25  # rows, and numbers in their observations
-
-
 _MOST_BYTES = 4 * 2**30  # of a replay whose capacity is not set
-
-
 _UNITS, _TD_BYTES = 256, 24  # of a teacher's last layer, if its number is unknown; of the columns of TD
-
-
 _AGAIN = "Name the teacher that has labelled them, or label them again: rllib label"
-
-
 _CHECKED = 256  # whose labels are compared with the teacher's own
-
-
 _TOLERANCE = 1e-2  # of the largest label: other devices and 16-bit floats round differently
 
 
@@ -97,7 +86,7 @@ def check_teacher_of(files: RecordedFiles, teacher: Teacher) -> None:
     if schema is None:
         Labeller(teacher)
         return
-    ranking = TEACHER_LOG_PROBS if teacher.outputs == LOG_PROBS else TEACHER_Q
+    ranking = RANKING_COLUMN[teacher.outputs]
     name, own = f"the teacher '{one_line(teacher.source)}'", fingerprint(teacher)
     for is_wrong, message in (
         (

@@ -30,7 +30,6 @@ _READERS: dict[str, type[ParquetReader] | type[NumpyReader]] = {
     ".npy": NumpyReader,
 }
 
-
 #: Folders in which one of RLlib's EnvRunners has recorded: its index, and how often it had sampled.
 _RUN = re.compile(r"run-(\d{6})-(\d+)$")
 

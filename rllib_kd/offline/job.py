@@ -40,30 +40,14 @@ if TYPE_CHECKING:
 
 #: Rows that the teacher labels at once.
 BATCH_SIZE = 4096
-
-
 #: Actors: how many, or at least and at most how many, as in `ray.data.Dataset.map_batches()`.
 Concurrency = int | tuple[int, int] | None
-
-
 _SAMPLE = 32  # rows that are labelled before the job starts, to find out what is in the files
-
-
 _AT_ONCE = 16  # footers that are read at the same time
-
-
 _PART = 256  # of them, before their contents are compared
-
-
 _MAX_TRIES = 3  # of a file whose actor dies
-
-
 _MAX_BLOCKS = 1_000  # of the Dataset of paths
-
-
 _FEW_TASKS = 4  # for each actor
-
-
 _MAX_SHOWN = 8  # names of columns
 
 

@@ -20,8 +20,6 @@ from rllib_kd.offline.reading import ROW, check_unchanged
 from rllib_kd.offline.schema import FRAMES_BEFORE, DataError, LabelledSchema, open_parquet, to_columns
 
 _FOOTERS_AT_ONCE = 16
-
-
 #: At most so many are read at once.
 PIECE_ROWS, PIECE_BYTES = 65_536, 64 * 2**20
 
@@ -52,8 +50,8 @@ class LabelledFiles:
     """
 
     def __init__(self, uris: str | Sequence[str], filesystem: FileSystem | None = None):
-        self.uris = [uris] if isinstance(uris, str) else list(uris)
-        self._paths = [found for uri in self.uris for found in _find(uri, filesystem)]
+        uris = [uris] if isinstance(uris, str) else list(uris)
+        self._paths = [found for uri in uris for found in _find(uri, filesystem)]
         self.chunks: list[Chunk] = []
         self._first_rows: dict[tuple[int, int], int] = {}  # of each row group, by file and index; and behind the last
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # which wait for a network, if there is one
@@ -65,27 +63,17 @@ class LabelledFiles:
                 self.chunks += [Chunk(index, i, size) for i, size in enumerate(sizes) if size]
                 self._first_rows |= {(index, i): first for i, first in enumerate(accumulate(sizes, initial=0))}
         if not self.chunks:
-            raise DataError(f"The files in {self._shown()} have no rows. Expected at least one.")
+            raise DataError(f"The files in {', '.join(map(repr, uris))} have no rows. Expected at least one.")
+        self.columns = self.schema.columns
+        #: How many numbers an observation has.
+        self.obs_numbers = math.prod(self.schema.obs_shape)
+        #: The most rows that `read()` yields at once.
+        self.piece_rows = max(1, min(PIECE_ROWS, PIECE_BYTES // self.schema.row_bytes))
 
     @property
     def num_rows(self) -> int:
         """Return the rows of all files."""
         return sum(chunk.num_rows for chunk in self.chunks)
-
-    @property
-    def piece_rows(self) -> int:
-        """Return the most rows that `read()` yields at once."""
-        return max(1, min(PIECE_ROWS, PIECE_BYTES // self.schema.row_bytes))
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Return the names of the columns."""
-        return self.schema.columns
-
-    @property
-    def obs_numbers(self) -> int:
-        """Return how many numbers an observation has."""
-        return math.prod(self.schema.obs_shape)
 
     @property
     def first_path(self) -> str:
@@ -120,9 +108,6 @@ class LabelledFiles:
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"cannot be read to its end: {error}", file=path) from error
         check_unchanged(first, self._first_rows[chunk.file, chunk.row_group + 1], path)
-
-    def _shown(self) -> str:
-        return ", ".join(f"'{uri}'" for uri in self.uris)
 
 
 def _read_footer(filesystem: FileSystem, path: str) -> tuple[LabelledSchema, list[int]]:

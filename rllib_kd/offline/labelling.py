@@ -28,7 +28,7 @@ from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.reading import num_rows
 from rllib_kd.offline.schema import OBS_DTYPES, RECORDED, DataError, LabelledSchema
 from rllib_kd.text import one_line
-from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
+from rllib_kd.wire import RANKING_COLUMN, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
@@ -84,19 +84,12 @@ class Labeller:
             columns: the rows.
             env: id of the environment; None if it is unknown.
         """
-        obs = columns[Columns.OBS]
-        labels = (TEACHER_Q, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_FEATURES)
-        return LabelledSchema(
-            obs_shape=obs.shape[1:],
-            obs_dtype=obs.dtype.name,
-            num_actions=self.num_actions,
-            labels=tuple(name for name in labels if name in columns),
-            recorded=tuple(name for name in RECORDED if name in columns),
+        return LabelledSchema.of_rows(
+            columns,
             teacher=one_line(self._teacher.source, limit=1_000),
             fingerprint=self.fingerprint,
+            support=self._teacher.support,
             env=env,
-            support=self._teacher.support if TEACHER_PROBS in columns else None,
-            num_features=columns[TEACHER_FEATURES].shape[1] if TEACHER_FEATURES in columns else None,
         )
 
     def check_columns(self, actions: tuple[Any, Any] | None, mask_size: int | None, file: str) -> None:
@@ -197,9 +190,8 @@ class Labeller:
                 shown = values[wrong[0]].ravel()[:8].tolist()
                 source = one_line(self._teacher.source, limit=300)
                 raise place.error(f"the teacher '{source}' returns {shown}", name, row=wrong[0])
-        if self._teacher.outputs == LOG_PROBS:
-            arrays = {TEACHER_LOG_PROBS if name == TEACHER_Q else name: values for name, values in arrays.items()}
-        return arrays
+        ranking = RANKING_COLUMN[self._teacher.outputs]
+        return {ranking if name == TEACHER_Q else name: values for name, values in arrays.items()}
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         with warnings.catch_warnings():

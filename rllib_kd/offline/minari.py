@@ -29,14 +29,9 @@ from rllib_kd.offline.reading import Contents, num_rows, part_of, rows_at_once
 from rllib_kd.offline.schema import DataError, open_parquet
 
 METADATA_FILE = "metadata.json"
-
-
 #: Ends of the names of the files of each format, and the name of the one of HDF5.
 ENDINGS = {"hdf5": ".hdf5", "arrow": ".arrow", "parquet": ".parquet"}
-
-
 _MAIN = "main_data.hdf5"
-
 
 #: Minari's names by RLlib's.
 _NAMES = {
@@ -78,19 +73,16 @@ class MinariReader:
 
     def inspect(self, filesystem: FileSystem, path: str) -> Contents:
         """Return what a file contains."""
-        types = dict.fromkeys(_NAMES, "")
-        types[Columns.OBS] = str(self.observation_space)
+        types = dict.fromkeys((*_NAMES, Columns.EPS_ID, Columns.T), "") | {Columns.OBS: str(self.observation_space)}
         if self.format == "hdf5":
-            return Contents({**types, Columns.EPS_ID: "", Columns.T: ""}, left_out=("infos",))
+            return Contents(types, left_out=("infos",))
         with _named(path), _open_table(filesystem, path, self.format) as (schema, rows, _):
             for name in _NAMES.values():
                 if name not in schema.names:
                     raise DataError("is missing", file=path, column=name)
                 if not (name == "observations" and self._has_jpeg):
                     check_type(schema.field(name).type, file=path, column=name)
-            return Contents(
-                {**types, Columns.EPS_ID: "", Columns.T: ""}, num_rows=max(0, rows - 1), left_out=("infos",)
-            )
+            return Contents(types, num_rows=max(0, rows - 1), left_out=("infos",))
 
     def batches(self, filesystem: FileSystem, path: str, batch_size: int) -> Iterator[dict[str, Any]]:
         """Yield the steps of a file. The last observation of an episode, at which no action was taken, is no step."""
@@ -125,15 +117,11 @@ class MinariReader:
 
     def _decoded(self, space: gym.Space, array: Any, file: str, column: str) -> Any:
         """Return observations in Arrow as arrays, with the shapes of the space."""
-        if isinstance(space, gym.spaces.Dict):
+        if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+            parts = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
             return {
-                key: self._decoded(part, _field(array, key, file, column), file, f"{column}.{key}")
-                for key, part in space.spaces.items()
-            }
-        if isinstance(space, gym.spaces.Tuple):
-            return {
-                index: self._decoded(part, _field(array, str(index), file, column), file, f"{column}.{index}")
-                for index, part in enumerate(space.spaces)
+                key: self._decoded(part, _field(array, str(key), file, column), file, f"{column}.{key}")
+                for key, part in parts
             }
         if self._has_jpeg and _is_image(space):
             return _images([item.as_py() for item in array], space, file, column)

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 from pyarrow.fs import FileSystem, FileType
 from ray.rllib.core.columns import Columns
@@ -53,8 +52,6 @@ class NumpyReader:
     Args:
         obs_column: name of the array of observations in a `.npz`.
     """
-
-    observation_space: gym.Space | None = None
 
     def __init__(self, obs_column: str = Columns.OBS):
         self._obs_column = obs_column

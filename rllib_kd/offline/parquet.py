@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import gymnasium as gym
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data  # noqa: F401 (registers its types of columns, so that they are recognised)
@@ -19,8 +18,6 @@ from rllib_kd.offline.reading import Contents, rows_at_once, used_columns
 from rllib_kd.offline.schema import DataError, open_parquet
 
 _EPISODES = "item"  # the column of whole episodes that RLlib records by default
-
-
 _UNPACKED = "Record rows of numbers: .offline_data(output_write_episodes=False, output_compress_columns=[])."
 
 
@@ -30,8 +27,6 @@ class ParquetReader:
     Args:
         obs_column: name of the column of observations.
     """
-
-    observation_space: gym.Space | None = None
 
     def __init__(self, obs_column: str = Columns.OBS):
         self._obs_column = obs_column

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import gymnasium as gym
 import numpy as np
 from pyarrow.fs import FileSystem
 from ray.rllib.core.columns import Columns
@@ -16,11 +15,7 @@ from rllib_kd.text import did_you_mean
 
 #: Column that files add to those that are read: the index of each row in its file, `[R]`, for messages.
 ROW = "row in its file"
-
-
 _MAX_BATCH = 2**26  # bytes of a batch in memory
-
-
 _MAX_SHOWN = 12  # names, in a message
 
 
@@ -69,10 +64,6 @@ def _shown(kind: str | None, size: int | None) -> str:
 
 class Reader(Protocol):
     """Reads files of one kind."""
-
-    @property
-    def observation_space(self) -> gym.Space | None:
-        """Return the space of the observations, if it is recorded."""
 
     def inspect(self, filesystem: FileSystem, path: str) -> Contents:
         """Return what a file contains, without reading its rows.

@@ -14,11 +14,11 @@ from rllib_kd.observations.frames import VALID
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.listing import filesystem_of
 from rllib_kd.offline.reading import part_of
-from rllib_kd.offline.schema import RECORDED, LabelledSchema
+from rllib_kd.offline.schema import LabelledSchema
 from rllib_kd.offline.stacks import saved_share
 from rllib_kd.offline.writing import rows_of_group, write_file
 from rllib_kd.text import one_line
-from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
+from rllib_kd.wire import RANKING_COLUMN, TEACHER_Q
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
@@ -55,7 +55,7 @@ class Recorder:
         self._max_rows, self._max_bytes = max_rows, max_bytes
         self._teacher = one_line(teacher.source, limit=1_000)
         self._fingerprint, self._support = fingerprint(teacher), teacher.support
-        self._ranking = TEACHER_LOG_PROBS if teacher.outputs == LOG_PROBS else TEACHER_Q
+        self._ranking = RANKING_COLUMN[teacher.outputs]
         self._episodes = np.zeros(num_envs, dtype=np.int64)  # number of each environment's running episode
         self._t = np.zeros(num_envs, dtype=np.int64)  # steps in it so far
         self._num_frames: int | None = None  # of stacks that are stored frame by frame; None: not known yet
@@ -111,7 +111,14 @@ class Recorder:
         filesystem, folder = filesystem_of(self._uri)
         path = posixpath.join(folder, f"{self._name}-{self._num_files:06}.parquet")
         rows = self._rows(parts)
-        schema = self._schema_of(rows)
+        schema = LabelledSchema.of_rows(
+            rows,
+            teacher=self._teacher,
+            fingerprint=self._fingerprint,
+            support=self._support,
+            env=self._env,
+            num_frames=self._num_frames or 1,
+        )
         group = rows_of_group(schema)  # at once, so that each begins a sequence of frames
         starts = range(0, len(rows[Columns.OBS]), group)
         write_file(filesystem, path, (part_of(rows, start, start + group) for start in starts), schema)
@@ -142,24 +149,6 @@ class Recorder:
             self._num_frames = num_frames if is_stack else 1
         if self._num_frames > 1:
             rows[Columns.OBS] = stacks
-
-    def _schema_of(self, rows: Mapping[str, np.ndarray]) -> LabelledSchema:
-        obs = rows[Columns.OBS]
-        features = rows.get(TEACHER_FEATURES)
-        labels = (TEACHER_Q, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_FEATURES)
-        return LabelledSchema(
-            obs_shape=obs.shape[1:],
-            obs_dtype=obs.dtype.name,
-            num_actions=rows[self._ranking].shape[1],
-            labels=tuple(name for name in labels if name in rows),
-            recorded=tuple(name for name in RECORDED if name in rows),
-            teacher=self._teacher,
-            fingerprint=self._fingerprint,
-            env=self._env,
-            support=self._support if TEACHER_PROBS in rows else None,
-            num_features=None if features is None else features.shape[1],
-            num_frames=self._num_frames or 1,
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_waiting", "_name", "_num_files")}

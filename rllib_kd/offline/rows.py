@@ -10,19 +10,18 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd.observations.frames import VALID
 from rllib_kd.observations.masks import MASK
+from rllib_kd.offline.columns import Place
 from rllib_kd.offline.labelling import Labeller
 from rllib_kd.offline.reading import ROW
-from rllib_kd.offline.schema import DataError, LabelledSchema
+from rllib_kd.offline.schema import LabelledSchema
 from rllib_kd.offline.stream import Piece
-from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
+from rllib_kd.wire import RANKING_COLUMN, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
 
 #: Columns of files that determine a row's successor.
 SUCCESSION = (Columns.EPS_ID, Columns.T, Columns.TERMINATEDS, Columns.TRUNCATEDS)
-
-
 #: Columns of files that TD needs.
 TD_IN_FILES = (Columns.ACTIONS, Columns.REWARDS, *SUCCESSION)
 
@@ -42,7 +41,7 @@ class LearnerColumns:
     def __init__(self, names: Sequence[str], teacher: Teacher, schema: LabelledSchema | None):
         self._names = tuple(names)
         self._schema = schema
-        self._ranking = TEACHER_LOG_PROBS if teacher.outputs == LOG_PROBS else TEACHER_Q
+        self._ranking = RANKING_COLUMN[teacher.outputs]
         wanted = {self._ranking if name == TEACHER_Q else name for name in self._names if name.startswith("teacher_")}
         self._missing = wanted - set(schema.labels if schema is not None else ())
         further = tuple({TEACHER_PROBS, TEACHER_FEATURES} & self._missing)
@@ -67,7 +66,7 @@ class LearnerColumns:
             assert self._label is not None
             columns = self._label(columns, file=piece.path, start=rows)
         else:
-            _check(columns, self._schema, piece.path, rows)
+            _check(columns, self._schema, Place(piece.path, rows))
             if self._label is not None:
                 seen = {name: columns[name] for name in (Columns.OBS, MASK) if name in columns}
                 labels = self._label(seen, file=piece.path, start=rows)
@@ -80,7 +79,7 @@ class LearnerColumns:
         return {name: columns[name] for name in (*self._names, *masks)}
 
 
-def _check(columns: Mapping[str, Any], schema: LabelledSchema, path: str, rows: np.ndarray | None) -> None:
+def _check(columns: Mapping[str, Any], schema: LabelledSchema, place: Place) -> None:
     """Check the numbers of labelled rows, which others may have written.
 
     Raises:
@@ -93,24 +92,15 @@ def _check(columns: Mapping[str, Any], schema: LabelledSchema, path: str, rows: 
         if name in (TEACHER_Q, TEACHER_LOG_PROBS) and not is_right.all():
             is_right |= np.isneginf(values) & is_right.any(-1, keepdims=True)
         if not is_right.all():
-            place = tuple(np.argwhere(~is_right)[0])
-            message = (
-                f"{_row(rows, place[0])}has the number {values[place]}; expected finite ones. Leave out such rows, or "
-                "correct them"
-            )
-            raise DataError(message, file=path, column=name)
+            at = tuple(np.argwhere(~is_right)[0])
+            message = f"has the number {values[at]}; expected finite ones. Leave out such rows, or correct them"
+            raise place.error(message, name, row=at[0])
     if Columns.ACTIONS in columns:
         actions = columns[Columns.ACTIONS]
         wrong = (actions < 0) | (actions >= schema.num_actions)
         if wrong.any():
-            at = _row(rows, np.flatnonzero(wrong)[0])
-            message = f"{at}has the action {actions[wrong][0]}; expected 0 to {schema.num_actions - 1}"
-            raise DataError(message, file=path, column=Columns.ACTIONS)
-
-
-def _row(rows: np.ndarray | None, index: int) -> str:
-    """Return the beginning of a message about a row: its index in the file, if it is known."""
-    return "" if rows is None else f"row {rows[index]}: "
+            message = f"has the action {actions[wrong][0]}; expected 0 to {schema.num_actions - 1}"
+            raise place.error(message, Columns.ACTIONS, row=np.flatnonzero(wrong)[0])
 
 
 def has_successor(columns: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -46,7 +46,6 @@ from rllib_kd.wire import TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TE
 #: Key of the metadata of a labelled file, and the version of what they contain.
 METADATA, FORMAT_VERSION = b"rllib_kd", 1
 
-
 #: Columns that a row may have beside `obs` and labels, in the order of a file, with their types; None: of `[A]` bools.
 RECORDED: dict[str, pa.DataType | None] = {
     Columns.ACTIONS: pa.int64(),
@@ -58,24 +57,13 @@ RECORDED: dict[str, pa.DataType | None] = {
     MASK: None,
 }
 
-
 #: Types of the numbers of an observation.
 OBS_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
-
-
 _MAX_FRAMES = 16  # of a stack: it takes this many times the memory of a file's rows
-
-
 #: Column of the frames before a stack's newest one, if the row before lacks them.
 FRAMES_BEFORE = "frames_before"
-
-
 _LABELS = (TEACHER_Q, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_FEATURES)
-
-
 _BUFFER = 2**22  # bytes of a column that are read at once: not all of a row group, which may be all of a file
-
-
 _MAX_MESSAGE = 1_500  # characters of an error, which may quote a file
 
 
@@ -219,6 +207,27 @@ class LabelledSchema:
         if shape:
             return pa.list_(pa.from_numpy_dtype(self.dtype_of(column)), math.prod(shape))
         return RECORDED.get(column) or pa.from_numpy_dtype(self.dtype_of(column))
+
+    @classmethod
+    def of_rows(cls, rows: Mapping[str, np.ndarray], *, support: Support | None, **fields: Any) -> LabelledSchema:
+        """Return the schema of labelled rows.
+
+        Args:
+            rows: their columns, by name.
+            support: support of `teacher_probs`, if they are among the columns.
+            fields: the fields that rows do not tell: `teacher`, `fingerprint`, `env`, `num_frames`.
+        """
+        obs, labels = rows[Columns.OBS], tuple(name for name in _LABELS if name in rows)
+        return cls(
+            obs_shape=obs.shape[1:],
+            obs_dtype=obs.dtype.name,
+            num_actions=rows[labels[0]].shape[1],
+            labels=labels,
+            recorded=tuple(name for name in RECORDED if name in rows),
+            support=support if TEACHER_PROBS in rows else None,
+            num_features=rows[TEACHER_FEATURES].shape[1] if TEACHER_FEATURES in rows else None,
+            **fields,
+        )
 
     def to_arrow(self) -> pa.Schema:
         """Return the schema of a file, with metadata."""
@@ -393,20 +402,6 @@ def bytes_of(array: pa.FixedSizeBinaryArray) -> np.ndarray:
     start = array.offset * size
     values = np.empty(0, np.uint8) if content is None else np.frombuffer(content, np.uint8)
     return values[start : start + len(array) * size].reshape(len(array), size)
-
-
-def read_schema(filesystem: FileSystem, path: str) -> LabelledSchema:
-    """Read the schema of a labelled file: its footer alone.
-
-    Args:
-        filesystem: filesystem of the path.
-        path: path of a file.
-
-    Raises:
-        DataError: it is missing, no Parquet, or not of a labelled file; or as `LabelledSchema.from_arrow()`.
-    """
-    with open_parquet(filesystem, path) as file:
-        return LabelledSchema.from_arrow(file.schema_arrow, path)
 
 
 def open_parquet(filesystem: FileSystem, path: str) -> pq.ParquetFile:

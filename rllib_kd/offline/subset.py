@@ -64,6 +64,9 @@ class Subset:
         self._files = files
         self._low, self._high = low, high
         self._chunks: list[Chunk] | None = None
+        self.schema: LabelledSchema | None = files.schema
+        self.columns, self.obs_numbers, self.piece_rows = files.columns, files.obs_numbers, files.piece_rows
+        self.first_path, self.path_of = files.first_path, files.path_of
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -85,42 +88,13 @@ class Subset:
         return self._chunks
 
     @property
-    def schema(self) -> LabelledSchema | None:
-        """Return the schema of the files; None if they have no labels."""
-        return self._files.schema
-
-    @property
     def num_rows(self) -> int:
         """Return the number of these rows."""
         return sum(chunk.num_rows for chunk in self.chunks)
 
-    @property
-    def piece_rows(self) -> int:
-        """Return the most rows that `read()` yields at once."""
-        return self._files.piece_rows
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Return the names of the columns."""
-        return self._files.columns
-
-    @property
-    def obs_numbers(self) -> int:
-        """Return how many numbers an observation has."""
-        return self._files.obs_numbers
-
-    @property
-    def first_path(self) -> str:
-        """Return the path of the first file, for messages about all."""
-        return self._files.first_path
-
     def fingerprint(self) -> str:
         """Return a text that is equal for the same subset of files of equal names and sizes."""
         return f"{self._files.fingerprint()} {self._low:g} {self._high:g}"
-
-    def path_of(self, chunk: Chunk) -> str:
-        """Return the path of a chunk's file."""
-        return self._files.path_of(chunk)
 
     def read(self, chunk: Chunk, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield the rows of a chunk in pieces, with those of the named columns that the files have."""

@@ -17,11 +17,7 @@ from ray.rllib.core.columns import Columns
 from rllib_kd.offline.schema import LabelledSchema, to_table
 
 _ROWS, _BYTES = 2**16, 2**25  # of a row group; a shuffling reader takes whole ones
-
-
 _PART = re.compile(r"\..*\.parquet\.[0-9a-f]{32}\.part")  # names of files that are not whole
-
-
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # they have no folders, but would keep empty objects for them
 
 

@@ -167,7 +167,8 @@ def options_of(asked: Any) -> dict[str, Any]:
     values = {field.name: getattr(asked, field.name) for field in fields(asked) if field.name != "out"}
     values["teacher"] = _named(asked.teacher)
     source = {"source of the environment": digest} if (digest := source_digest(asked.env)) else {}
-    return {**{name: plain(value) for name, value in values.items()}, **source, **_versions()}
+    own_versions = {f"version of {name}": value for name, value in versions().items()}
+    return {**{name: plain(value) for name, value in values.items()}, **source, **own_versions}
 
 
 def versions() -> dict[str, str]:
@@ -186,10 +187,6 @@ def check_unchanged(folder: Path, began_with: Mapping[str, Any], now: Mapping[st
             f"The run in '{folder}' can only be resumed as it began, or its certificate would not hold: {words}. Leave "
             "these options out, or start a new run in another folder."
         )
-
-
-def _versions() -> dict[str, str]:
-    return {f"version of {name}": value for name, value in versions().items()}
 
 
 def _named(teacher: Any) -> Any:

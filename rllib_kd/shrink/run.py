@@ -14,8 +14,7 @@ import numpy as np
 
 from rllib_kd.certificates.certificate import Certificate, RatioTest, fewest_episodes
 from rllib_kd.certificates.certification import Episodes, Tested, certify
-from rllib_kd.certificates.games import Games, first_certificate_seed
-from rllib_kd.certificates.held_out import RowGames
+from rllib_kd.certificates.games import first_certificate_seed
 from rllib_kd.evaluation.return_ratio import doubt
 from rllib_kd.evaluation.seeds import FIRST_CHECK, VALIDATION_SEED
 from rllib_kd.experiment.interrupts import saving_on_interrupt
@@ -86,7 +85,7 @@ class Run:
         with saving_on_interrupt() as self._interrupted, line(shown=progress) as self._show:
             try:
                 with self._working() as self._crew:
-                    self._games = self._new_games()
+                    self._games = self.arena.new_games(self.teacher, self.asked.seed, self._crew)
                     if "games" in self.state:
                         self._games.set_state(self.state["games"])
                     self._keep(command=self.state.get("command", command))
@@ -113,9 +112,6 @@ class Run:
         task = ActorTask(self.arena.env, self.settings)
         with listening(), working(self.teacher, task, self.parts) as crew:
             yield crew
-
-    def _new_games(self) -> Games | RowGames:
-        return self.arena.new_games(self.teacher, self.asked.seed, self._crew)
 
     def _training(self) -> AbstractContextManager[Trainer | SpreadTrainer]:
         return running(self.config) if self._crew is None else nullcontext(SpreadTrainer(self._crew))

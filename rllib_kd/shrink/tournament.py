@@ -32,8 +32,6 @@ _FIRST_FINAL = 3
 _NUM_TESTED = 3
 #: Larger sizes play on beside the smallest one that seems to be good enough, in case its certificate fails.
 _NUM_LARGER = 1
-
-
 #: Plays validation episodes: modules by name, number of the first episode, number of episodes → returns by name.
 Play = Callable[[Mapping[str, Any], int, int], Mapping[str, Sequence[float]]]
 #: Returns of teacher and random policy, `[2, n]`, in validation episodes: number of the first one, number of episodes.

@@ -29,11 +29,7 @@ from rllib_kd.students.chains import Chain, Layer, heads, match, merged, network
 
 #: Weight of the pull towards the teacher's own weights, as a share of the mean square of the columns.
 RIDGE = 1e-5
-
-
 _TINY = 1e-12
-
-
 _STATES_AT_ONCE = 32  # of images: their windows would fill the memory
 
 

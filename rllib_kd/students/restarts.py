@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _MARK = "__restart_"
-
-
 #: The weight of the expected Q-regret, as a multiple of its default: the copies have these in turn.
 REGRET_FACTORS = (1.0, 3.0, 10.0, 30.0)
 

@@ -53,7 +53,7 @@ from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, sna
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.networks.trees.shape import TREE
-from rllib_kd.numeric import is_integer
+from rllib_kd.numeric import check_integer
 from rllib_kd.offline.data import all_files
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.rows import TD_IN_FILES
@@ -89,20 +89,11 @@ from rllib_kd.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-
 SEARCHES = ("optuna", "random")
-
-
 #: The latency of a student on a node of a cluster means nothing elsewhere.
 _MINIMIZED = tuple(name for name in MINIMIZED if name != "latency")
-
-
 SCHEDULERS = ("none", "asha", "pbt")
-
-
 Space = Callable[..., Mapping[str, Domain]]
-
-
 _MAX_FAILURES = 3  # of a trial, that send it back to its last checkpoint
 
 
@@ -159,8 +150,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         for name, low in (("num_samples", 1), ("num_seeds", 1), ("env_steps", 1), ("seed", 0)):
-            if not is_integer(value := getattr(self, name), low):
-                raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
+            check_integer(name, getattr(self, name), low=low)
         check_not_own(self.config, "config")
         if self.keep is not None:
             RatioTest(self.keep, 1 - self.confidence)  # which checks both

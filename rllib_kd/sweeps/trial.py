@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ray import tune
 
-from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
+from rllib_kd.algorithm.algorithm import DistillDQNConfig
 from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.certificates.agreement import AGREEMENT
@@ -104,7 +104,9 @@ class StudentTrial(tune.Trainable):
         task = self._task
         goal = math.ceil(task.env_steps * (self.iteration + 1) / NUM_REPORTS)
         for student in self._students:
-            _train_until(student, min(goal, task.env_steps))
+            # None, if a trial has ended and its driver died before it noted that.
+            while student.num_env_steps < min(goal, task.env_steps):
+                student.train()
         is_done = goal >= task.env_steps
         networks = [open_source(student).network() for student in self._students]
         ratios = self._return_ratios(networks, is_done=is_done) if task.states is None else self._agreements(networks)
@@ -167,11 +169,6 @@ def student_cost(student: Teacher, minimize: str) -> float:
     assert student.pipeline is not None  # the student of an Algorithm has one
     (cost,) = measure({"student": student.module}, student.pipeline, minimize).values()
     return float(measured_cost(cost, minimize) or 0)
-
-
-def _train_until(student: DistillDQN, env_steps: int) -> None:
-    while student.num_env_steps < env_steps:  # none, if a trial has ended and its driver died before it noted that
-        student.train()
 
 
 def settings_of(sample: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rllib_kd.checkpoints.archives import as_tensors
-from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.networks.layers import Layer
 from rllib_kd.observations.pipeline import Images
 from rllib_kd.teachers.base import Teacher
@@ -31,13 +31,8 @@ from rllib_kd.wire import LOG_PROBS, Q_VALUES, Outputs
 
 logger = logging.getLogger(__name__)
 
-
 _NATURE_KERNELS = (8, 4, 3)
-
-
 _PIXELS = 84  # high and wide
-
-
 _C51 = "model_weights"  # the entry of c51.py's weights, beside its arguments
 
 
@@ -89,12 +84,8 @@ def load_cleanrl(saved: Any, uri: str) -> Teacher:
     network = _acting(weights)
     assert network is not None
     tensors = as_tensors(weights, uri)
-    try:
+    with as_checkpoint_error(lambda error: f"'{uri}' has a network that does not fit: {reason(error)}"):
         return _load(network, tensors, uri)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"'{uri}' has a network that does not fit: {reason(error)}") from error
 
 
 def _unwrapped(saved: Any) -> Any:

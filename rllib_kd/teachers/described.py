@@ -12,7 +12,7 @@ import torch
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
-from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.numeric import is_integer
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
@@ -30,18 +30,16 @@ def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: 
     Raises:
         CheckpointError: the function fails, or does not return Q-values.
     """
-    try:
+    with as_checkpoint_error(
+        lambda error: (
+            f"'{uri}' fails on observations of the shape {list(shape)}: {first_line(error)}. Expected a "
+            "function of batches of any size."
+        )
+    ):
         if len(shape) > limits.MAX_RANK or math.prod(shape) > limits.MAX_INPUTS:
             raise ValueError("these are too many numbers")
         q = torch.as_tensor(function(torch.zeros(2, *shape)))
         function(torch.zeros(3, *shape))  # an example of two rows may have fixed their number
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"'{uri}' fails on observations of the shape {list(shape)}: {first_line(error)}. Expected a function of "
-            "batches of any size."
-        ) from error
     if q.ndim != 2 or len(q) != 2 or q.shape[1] == 0:
         raise CheckpointError(
             f"'{uri}' returns the shape {list(q.shape)} for two observations, expected Q-values [2, actions]."

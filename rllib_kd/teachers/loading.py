@@ -29,9 +29,6 @@ from rllib_kd.teachers.safetensors import load_safetensors
 from rllib_kd.teachers.sb3 import load_sb3
 from rllib_kd.teachers.torchscript import load_pt2, load_torchscript
 
-#: A teacher that is not loaded: its path or URI, or a dict with the path.
-Described = str | os.PathLike[str] | Mapping[str, Any]
-
 
 @public
 def load_teacher(

@@ -23,8 +23,6 @@ class PackagedTeacher(NamedTuple):
 
 #: Packaged teachers by name.
 PACKAGED_TEACHERS = {"cartpole": PackagedTeacher(Path(__file__).parent / "cartpole", "CartPole-v1")}
-
-
 #: The keys of a teacher that is described in a config: its path, and what its file does not record of the network.
 DESCRIPTION_KEYS = frozenset({"path", "network"})
 

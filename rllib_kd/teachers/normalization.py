@@ -24,7 +24,6 @@ from rllib_kd.text import one_line
 
 logger = logging.getLogger(__name__)
 
-
 #: Names that suggest statistics of observations.
 _LOOKS_LIKE_NORMALIZATION = re.compile(
     r"(normali[sz]|vec_?norm|norm_?(obs|stat)|(obs|ret)_?(rms|stat|norm)|running_?mean|mean_?std)"
@@ -32,23 +31,14 @@ _LOOKS_LIKE_NORMALIZATION = re.compile(
     re.IGNORECASE,
 )
 
-
 #: Names of `VecNormalize.save()`: in the zoo of Stable-Baselines3, in its documentation and on its hub.
 _NORMALIZATION = ("vecnormalize.pkl", "vec_normalize.pkl")
-
-
 #: A zip of Stable-Baselines3's CheckpointCallback.
 _STEPS = re.compile(r"(?P<name>.*)_(?P<steps>\d+)_steps")
-
-
 #: A folder of the zoo: environment, number of the run, and perhaps a UUID.
 _ZOO_RUN = re.compile(r"(?P<env>.*[^.].*)_\d+(_[0-9a-f-]{36})?")
-
-
 #: Endings of files that are never pickles, and are not opened.
 _NO_PICKLES = (".csv", ".json", ".log", ".md", ".mp4", ".npy", ".npz", ".png", ".py", ".txt", ".yaml", ".yml", ".zip")
-
-
 _ABOVE = ".."  # the folder above the zip's, in the names of files around it
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rllib_kd import limits
-from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher, in_parts
 from rllib_kd.teachers.described import first_line, teacher_of
@@ -41,13 +41,11 @@ def load_onnx(content: bytes, uri: str) -> Teacher:
         from rllib_kd.teachers.onnx_model import check_model
     except ImportError as error:
         raise ValueError(f"ONNX needs the package '{error.name}'. pip install 'rllib-kd[onnx]'") from error
-    try:
+    with as_checkpoint_error(
+        lambda error: f"'{uri}' cannot be read as ONNX: {first_line(error)}. Is the file complete?"
+    ):
         model = check_model(content, uri)
         function = OnnxFunction(model.content, model.num_numbers, uri)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"'{uri}' cannot be read as ONNX: {first_line(error)}. Is the file complete?") from error
     if not all(isinstance(length, int) and length > 0 for length in function.shape):
         raise CheckpointError(f"'{uri}' takes observations of the shape {function.shape}. Expected fixed lengths.")
     return teacher_of(function, function.shape, uri, model.num_parameters)

@@ -16,13 +16,8 @@ from rllib_kd.teachers.onnx_operators import OPERATORS, Node, Shape, domain_of
 from rllib_kd.teachers.onnx_parameters import check_lengths, check_parameters
 
 _MAX_AXES = 32  # of a tensor
-
-
 MAX_VALUES = 64  # numbers of a tensor that may be lengths, axes or scales
-
-
 _EIGHT_BYTES = frozenset({TensorProto.DOUBLE, TensorProto.INT64, TensorProto.UINT64})
-
 
 NUMBERS = _EIGHT_BYTES | {
     *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.BOOL),
@@ -172,8 +167,6 @@ def _is_small(tensor: Any) -> bool:
 
 
 _LENGTHS = (TensorProto.INT32, TensorProto.INT64)
-
-
 _ARITHMETIC = ("Add", "Cast", "Div", "Max", "Min", "Mul", "ReduceProd", "Sub")
 
 

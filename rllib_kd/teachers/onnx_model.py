@@ -221,7 +221,6 @@ _VALUES = {
     onnx.AttributeProto.TENSORS: "tensors",
 }
 
-
 _DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
 

@@ -104,7 +104,6 @@ _ELEMENTWISE = """
     Transpose Trilu Unsqueeze Upsample Where Xor
 """
 
-
 OPERATORS: dict[tuple[str, str], _Work] = {
     **{("", name): _times(10) for name in _ELEMENTWISE.split()},
     ("", "AveragePool"): _pool,

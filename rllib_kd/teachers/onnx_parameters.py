@@ -18,7 +18,6 @@ from rllib_kd import limits
 
 _INTEGERS = frozenset(getattr(TensorProto, f"{kind}INT{bits}") for kind in ("", "U") for bits in (8, 16, 32, 64))
 
-
 #: Attributes that are 0 or 1. onnx and onnxruntime read other numbers differently.
 _FLAGS = frozenset(
     {
@@ -29,10 +28,8 @@ _FLAGS = frozenset(
     }
 )
 
-
 #: Attributes that may be any integer: numbers, and ends of slices, which are often the largest one.
 _ANY = frozenset({"end", "ends", "seed", "start", "starts", "value_int", "value_ints"})
-
 
 #: Inputs that are lengths, counts, axes or steps: their places.
 _LENGTHS: Mapping[str, Sequence[int]] = {
@@ -44,12 +41,8 @@ _LENGTHS: Mapping[str, Sequence[int]] = {
     **dict.fromkeys(("Tile", "TopK", "Trilu", "Unsqueeze"), (1,)),
 }
 
-
 _MAX_LENGTH = 2**31  # of what is computed of lengths; the largest tensor of a batch has no more numbers
-
-
 _MAX_SCALE = 2.0**20  # of an image
-
 
 #: Operators that compute lengths, or put tensors together: only these may take or make tensors without numbers.
 _MAY_BE_EMPTY = frozenset(
@@ -72,7 +65,6 @@ _MAY_BE_EMPTY = frozenset(
         ),
     }
 )
-
 
 #: Operators whose inputs after the first one are lists, which exporters leave empty.
 _TAKE_LISTS = ("Pad", "Reduce", "Resize")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.archives import as_tensors
-from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.pickles import as_checkpoint_error
 from rllib_kd.networks.layers import ELEMENTWISE, Layer
 from rllib_kd.teachers.base import Teacher, outputs_of
 from rllib_kd.teachers.described import reason
@@ -26,25 +26,17 @@ from rllib_kd.text import did_you_mean, one_line
 
 #: The keys of a description.
 KEYS = ("activation", "entry", "order", "outputs", "prefix")
-
-
 #: Entries under which a training script saves a state dict beside others.
 _ENTRIES = ("state_dict", "model_state_dict", "q_network_state_dict", "policy_net", "policy_net_state_dict")
-
-
 #: Parts of names of a dueling network's streams.
 _VALUE, _ADVANTAGE = frozenset({"value", "val", "v"}), frozenset({"advantage", "adv", "a"})
-
 
 _NAME_ONE = (
     "If these are several networks, name the layers of the one that acts in its description, as 'order', or the "
     "beginning of their names, as 'prefix'"
 )
 
-
 _MAX_STEPS = 10_000  # of the search for the order of the layers
-
-
 _MAX_SHOWN = 12  # layers, in a message
 
 
@@ -62,7 +54,7 @@ def plain_teacher(saved: Any, network: Mapping[str, Any], uri: str) -> Teacher:
         CheckpointError: the layers do not form one chain, or the description does not fit them; the message lists the
             layers.
     """
-    try:
+    with as_checkpoint_error(lambda error: f"'{uri}' has no network that can be read: {reason(error)}"):
         _check(network)
         tensors = as_tensors(_named(_entry(saved, network.get("entry")), network), uri)
         layers = _layers(tensors, network)
@@ -73,10 +65,6 @@ def plain_teacher(saved: Any, network: Mapping[str, Any], uri: str) -> Teacher:
             outputs=outputs_of(network.get("outputs", "q_values")),
             source=uri,
         )
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever stands in the JSON
-        raise CheckpointError(f"'{uri}' has no network that can be read: {reason(error)}") from error
 
 
 def _check(network: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import safetensors.torch
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
-from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.networks.layers import whole
 from rllib_kd.teachers.base import Teacher, outputs_of
 from rllib_kd.teachers.described import description_name, read_description, reason
@@ -57,7 +57,7 @@ def load_safetensors(
             '`observation_shape` as in docs/pages/numpy_runner.md; or with {"activation": "relu"}, if they are a chain '
             "of linear layers with this activation."
         )
-    try:
+    with as_checkpoint_error(lambda error: f"'{uri}' has a network that does not fit: {reason(error)}"):
         layers, num_actions = metadata["layers"], metadata.get("num_actions")
         if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
             raise ValueError(f"its layers are {str(layers)[:100]!r}; expected a list of objects")
@@ -69,8 +69,6 @@ def load_safetensors(
             outputs=outputs_of((network or metadata).get("outputs", "q_values")),
             source=uri,
         )
-    except Exception as error:  # whatever stands in the JSON
-        raise CheckpointError(f"'{uri}' has a network that does not fit: {reason(error)}") from error
 
 
 def _parsed(text: str) -> Any:

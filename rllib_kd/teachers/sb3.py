@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rllib_kd.checkpoints.archives import Archive, as_tensors, read_weights
 from rllib_kd.checkpoints.json_text import parse_json
-from rllib_kd.checkpoints.pickles import CheckpointError, Tag, read_pickle
+from rllib_kd.checkpoints.pickles import CheckpointError, Tag, as_checkpoint_error, read_pickle
 from rllib_kd.checkpoints.values import build
 from rllib_kd.observations.pipeline import Normalize, Stage
 from rllib_kd.observations.spaces import check_size
@@ -30,12 +30,8 @@ from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS
 
 FILES = frozenset({"data", "policy.pth"})  # by which a zip is recognised
-
-
 #: What to do about a network of the user's own code.
 _LOAD_IT = "Load it by Stable-Baselines3, and use Teacher.from_callable(), for a policy with outputs='logits'."
-
-
 _FLOAT32 = np.finfo(np.float32)  # networks take no other numbers
 
 
@@ -56,7 +52,7 @@ def load_sb3(content: bytes, uri: str, vec_normalize: tuple[str, bytes] | None =
     observation_space, action_space = (_read_pickle_in(data, key, uri) for key in ("observation_space", "action_space"))
     _check_policy_class(data, uri)
     policy_kwargs = _read_policy_kwargs(data, uri)
-    try:
+    with as_checkpoint_error(lambda error: f"'{uri}' has a network that does not fit: {reason(error)}"):
         check_size(observation_space)
         layers, tensors, stages, shape = read_network(weights, acting, observation_space, action_space, policy_kwargs)
         if vec_normalize is not None:
@@ -71,10 +67,6 @@ def load_sb3(content: bytes, uri: str, vec_normalize: tuple[str, bytes] | None =
             outputs=acting.outputs,
             source=uri,
         )
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"'{uri}' has a network that does not fit: {reason(error)}") from error
 
 
 def _read_weights(archive: Archive, uri: str) -> tuple[dict[str, Tensor], ActingNetwork]:

@@ -19,14 +19,8 @@ from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS, Q_VALUES, Outputs
 
 _ACTIVATIONS = {"ReLU": "relu", "Tanh": "tanh", "ELU": "elu", "SiLU": "silu", "Sigmoid": "sigmoid"}
-
-
 _EXTRACTORS = ("FlattenExtractor", "NatureCNN", "CombinedExtractor")
-
-
 LIBRARIES = ("torch", "stable_baselines3", "sb3_contrib")  # whose classes have these names; others may share them
-
-
 #: Spaces of one part that an MLP takes as vectors, discrete ones as one-hot.
 _VECTORS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rllib_kd.checkpoints.archives import Archive
 from rllib_kd.checkpoints.json_text import parse_json
-from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import checked_shape, description_name, first_line, read_description, teacher_of
 
@@ -81,7 +81,7 @@ def _load(
 ) -> Teacher:
     """Load a trusted program; its parameters are counted if their number is None."""
     own = next((name for name in sorted(archive.names) if name.endswith(f"/{SHAPE_FILE}")), None)
-    try:
+    with as_checkpoint_error(lambda error: f"'{uri}' cannot be read as {what}: {first_line(error)}."):
         if own is not None:
             shape = parse_json(archive.read(own))
         elif description is not None:
@@ -93,10 +93,6 @@ def _load(
             )
         shape = checked_shape(shape)
         function = kind(content)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"'{uri}' cannot be read as {what}: {first_line(error)}.") from error
     return teacher_of(function, shape, uri, function.num_parameters if num_parameters is None else num_parameters)
 
 

@@ -11,22 +11,15 @@ import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.utils import EzPickle
 from ray import cloudpickle
-from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 
 from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.env_runner import capture
 from tests.algorithm.resumable import assert_equal, resumable_config, td_config, weights
 from tests.conftest import ray_address, start_ray
+from tests.env_runner.runners import Silent
 
 N = 2  # iterations before the checkpoint, and after it
-
-
-class CountsSteps(RLlibCallback):
-    """Needs RLlib's episodes, so that its own loop samples."""
-
-    def on_episode_step(self, **kwargs):
-        pass
 
 
 def _family() -> DistillDQNConfig:
@@ -61,7 +54,7 @@ CONFIGS = {
     "td-and-prioritized": td_config,
     "values-and-features": lambda: resumable_config().distillation(loss="mse", feature_coeff=0.1),
     "family": _family,
-    "through-rllib": lambda: resumable_config().callbacks(CountsSteps),
+    "through-rllib": lambda: resumable_config().callbacks(Silent),
     "multi-agent": _multi_agent,
     "without-a-teacher": lambda: resumable_config().distillation(teacher=None, td_coeff=1.0, teacher_fraction=0.0),
     "before-learning-starts": lambda: (

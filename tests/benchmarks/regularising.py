@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_kd import Teacher, load_teacher
-from rllib_kd.learner.losses import policy_kl_and_regret
+from rllib_kd.learner.losses import policy_kl
 from rllib_kd.observations.frames import observations
 from tests.benchmarks.images import judged, measure, parts
 
@@ -96,7 +96,7 @@ def train(
         if remedy in ("pasted", "mixed", "shifted"):
             images = changed(images, remedy, rng)
             labels = labelled(teacher, images)
-        loss = policy_kl_and_regret(network(images), labels, **LOSS).mean()
+        loss = policy_kl(network(images), labels, **LOSS).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

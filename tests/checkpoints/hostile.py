@@ -11,8 +11,6 @@ from tests.fuzzing.workers import measure_apart
 
 MODULE = "learner_group/learner/rl_module/default_policy"
 CONNECTORS = "env_runner/env_to_module_connector/class_and_ctor_args.pkl"
-
-
 #: Of processor time. The goal is 2 (`python tests/fuzzing/run.py`); coverage and a slow machine need a multiple of it.
 _SECONDS = 10
 

@@ -63,7 +63,6 @@ PICKLES = {
     ),
 }
 
-
 #: One of each kind: what is built, what is hashed, what is shared, what is a number.
 FAST = {"empty sets", "keys of one hash", "pairs of pairs as a key", "lists of lists", "a shape of many lengths"}
 

@@ -4,7 +4,6 @@ import json
 import logging
 import pickle
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +11,10 @@ import pytest
 
 from rllib_kd.checkpoints import tune
 from rllib_kd.checkpoints.tune import find_students, resolve
-from rllib_kd.cli.main import main
 from rllib_kd.evaluation.comparing import compare, evaluate
 from rllib_kd.experiment import running
 from rllib_kd.teachers.loading import OpenedCheckpoint, load_teacher
-from tests.conftest import make_q_module
+from tests.conftest import exit_code, make_q_module
 
 
 def write_trial(folder: Path, *, evaluation=(), training=()) -> Path:
@@ -293,11 +291,9 @@ def test_a_folder_with_the_name_of_a_packaged_teacher_is_named(tmp_path, monkeyp
 @pytest.mark.slow
 def test_commands_print_which_checkpoint_they_take_once(evaluated, trained, monkeypatch, capsys):
     def run(*line):
-        monkeypatch.setattr(sys, "argv", ["rllib", *map(str, line), "--env", "CartPole-v1", "--episodes", "2"])
-        with pytest.raises(SystemExit) as exit_:
-            main()
+        code = exit_code(*line, "--env", "CartPole-v1", "--episodes", "2")
         output, error = capsys.readouterr()
-        assert not exit_.value.code, error
+        assert not code, error
         assert "checkpoint_0" not in output
         return [line for line in error.splitlines() if not line.startswith("warning: The teacher")]
 

@@ -1,13 +1,12 @@
 """What cannot be is refused in one line, before Ray starts."""
 
 import re
-import sys
 
 import pytest
 import ray
 
-from rllib_kd.cli.main import main
 from tests.cli.commands import DISTIL, ROOT
+from tests.conftest import exit_code
 
 RUN = ["train", "--algo", "DQN", "--env", "CartPole-v1"]
 BAD = {
@@ -284,11 +283,8 @@ def test_bad_usage_is_one_line_and_exit_code_2_before_ray_starts(arguments, mess
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
     monkeypatch.setattr("ray.cluster_utils.Cluster", lambda *args, **kwargs: pytest.fail("Ray was started"))
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["rllib", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        main()
+    assert exit_code(*arguments) == 2
     output, error = capsys.readouterr()
-    assert exit_.value.code == 2
     assert message in error + output
     assert not arguments or re.fullmatch(r"(note: .*\n)?error: .*\n", error), error
 
@@ -301,10 +297,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_anything_plays(tmp_path,
         raise FileNotFoundError(2, "No such file or directory")
 
     monkeypatch.setattr("tempfile.TemporaryFile", fails)
-    monkeypatch.setattr(sys, "argv", ["rllib", *command, "--out", f"{tmp_path}/x.onnx"])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 2
+    assert exit_code(*command, "--out", f"{tmp_path}/x.onnx") == 2
     assert f"'{tmp_path}/x.onnx' cannot be written: '{tmp_path}' is not a folder" in capsys.readouterr().err
 
 
@@ -335,10 +328,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_anything_plays(tmp_path,
 )
 def test_files_that_hold_no_experiment_say_so(tmp_path, monkeypatch, capsys, name, content, message):
     (tmp_path / name).write_text(content)
-    monkeypatch.setattr(sys, "argv", ["rllib", "train", "file", str(tmp_path / name)])
-    with pytest.raises(SystemExit) as exit_:
-        main()
+    assert exit_code("train", "file", tmp_path / name) == 2
     error = capsys.readouterr().err
-    assert exit_.value.code == 2
     assert message in error
     assert re.fullmatch(r"error: .*\n", error)

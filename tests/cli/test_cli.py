@@ -7,10 +7,10 @@ import sys
 import pytest
 
 import rllib_kd
-from rllib_kd.cli.main import main
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.export.artifact import artifact_format_of
 from tests.cli.commands import run
+from tests.conftest import exit_code
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,7 @@ def test_an_environment_that_raises_while_policies_play_says_where(
     )
     monkeypatch.syspath_prepend(tmp_path)
     policies = ["cartpole"] if command == "evaluate" else ["--teacher", "cartpole", "cartpole"]
-    monkeypatch.setattr(sys, "argv", ["rllib", command, *policies, "--env", f"{name}.Env", "--episodes", "1"])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code in (1, 2)
+    assert exit_code(command, *policies, "--env", f"{name}.Env", "--episodes", "1") in (1, 2)
     error = capsys.readouterr().err
     assert message in error
     assert f"({tmp_path / name}.py:7, in " in error
@@ -79,10 +76,7 @@ def test_an_environment_that_raises_while_policies_play_says_where(
 
 def test_an_environment_that_cannot_be_shown_says_so_before_it_plays(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pygame", None)
-    monkeypatch.setattr(sys, "argv", ["rllib", "evaluate", "cartpole", "--video", str(tmp_path / "films")])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 2
+    assert exit_code("evaluate", "cartpole", "--video", str(tmp_path / "films")) == 2
     assert re.fullmatch(r"error: The environment cannot be shown: .*pip install.*\n", capsys.readouterr().err)
     assert not (tmp_path / "films").exists()
 
@@ -94,10 +88,7 @@ def test_a_package_that_videos_lack_is_named_before_anything_is_opened(tmp_path,
     monkeypatch.setitem(sys.modules, missing, None)
     for name in ("rllib_kd.evaluation.sources.open_source", "rllib_kd.evaluation.comparing.open_source"):
         monkeypatch.setattr(name, lambda *args, **kwargs: pytest.fail("A checkpoint was opened"))
-    monkeypatch.setattr(sys, "argv", ["rllib", "evaluate", "cartpole", "--video", str(tmp_path / "films")])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 2
+    assert exit_code("evaluate", "cartpole", "--video", str(tmp_path / "films")) == 2
     message = f"Videos need the package '{missing}': pip install 'rllib-kd[video]'"
     assert capsys.readouterr().err == f"error: {message}\n"
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -106,13 +97,8 @@ def test_a_package_that_videos_lack_is_named_before_anything_is_opened(tmp_path,
 
 def test_the_files_ending_says_the_format_and_one_episode_has_no_interval(tmp_path, monkeypatch, capsys):
     artifact = tmp_path / "student.safetensors"
-    monkeypatch.setattr(sys, "argv", ["rllib", "export", "cartpole", "--out", str(artifact), "--episodes", "1"])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert not exit_.value.code
+    assert not exit_code("export", "cartpole", "--out", str(artifact), "--episodes", "1")
     assert artifact_format_of(artifact) == "safetensors"
-    monkeypatch.setattr(sys, "argv", ["rllib", "evaluate", str(artifact), "--env", "CartPole-v1", "--episodes", "1"])
     capsys.readouterr()
-    with pytest.raises(SystemExit):
-        main()
+    exit_code("evaluate", str(artifact), "--env", "CartPole-v1", "--episodes", "1")
     assert capsys.readouterr().out == "return 500.0 (1 episode of CartPole-v1)\n"

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from rllib_kd.cli.main import _ending_on_signals, main
+from rllib_kd.cli.main import _ending_on_signals
 from tests.cli.commands import DISTIL, ESCAPES, FAST, IN_YAML, assert_harmless, checkpoints
-from tests.conftest import ray_address
+from tests.conftest import exit_code, ray_address
 
 
 @pytest.mark.parametrize(
@@ -48,11 +48,8 @@ from tests.conftest import ray_address
 def test_what_a_file_names_steers_no_terminal(tmp_path, monkeypatch, capsys, content):
     file = tmp_path / f"{ESCAPES}.yaml"
     file.write_text(content.replace("'", '"').replace("ESCAPES", IN_YAML))
-    monkeypatch.setattr(sys, "argv", ["rllib", "train", "file", str(file)])
-    with pytest.raises(SystemExit) as exit_:
-        main()
+    assert exit_code("train", "file", file) == 2
     printed = capsys.readouterr()
-    assert exit_.value.code == 2
     assert re.fullmatch(r"error: .*\n", printed.err)
     assert_harmless(printed.err + printed.out)
 
@@ -60,12 +57,10 @@ def test_what_a_file_names_steers_no_terminal(tmp_path, monkeypatch, capsys, con
 @pytest.mark.slow
 def test_names_of_files_and_folders_steer_no_terminal(tmp_path, monkeypatch, capsys):
     def rllib(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rllib", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
+        code = exit_code(*arguments)
         printed = capsys.readouterr()
         assert_harmless(printed.out + printed.err)
-        return exit_.value.code, printed.out + printed.err
+        return code, printed.out + printed.err
 
     folder = tmp_path / ESCAPES
     folder.mkdir()
@@ -97,13 +92,10 @@ def test_what_nobody_foresaw_and_what_others_warn_of_is_printed_cleanly(monkeypa
     def fails_oddly(**kwargs):
         raise OddError
 
-    monkeypatch.setattr(sys, "argv", ["rllib"])
     monkeypatch.setattr(warnings, "showwarning", _show_as_python_does)
     for failure in (fails, fails_oddly):
         monkeypatch.setattr("rllib_kd.cli.main.app", failure)
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        assert exit_.value.code == 1
+        assert exit_code() == 1
         error = capsys.readouterr().err
         assert "Traceback" in error
         assert_harmless(error)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -12,13 +11,12 @@ from typing import ClassVar
 import pytest
 from ray import tune
 
-from rllib_kd.cli.main import main
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.running import RunOptions, alone
 from rllib_kd.experiment.running import run as run_experiment
 from rllib_kd.locks import locked
 from tests.cli.commands import DISTIL, ESCAPES, FAST, IN_YAML, ROOT, assert_harmless, checkpoints, run
-from tests.conftest import ray_address
+from tests.conftest import exit_code, ray_address
 
 
 def test_python_leaves_an_experiment_that_runs_alone_too(tmp_path, monkeypatch):
@@ -39,10 +37,8 @@ def test_python_leaves_an_experiment_that_runs_alone_too(tmp_path, monkeypatch):
 def test_an_experiment_that_runs_is_left_alone_before_ray_starts(tmp_path, monkeypatch, capsys, flags):
     monkeypatch.setattr("rllib_kd.experiment.connection.connection", None)
     monkeypatch.setattr(tune.Tuner, "can_restore", lambda path: True)
-    monkeypatch.setattr(sys, "argv", ["rllib", *DISTIL, "--storage-path", str(tmp_path), "-n", "mine", *flags])
-    with locked(tmp_path / "mine", wait=False), pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 2
+    with locked(tmp_path / "mine", wait=False):
+        assert exit_code(*DISTIL, "--storage-path", tmp_path, "-n", "mine", *flags) == 2
     assert re.fullmatch(
         rf"error: '{tmp_path}/mine' is in use by process {os.getpid()} on \S+\. Wait until it ends, or choose another "
         r"--experiment-name\.\n",
@@ -66,11 +62,7 @@ def test_without_a_teacher_exploration_begins_at_random(monkeypatch, flags, expe
         raise ValueError("that is all")
 
     monkeypatch.setattr(Experiment, "checked", stop)
-    monkeypatch.setattr(
-        sys, "argv", ["rllib", "train", "--algo", "DistillDQN", "--env", "Taxi-v3", "--no-teacher", *flags]
-    )
-    with pytest.raises(SystemExit):
-        main()
+    exit_code("train", "--algo", "DistillDQN", "--env", "Taxi-v3", "--no-teacher", *flags)
     assert asked["teacher"] is None
     assert asked["epsilon"] == expected
 
@@ -232,10 +224,7 @@ def test_weights_and_biases_get_the_results_and_no_file_gets_the_key(cluster, tm
     monkeypatch.setenv("WANDB_API_KEY", "")
     flags = ["--wandb-key", "very-secret", "--wandb-run-name", "mine", "--stop", '{"training_iteration": 2}']
     arguments = [*DISTIL, "--config", json.dumps(FAST), "--storage-path", str(tmp_path), *flags]
-    monkeypatch.setattr(sys, "argv", ["rllib", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert not exit_.value.code
+    assert not exit_code(*arguments)
     assert FakeWandb.made == [{"project": "DistillDQN-CartPole-v1", "name": "mine"}]
     assert FakeWandb.iterations == [1, 2]
     assert os.environ["WANDB_API_KEY"] == "very-secret"

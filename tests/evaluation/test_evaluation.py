@@ -12,10 +12,10 @@ from rllib_kd import compare, compare_all, load_teacher
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.measures import agreement, confusion_and_regret
-from rllib_kd.evaluation.playing import EpsilonGreedy, Reflex, play
+from rllib_kd.evaluation.playing import EpsilonGreedy, play
 from rllib_kd.observations.pipeline import Shown
 from rllib_kd.teachers.base import Teacher
-from tests.conftest import make_q_module, states
+from tests.conftest import Reflex, make_q_module, states
 
 
 def as_shown():

@@ -16,11 +16,10 @@ from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
 
 from rllib_kd import compare, compare_all, load_teacher
 from rllib_kd.checkpoints.rllib import RLlibCheckpoint
-from rllib_kd.cli.main import main
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, resolve_environment
 from rllib_kd.export.deployment import deploy, deployment_table
-from tests.conftest import make_q_module
+from tests.conftest import exit_code, make_q_module
 from tests.rllib_checkpoints import Frames, write_checkpoint, write_frozen_lake
 
 STILL, SLIPPERY = {"is_slippery": False}, {"is_slippery": True}
@@ -30,15 +29,6 @@ STILL, SLIPPERY = {"is_slippery": False}, {"is_slippery": True}
 def walker(tmp_path_factory):
     """It reaches the goal on the ice of its training alone."""
     return write_frozen_lake(tmp_path_factory.mktemp("checkpoints") / "walker", STILL)
-
-
-def command(*words):
-    """The exit code of a command."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["rllib", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return ended.value.code
 
 
 # --- The recorded config ----------------------------------------------------------------------------------------------
@@ -154,12 +144,12 @@ def test_two_functions_without_names_are_two_environments(tmp_path):
 def test_every_command_states_environment_and_config(walker, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = 'played in FrozenLake-v1 {"is_slippery": false}'
-    assert not command("evaluate", walker, "--env", "FrozenLake-v1", "--episodes", "5", "--out", "returns.json")
+    assert not exit_code("evaluate", walker, "--env", "FrozenLake-v1", "--episodes", "5", "--out", "returns.json")
     assert capsys.readouterr().out == f"return 1.00 ± 0.00 (95 % CI, 5 episodes of FrozenLake-v1)\n{line}\n"
     returns = json.loads(Path("returns.json").read_text())
     assert (returns["env"], returns["env_config"]) == ("FrozenLake-v1", STILL)
 
-    assert not command("compare", "--teacher", walker, walker, "--episodes", "5", "--out", "report")
+    assert not exit_code("compare", "--teacher", walker, walker, "--episodes", "5", "--out", "report")
     out = capsys.readouterr().out.splitlines()
     assert out[0] == line
     assert out[1].strip() == "5 episodes each, same seeds"
@@ -170,12 +160,12 @@ def test_every_command_states_environment_and_config(walker, tmp_path, capsys, m
 
     words = ["--out", "a.safetensors", "--teacher", "TEACHER", "--episodes", "5"]
     other = write_frozen_lake(tmp_path / "other", SLIPPERY)
-    assert not command("export", walker, *(other if word == "TEACHER" else word for word in words))
+    assert not exit_code("export", walker, *(other if word == "TEACHER" else word for word in words))
     out = capsys.readouterr().out.splitlines()
     assert out[0] == line
     assert sum("played in" in row for row in out) == 1  # the teacher plays there, too
     assert next(row for row in out if "return, mean" in row).count("1.00 ± 0.00") == 2
-    assert not command("export", "cartpole", "--out", "b.safetensors", "--episodes", "1")
+    assert not exit_code("export", "cartpole", "--out", "b.safetensors", "--episodes", "1")
     assert capsys.readouterr().out.splitlines()[0] == "played in CartPole-v1"
 
 
@@ -232,7 +222,7 @@ def refused(path, silent, *words):
         patch.setattr("rllib_kd.evaluation.comparing.play", None)
         patch.setattr("rllib_kd.export.deployment.play", None)
         for name, arguments in commands(path).items():
-            assert command(*(silent if word == "SILENT" else word for word in arguments), *words) == 2, name
+            assert exit_code(*(silent if word == "SILENT" else word for word in arguments), *words) == 2, name
 
 
 @pytest.fixture

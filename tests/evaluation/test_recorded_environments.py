@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +12,6 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_kd import compare, compare_all
-from rllib_kd.cli.main import main
 from rllib_kd.environments import familiar
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import given_environment, settled
@@ -22,7 +20,7 @@ from rllib_kd.evaluation.played_environment import record_config, resolve_enviro
 from rllib_kd.observations.pipeline import Flatten, ObservationPipeline
 from rllib_kd.observations.spaces import input_space
 from rllib_kd.teachers.base import Teacher
-from tests.conftest import make_q_module
+from tests.conftest import exit_code, make_q_module
 from tests.environments.own_files import write_files
 from tests.rllib_checkpoints import write_checkpoint
 
@@ -37,23 +35,15 @@ def checkpoint(folder, env, env_config=None):
     return write_checkpoint(folder, env, env_config or {}, module)
 
 
-def command(*words):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["rllib", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return ended.value.code or 0
-
-
 @pytest.mark.parametrize("env", ["corridor.py:Corridor", "corridor:Corridor", "ways.py:corridor-of-rays"])
 def test_what_the_user_has_given_once_is_played_from_any_folder(files, tmp_path, env, monkeypatch, capsys):
     path = checkpoint(tmp_path / "a", given_environment(env))
     monkeypatch.chdir("/")
-    assert command("evaluate", path, "--episodes", "2") == 0
+    assert exit_code("evaluate", path, "--episodes", "2") == 0
     assert f"2 episodes of {env.rpartition(':')[2]})" in capsys.readouterr().out
     assert compare(path, path, num_episodes=2).env == env.rpartition(":")[2]
     out = tmp_path / "student.safetensors"
-    assert command("export", path, "--out", str(out), "--episodes", "1") == 0
+    assert exit_code("export", path, "--out", str(out), "--episodes", "1") == 0
     assert out.is_file()
 
 
@@ -64,7 +54,7 @@ def test_a_file_that_the_user_has_never_given_is_not_run(files, tmp_path, ways, 
     path = checkpoint(tmp_path / "a", env)
     given_environment("corridor.py:Corridor")  # another one
     for words in (["evaluate", path], ["compare", "--teacher", path, path], ["export", path, "--out", "x.onnx"]):
-        assert command(*words) == 2
+        assert exit_code(*words) == 2
         error = capsys.readouterr().err
         assert f"'{path}' was trained in '{env}', which names a file to run. Give it yourself with --env" in error
     assert not (tmp_path / "run").exists()
@@ -72,8 +62,8 @@ def test_a_file_that_the_user_has_never_given_is_not_run(files, tmp_path, ways, 
     assert (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="names a file to run"):  # trust once is no trust for later
         evaluate(path, num_episodes=1)
-    assert command("evaluate", path, "--env", ways, "--episodes", "1") == 0
-    assert command("evaluate", path, "--episodes", "1") == 0
+    assert exit_code("evaluate", path, "--env", ways, "--episodes", "1") == 0
+    assert exit_code("evaluate", path, "--episodes", "1") == 0
 
 
 def test_a_module_of_the_working_folder_is_none_that_a_checkpoint_names(files, tmp_path, capsys):
@@ -81,7 +71,7 @@ def test_a_module_of_the_working_folder_is_none_that_a_checkpoint_names(files, t
     settled("corridor:Corridor")
     for env, error in (("corridor:Corridor", "a module to import"), (f"{files}/corridor.py:Other", "a file to run")):
         path = checkpoint(tmp_path / error, env)
-        assert command("evaluate", path) == 2
+        assert exit_code("evaluate", path) == 2
         assert f"names {error}" in capsys.readouterr().err
 
 
@@ -90,12 +80,12 @@ def test_a_missing_file_is_named_with_the_remedy(files, tmp_path, trust, capsys)
     path = checkpoint(tmp_path / "a", settled("corridor.py:Corridor"))
     moved = tmp_path / "moved.py"
     shutil.move(files / "corridor.py", moved)
-    assert command("evaluate", path, *trust) == 2
+    assert exit_code("evaluate", path, *trust) == 2
     assert re.search(
         rf"there is no file '{files}/corridor\.py' here\. Name its new place with --env FILE\.py:Corridor",
         capsys.readouterr().err,
     )
-    assert command("evaluate", path, "--env", f"{moved}:Corridor", "--episodes", "1", *trust) == 0
+    assert exit_code("evaluate", path, "--env", f"{moved}:Corridor", "--episodes", "1", *trust) == 0
 
 
 def test_another_place_is_the_same_environment_with_its_config(files, tmp_path):

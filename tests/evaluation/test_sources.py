@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +10,7 @@ import pyarrow.fs
 import pytest
 
 from rllib_kd.checkpoints.rllib import RLlibCheckpoint
-from rllib_kd.cli.main import main
-from tests.conftest import CARTPOLE_OBS
+from tests.conftest import CARTPOLE_OBS, exit_code
 from tests.formats import mlp, sb3_weights, sb3_zip
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -76,11 +74,9 @@ def built(monkeypatch):
 @pytest.fixture
 def rllib(monkeypatch, capsys):
     def run(*line):
-        monkeypatch.setattr(sys, "argv", ["rllib", *map(str, line)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
+        code = exit_code(*line)
         output, error = capsys.readouterr()
-        assert not exit_.value.code, error
+        assert not code, error
         return output
 
     return run

@@ -3,19 +3,18 @@
 import os
 import re
 import shlex
-import sys
 from contextlib import nullcontext
 from datetime import datetime
 
 import pytest
 from ray.rllib.algorithms.dqn import DQN
 
-from rllib_kd.cli.main import main
 from rllib_kd.experiment import names, running
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.names import new_name, newest, own_folder, subject
 from rllib_kd.experiment.running import RunOptions
 from tests.cli.commands import DISTIL
+from tests.conftest import exit_code
 
 TIME = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
 
@@ -100,10 +99,8 @@ def train(tmp_path, monkeypatch, capsys):
     def train_(*flags, is_interrupted=False):
         nonlocal interrupted
         interrupted = is_interrupted
-        monkeypatch.setattr(sys, "argv", ["rllib", *DISTIL, "--storage-path", str(tmp_path), *flags])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        return [experiment for experiment, _ in ran], exit_.value.code or 0, capsys.readouterr().err
+        code = exit_code(*DISTIL, "--storage-path", str(tmp_path), *flags)
+        return [experiment for experiment, _ in ran], code, capsys.readouterr().err
 
     monkeypatch.setattr("ray.tune.Tuner.can_restore", lambda path: True)
     return train_

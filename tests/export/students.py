@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_kd.export.artifact import NETWORK_FORMATS
+from rllib_kd.export.artifact import FORMATS
 from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.observations.pipeline import Flatten, Normalize
 from rllib_kd.teachers.base import Teacher
@@ -91,11 +91,10 @@ PIPELINES = {
     "flat": (gym.spaces.Box(-1, 1, (2, 3)), gym.spaces.Box(-1, 1, (6,)), (Flatten(gym.spaces.Box(-1, 1, (2, 3))),)),
 }
 
-
+#: Formats of networks: Python files are for trees.
+NETWORK_FORMATS = tuple(name for name in FORMATS if name != "python")
 #: Formats of one file, which any process loads. C is compiled: tests/export/c has its networks in one program.
 ONE_FILE = tuple(name for name in NETWORK_FORMATS if name != "c")
-
-
 #: Where each file is played in a process of its own, as many others are: the one that imports torch is slow.
 SLOW_TO_PLAY = [pytest.param(name, marks=pytest.mark.slow) for name in ("pt2", "torchscript")]
 QUICK_TO_PLAY = [name for name in ONE_FILE if name not in ("pt2", "torchscript")]

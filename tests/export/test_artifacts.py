@@ -1,7 +1,6 @@
 """What an artifact plays as, what it costs, and what is none."""
 
 import io
-import json
 import os
 import zipfile
 
@@ -13,15 +12,15 @@ from safetensors.torch import save
 
 from rllib_kd import load_teacher
 from rllib_kd.cli.main import main
-from rllib_kd.evaluation.playing import Reflex, play
-from rllib_kd.export.artifact import NETWORK_FORMATS, artifact_format_of, deployment_cost, q_function
+from rllib_kd.evaluation.playing import play
+from rllib_kd.export.artifact import artifact_format_of, deployment_cost, q_function
 from rllib_kd.export.export import TOLERANCE, artifact_view, export
 from rllib_kd.export.onnx import integers as onnx_integers
 from rllib_kd.networks.quantization import round_linears
 from rllib_kd.networks.stacking import linears_of
 from rllib_kd.teachers.base import Teacher
-from tests.conftest import make_q_module, states
-from tests.export.students import IMAGES, OTHERS, network
+from tests.conftest import Reflex, make_q_module, states
+from tests.export.students import IMAGES, NETWORK_FORMATS, OTHERS, network
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,6 @@ def test_what_a_deployment_costs(artifact_format, tmp_path):
     assert again.peak_memory_bytes == pytest.approx(costs[1].peak_memory_bytes, rel=0.2)
     assert ballast.nbytes > 150e6
     assert 0 < costs[1].latency_ms < 10
-    json.dumps(costs[0].to_dict())
 
 
 def test_the_teacher_takes_longer_than_a_small_student(tmp_path):

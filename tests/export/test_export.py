@@ -16,14 +16,14 @@ from safetensors.torch import save
 from torch import nn
 
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
-from rllib_kd.export.artifact import NETWORK_FORMATS, artifact_format_of, deployment_cost, q_function
+from rllib_kd.export.artifact import artifact_format_of, deployment_cost, q_function
 from rllib_kd.export.deployment import deploy
 from rllib_kd.export.export import TOLERANCE, export
 from rllib_kd.export.formats import describe
 from rllib_kd.export.web.publish import publish
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
-from tests.export.students import LINEAR, MLPS, ONE_FILE, OTHERS, ROOT, linear_student, network
+from tests.export.students import LINEAR, MLPS, NETWORK_FORMATS, ONE_FILE, OTHERS, ROOT, linear_student, network
 
 #: Every layer is in these; a format that traces PyTorch sees no difference in the others.
 TRACED = ("linear in pixels", "layer norm, elu", "silu, sigmoid", "dueling C51", "cnn with padding")

@@ -35,7 +35,6 @@ def run_alone(code: str, *arguments: object, without: tuple[str, ...]) -> str:
 RUNNER_PAGE = (ROOT / "docs" / "pages" / "numpy_runner.md").read_text()
 PAGE_CODE = re.search(r"```python\n(.*?)```", RUNNER_PAGE, re.DOTALL)[1]
 
-
 #: What the page's table says of each op, but of those with a state (test_recurrent.py): whether the short runner on the
 #: page plays it.
 OPS = {

@@ -34,7 +34,6 @@ TREES = {
 }
 needs_c = pytest.mark.skipif(c_runner.compiler() is None, reason="no C compiler")
 
-
 #: Formats that are written node by node have every tree; others have the same operators for the rest.
 CASES = [
     pytest.param(

@@ -9,8 +9,6 @@ from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
 
 MODEL = {"fcnet_hiddens": [16], "fcnet_activation": "relu"}
 C51 = {"num_atoms": 11, "v_min": 80.0, "v_max": 120.0}
-
-
 #: No coordinates but those of the environment and of the teacher.
 RAW = {"normalize_q_values": False, "normalize_observations": False}
 

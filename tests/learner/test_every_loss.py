@@ -110,7 +110,7 @@ def test_every_loss_goes_with_td(cluster, loss, n_step):
         ),
         (
             {"loss": "kl", "temperature": 0.5, "student_temperature": 2.0},
-            lambda s, t: losses.policy_kl_and_regret(
+            lambda s, t: losses.policy_kl(
                 s, t, temperature=0.5, student_temperature=2.0, regret_coeff=1.0 / median_gap(t)
             ),
         ),

@@ -74,7 +74,7 @@ def test_kl_and_regret_are_what_autograd_makes_of_the_formula(shape):
     for loss, expected in (
         (losses.policy_kl(student_q, teacher_q, **kwargs), kl),
         (
-            losses.policy_kl_and_regret(student_q, teacher_q, **kwargs, regret_coeff=2.5),
+            losses.policy_kl(student_q, teacher_q, **kwargs, regret_coeff=2.5),
             kl + 2.5 * (policy.probs * regret).sum(-1),
         ),
     ):
@@ -95,7 +95,7 @@ def test_a_second_derivative_is_refused_not_wrong():
 def test_without_a_coefficient_the_regret_is_left_out():
     student_q, teacher_q = torch.randn(5, 3), torch.randn(5, 3)
     kwargs = {"temperature": 0.3, "student_temperature": 0.7}
-    loss = losses.policy_kl_and_regret(student_q, teacher_q, **kwargs, regret_coeff=0.0)
+    loss = losses.policy_kl(student_q, teacher_q, **kwargs, regret_coeff=0.0)
     torch.testing.assert_close(loss, losses.policy_kl(student_q, teacher_q, **kwargs))
 
 

@@ -30,17 +30,6 @@ class Cue(gym.Env):
         return self.look(), float((action == 1) == (self.cue > 0)), self.t == self.length, False, {}
 
 
-class ShownCue(gym.ObservationWrapper):
-    """The same for a student: what is shown, and nothing else."""
-
-    def __init__(self, config=None):
-        super().__init__(Cue(config))
-        self.observation_space = self.env.observation_space["shown"]
-
-    def observation(self, obs):
-        return obs["shown"]
-
-
 def _q_values(cue):
     return np.concatenate([-cue, cue], -1)
 

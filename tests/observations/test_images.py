@@ -11,7 +11,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, compare, load_teacher
 from rllib_kd.env_runner.behavior import BehaviorPolicy
-from rllib_kd.export.artifact import NETWORK_FORMATS, q_function
+from rllib_kd.export.artifact import q_function
 from rllib_kd.export.deployment import deploy
 from rllib_kd.export.export import export
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
@@ -22,6 +22,7 @@ from rllib_kd.observations.spaces import input_space
 from rllib_kd.wire import receive
 from tests.conftest import make_q_module
 from tests.env_runner.runners import Silent
+from tests.export.students import NETWORK_FORMATS
 from tests.rllib_checkpoints import connector
 
 SIDE, NUM_FRAMES = 12, 3

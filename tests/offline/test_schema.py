@@ -12,7 +12,7 @@ import pytest
 from pyarrow.fs import LocalFileSystem
 
 from rllib_kd.networks.dqn_module import Support
-from rllib_kd.offline.schema import METADATA, RECORDED, DataError, LabelledSchema, read_schema, to_columns, to_table
+from rllib_kd.offline.schema import METADATA, RECORDED, DataError, LabelledSchema, open_parquet, to_columns, to_table
 
 SCHEMA = LabelledSchema((2, 3), "uint8", 2, recorded=tuple(RECORDED), teacher="t", fingerprint="ab" * 32, env="E-v1")
 
@@ -53,7 +53,7 @@ def test_a_file_has_what_was_written(tmp_path, schema):
     columns = columns_of(schema)
     pq.write_table(to_table(columns, schema), path := str(tmp_path / "a.parquet"))
 
-    assert read_schema(LocalFileSystem(), path) == schema
+    assert LabelledSchema.from_arrow(pq.read_schema(path)) == schema
     read = to_columns(pq.read_table(path))
     assert list(read) == list(schema.columns) == list(columns)
     for name, values in columns.items():
@@ -139,8 +139,8 @@ def test_files_that_are_not_labelled_are_refused(tmp_path):
         ("", "plain"),
     ):
         path = str(tmp_path / path) if path else str(tmp_path)
-        with pytest.raises(DataError, match=message) as error:
-            read_schema(LocalFileSystem(), path)
+        with pytest.raises(DataError, match=message) as error, open_parquet(LocalFileSystem(), path) as file:
+            LabelledSchema.from_arrow(file.schema_arrow, path)
         assert path in str(error.value)
 
 

@@ -52,6 +52,13 @@ def epoch(stream: Stream) -> list[int]:
 # --- The stream -------------------------------------------------------------------------------------------------------
 
 
+def opened(config, teacher):
+    data = LabelledData(config)
+    data.open(open_files(config), config.replay_columns)
+    data.meet(teacher)
+    return data
+
+
 def test_each_epoch_has_every_row_once_in_an_order_of_its_own(tmp_path):
     stream = stream_of(numbered(tmp_path))
     first, second = epoch(stream), epoch(stream)
@@ -176,9 +183,7 @@ def test_shards_share_the_rows_and_no_transition_crosses_them(tmp_path, teacher,
     monkeypatch.setattr("rllib_kd.offline.data.ray.put", lambda shard: put.append(shard) or shard)
     config = recorded_config(write(tmp_path, rows), teacher, td_coeff=1.0, held_out=0.0).learners(num_learners=2)
     config.training(replay_buffer_config={"capacity": 10_000})
-    data = LabelledData(config)
-    data.open(open_files(config), config.replay_columns)
-    data.meet(teacher)
+    data = opened(config, teacher)
     shards = list(data.fill())
     assert len(shards) == 6
     assert sum(len(shard["obs"]) for shard in put) == len(rows["obs"])
@@ -192,9 +197,7 @@ def test_shards_share_the_rows_and_no_transition_crosses_them(tmp_path, teacher,
 def test_rows_that_do_not_fit_pass_at_the_pace_that_is_asked_for(tmp_path, teacher, rows):
     config = recorded_config(write(tmp_path, rows), teacher, held_out=0.0)
     config.training(replay_buffer_config={"capacity": 1_000})
-    data = LabelledData(config)
-    data.open(open_files(config), config.replay_columns)
-    data.meet(teacher)
+    data = opened(config, teacher)
     assert sum(len(shards[0]["obs"]) for shards in data.fill()) == 1_000
     asked, passed = 0, 0
     for _ in range(40):
@@ -212,9 +215,7 @@ def test_the_replay_finds_the_state_some_steps_later_in_the_same_episode(
     monkeypatch.setattr("rllib_kd.offline.labelled_files.PIECE_ROWS", 170)
     config = recorded_config(write(tmp_path, rows), teacher, td_coeff=1.0).learners(num_learners=num_learners)
     config.training(replay_buffer_config={"capacity": 4_000})
-    data = LabelledData(config)
-    data.open(open_files(config), config.replay_columns)
-    data.meet(teacher)
+    data = opened(config, teacher)
     replays = [ColumnarReplay(4_000) for _ in range(max(1, num_learners))]
     for shards in data.fill():
         for replay, shard in zip(replays, shards, strict=True):
@@ -250,9 +251,7 @@ def test_a_folder_that_has_changed_begins_anew(tmp_path, teacher, rows, caplog):
     states = []
     for num_rows in (3_000, 3_000, 2_000):
         write(tmp_path, {name: column[:num_rows] for name, column in rows.items()})
-        data = LabelledData(config)
-        data.open(open_files(config), config.replay_columns)
-        data.meet(teacher)
+        data = opened(config, teacher)
         if states:
             data.set_state(states[0])
         states.append(data.get_state() if states else list(data.fill()) and data.get_state())
@@ -286,11 +285,7 @@ def test_episodes_are_the_same_with_labels_and_without(tmp_path, teacher):
 
 
 def begin(folder, teacher, **distillation):
-    config = recorded_config(str(folder), teacher, **distillation)
-    data = LabelledData(config)
-    data.open(open_files(config), config.replay_columns)
-    data.meet(teacher)
-    return data
+    return opened(recorded_config(str(folder), teacher, **distillation), teacher)
 
 
 def test_an_empty_folder_and_a_missing_one_are_named(tmp_path):

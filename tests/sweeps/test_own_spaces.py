@@ -7,9 +7,9 @@ from ray import cloudpickle
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
-from rllib_kd.cli.main import main
 from rllib_kd.sweeps.space import read_space
 from rllib_kd.sweeps.sweep import Sweep
+from tests.conftest import exit_code
 from tests.environments.own_files import write_files
 from tests.experiment.test_own_environments import HEAD, KINDS
 
@@ -53,8 +53,6 @@ def test_a_sweep_names_the_file_in_which_its_environment_is_registered(files, mo
         raise ValueError("far enough")
 
     monkeypatch.setattr(Sweep, "run", run)
-    monkeypatch.setattr(sys, "argv", ["rllib", "sweep", "--teacher", "t", "--env", "hall", "--space", "space.py"])
-    with pytest.raises(SystemExit):
-        main()
+    exit_code("sweep", "--teacher", "t", "--env", "hall", "--space", "space.py")
     (sweep,) = swept
     assert (sweep.env, sweep.name) == (f"{files}/space.py:hall", "sweep-hall")

@@ -224,7 +224,6 @@ def test_weights_that_are_no_plain_tensors(tmp_path, value):
 
 LINEAR = {"op": "linear", "weight": "w", "bias": "b"}
 SHRINK = [{"op": "conv2d", "weight": "k", "bias": "k1", "stride": [60_001, 60_001]}, {"op": "flatten"}]
-SUPPORT = {"v_min": 0.0, "v_max": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ _ELEMENTWISE_C = {
     "elu": "x[i] > 0.0f ? x[i] : expm1f(x[i])",
 }
 
-
 #: The C functions, each after those that it calls.
 FUNCTIONS = {
     "dot": """\
@@ -214,7 +213,6 @@ static void p_{name}(const float *x, float *y, int32_t count)
         for name, expression in _ELEMENTWISE_C.items()
     },
 }
-
 
 NEEDS_MATH = {*STATE_PARTS, "layer_norm", "expectation", "tanh", "sigmoid", "silu", "elu"}
 

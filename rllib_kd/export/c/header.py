@@ -11,7 +11,6 @@ from rllib_kd.export.runners.c_runner import with_prefix
 
 DEFAULT_PREFIX = "student"
 
-
 _HEADER = """\
 /* rllib_kd C export. Prefix: PREFIX. Arithmetic: ARITHMETIC. Observation shape: SHAPE.STATE */
 /*
@@ -62,9 +61,7 @@ POLICY
 #endif
 """
 
-
 _USAGE = "       int action = p_act(observation);\n"
-
 
 _RECURRENT_USAGE = """\
        p_state state;
@@ -72,13 +69,11 @@ _RECURRENT_USAGE = """\
        int action = p_act(&state, observation);  at each step of it
 """
 
-
 _EPISODES = """\
    - It remembers: each call of one of these functions is a step of an episode, and changes the state. A negative code
      leaves the state as it was. A state is P_STATE_SIZE floats of your own, which can be copied; each episode that is
      played at the same time has one.
 """
-
 
 _MAIN = """\
 /* Reads observations from stdin, as 32-bit floats in this machine's byte order, and prints a line for each: the action,
@@ -133,7 +128,6 @@ BEGINNING        for (i = 0; i < P_NUM_ACTIONS; i++)
     return 0;
 }
 """
-
 
 #: What the program of a recurrent network has in the places of these words.
 _RECURRENT_MAIN = {

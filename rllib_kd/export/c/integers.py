@@ -22,52 +22,22 @@ from rllib_kd.export.runners import numpy_runner
 
 #: Layers before the network, which stay in floats as the observation is: their output is quantised.
 PREPROCESSING = {"normalize", "one_hot", "pixels"}
-
-
 #: Layers without weights, whose output has the unit of their input.
 _SAME_UNIT = {"relu", "zero_pad"}
-
-
 _WEIGHTED = {"linear", "conv2d"}
-
-
 _LARGEST = 2**15 - 1  # of an activation
-
-
 _SMALLEST_LIMIT = 127  # of an activation whose sums would not fit otherwise
-
-
 _MAX_BIAS = 2**29
-
-
 _MAX_SUM = 2**31 - 1 - _MAX_BIAS  # of the products, without the bias
-
-
 _Q_LIMIT = 2**22  # of the integers of Q-values, so that three of them added fit a 32-bit float exactly
-
-
 _Q_EXPONENTS = (-126, 103)  # of their unit, so that it and they are normal 32-bit floats
-
-
 _HEADROOM = 2.0  # activations up to twice the largest recorded one are in range
-
-
 _MAX_RATIO = 2**29  # of the unit of a sum to the unit of the activation that it becomes
-
-
 _SMALLEST_RANGE = 1e-30  # of an input; its factor is a finite 32-bit float
-
-
 #: Where tables end: beyond these inputs, the outputs are constant to 16 bits.
 _INPUT_CAPS = {"tanh": 8.0, "sigmoid": 16.0}
-
-
 _OUTPUT_CAPS = {"tanh": 1.0, "sigmoid": 1.0}
-
-
 _TABLE_STEP = 256  # between two entries of a table
-
-
 _MAX_NORM = 1024  # numbers that a layer_norm takes the variance of, so that its sum fits 64 bits
 
 
@@ -275,7 +245,7 @@ class _Quantizer:
             if step.op in _WEIGHTED:
                 weight = _rows(self.tensors[step.layer["weight"]], self.ranges[source])
                 units = np.maximum(np.abs(weight).max(1, keepdims=True) / 127, np.finfo(float).tiny)
-                row_sums = np.abs(_rounded(weight / units)).sum(1)
+                row_sums = np.abs(rounded(weight / units)).sum(1)
                 limit = min(_LARGEST, int(_MAX_SUM / (1.01 * row_sums.max() + 1)))  # 1 %: units are rounded later
                 if limit < _SMALLEST_LIMIT:
                     raise ValueError(
@@ -312,7 +282,7 @@ class _Quantizer:
             return self._layer_norm(step, limit)
         inputs = np.arange(-128, 129) * _TABLE_STEP * self.units[source]
         outputs = numpy_runner.ELEMENTWISE[step.op](inputs)
-        table = np.clip(_rounded(outputs / unit), -limit, limit).astype(np.int16)
+        table = np.clip(rounded(outputs / unit), -limit, limit).astype(np.int16)
         return IntegerStep("table", step, limit, {"table": table})
 
     def _weights(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -321,7 +291,7 @@ class _Quantizer:
         real = _rows(self.tensors[step.layer["weight"]], self.units[source])
         units = np.maximum(np.abs(real).max(1) / 127, np.abs(bias) / _MAX_BIAS)
         units = np.where(units > 0, units, units.max() if units.any() else 1.0)  # a row of zeros has any unit
-        weight, whole_bias = _rounded(real / units[:, None]), _rounded(bias / units)
+        weight, whole_bias = rounded(real / units[:, None]), rounded(bias / units)
         bounds = np.abs(weight).sum(1) * self.limits[source] + np.abs(whole_bias)
         assert bounds.max() < 2**31  # for any input
         return weight, whole_bias, units, units * bounds
@@ -352,8 +322,8 @@ class _Quantizer:
             )
         epsilon = float(step.layer["eps"]) * count**2 / float(self.units[step.source.buffer]) ** 2
         arrays: dict[str, np.ndarray] = {
-            "weight": _rounded(weight * 2.0**shift).astype(np.int32),
-            "bias": _rounded(bias * 2.0**shift).astype(np.int32),
+            "weight": rounded(weight * 2.0**shift).astype(np.int32),
+            "bias": rounded(bias * 2.0**shift).astype(np.int32),
         }
         return IntegerStep(
             "layer_norm", step, limit, arrays, {"shift": shift, "epsilon": max(1, round(min(epsilon, 2.0**61)))}
@@ -366,8 +336,8 @@ def _rows(weight: np.ndarray, units: np.ndarray) -> np.ndarray:
     return rows * np.resize(units, rows.shape[1])  # channels are the last axis of what is flattened
 
 
-def _rounded(numbers: np.ndarray) -> np.ndarray:
-    """Return the nearest integers, halves away from zero."""
+def rounded(numbers: np.ndarray) -> np.ndarray:
+    """Return the nearest integers, halves away from zero, in floats of the same size."""
     return np.trunc(numbers + np.copysign(0.5, numbers))
 
 

@@ -27,7 +27,6 @@ static void p_NAME(const int16_t *x, TYPE *y, const int8_t *weight, const int32_
 }
 """
 
-
 #: The C functions, each after those that it calls.
 _FUNCTIONS = {
     "quantize": """\
@@ -159,7 +158,6 @@ static void p_dueling(const int32_t *value, const int32_t *advantage, int32_t *y
 }
 """,
 }
-
 
 _POLICY = """\
 /* Q-values in units of P_Q_UNIT. */

@@ -11,16 +11,10 @@ from torch import Tensor
 from rllib_kd.networks.layers import ELEMENTWISE, Layer, op_in_words
 
 OBSERVATION = 0  # the buffer of the caller's observation
-
-
 #: Recurrent layers, with the parts of their state: h, and of an LSTM c.
 STATE_PARTS = {"lstm": 2, "gru": 1}
-
-
 #: Steps whose output may overwrite their input.
 _IN_PLACE = {*ELEMENTWISE, "normalize", "layer_norm"}
-
-
 _LARGEST_ENTRY = 2**15 - 1  # that a tree compares
 
 

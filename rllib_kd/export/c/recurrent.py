@@ -58,7 +58,6 @@ static void p_gru(const float *x, float *next, const float *state, const float *
 """,
 }
 
-
 _POLICY = """\
 #define P_STATE_SIZE SIZE
 

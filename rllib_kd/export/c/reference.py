@@ -8,17 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from rllib_kd.export.c.integers import IntegerProgram, IntegerStep, quantized
+from rllib_kd.export.c.integers import IntegerProgram, IntegerStep, quantized, rounded
 from rllib_kd.export.c.program import OBSERVATION, Program
 from rllib_kd.export.runners import numpy_runner
 from rllib_kd.networks.layers import Layer
 
 _CHUNK = 256  # observations at once
-
-
 _EQUALIZATIONS = (0.0, 0.5, 1.0)
-
-
 _MAX_COMPARED = 1_000  # observations
 
 
@@ -74,11 +70,7 @@ def _run(network: IntegerProgram, tensors: dict[str, np.ndarray], obs: np.ndarra
 
 def _quantize(step: IntegerStep, x: np.ndarray) -> np.ndarray:
     scaled = x.reshape(len(x), -1) * step.arrays["factor"]
-    return np.clip(_rounded(scaled), -step.limit, step.limit).astype(np.int64)
-
-
-def _rounded(scaled: np.ndarray) -> np.ndarray:
-    return np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
+    return np.clip(rounded(scaled), -step.limit, step.limit).astype(np.int64)
 
 
 def _rescaled(step: IntegerStep, sums: np.ndarray) -> np.ndarray:

@@ -11,8 +11,6 @@ import numpy as np
 
 #: The longest prefix: C99 distinguishes names by 31 characters at least, and the names behind it have up to 16.
 _MAX_PREFIX = 40
-
-
 _TYPES = {"f": "float", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
 
 

@@ -18,17 +18,9 @@ from rllib_kd.observations.masks import MASK
 
 #: Name of the note in a file's metadata that has the way, "static" or "dynamic".
 QUANTIZATION = "quantization"
-
-
 _WEIGHTED = ["Conv", "Gemm", "MatMul"]
-
-
 _MAX_STATES = 1_000
-
-
 _CHUNK = 256  # states at once
-
-
 _HEADROOM = 2.0
 
 

@@ -19,7 +19,6 @@ import numpy as np
 
 FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
 
-
 #: Nothing but the policy, as a device has it: a recurrent one with its state.
 _POLICY = """\
 #include "network.h"
@@ -31,7 +30,6 @@ int policy(const float *observation)
     return p_act(observation);
 }
 """
-
 
 _RECURRENT_POLICY = """\
 #include "network.h"
@@ -47,7 +45,6 @@ int policy(const float *observation, int first)
 }
 """
 
-
 #: The choice among legal actions, in a library of its own: headers of a version without masks lack the function.
 _LEGAL_LIBRARY = """\
 #include "network.h"
@@ -61,7 +58,6 @@ void run(const float *observations, const uint8_t *masks, int32_t count, int32_t
         actions[i] = p_act_legal(observations, masks);
 }
 """
-
 
 _RECURRENT_LEGAL_LIBRARY = """\
 #include "network.h"
@@ -77,7 +73,6 @@ void run(const float *observations, const uint8_t *masks, int32_t count, int32_t
         actions[i] = p_act_legal(states, observations, masks);
 }
 """
-
 
 #: Python calls it with many observations at once, and measures one in the processor's time.
 _LIBRARY = """\
@@ -107,7 +102,6 @@ double seconds(const float *observation, int32_t calls)
     return (double)(clock() - start) / CLOCKS_PER_SEC;
 }
 """
-
 
 #: The same of a recurrent network, with a state for each observation; if `stride` is 0, one goes through all of them.
 _RECURRENT_LIBRARY = """\
@@ -141,10 +135,7 @@ double seconds(const float *observation, int32_t calls)
 }
 """
 
-
 _SHORTEST = 2e-3  # seconds of one measurement; the clock counts in microseconds
-
-
 _MEASUREMENTS = 15
 
 

@@ -17,8 +17,6 @@ import time
 from pathlib import Path
 
 _WARM_UP_CALLS = 50
-
-
 _CALLS = 1000
 
 

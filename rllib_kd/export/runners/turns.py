@@ -15,8 +15,6 @@ import sys
 import time
 
 _REPEATS = 15
-
-
 _SECONDS, _LEAST_CALLS, _MOST_CALLS = 0.02, 5, 1_000  # of an artifact in a repeat
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 _In = TypeVar("_In")
-
-
 _Out = TypeVar("_Out")
 
 

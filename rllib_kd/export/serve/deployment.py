@@ -11,11 +11,7 @@ from typing import Any
 from rllib_kd.export.serve.policy import ServedPolicy
 
 APP_NAME = "rllib_kd"  # among the applications of a Serve
-
-
 _MAX_ONGOING = 256  # requests at once of one replica; Serve's default of 5 would keep batches that small
-
-
 _MAX_QUEUED = 2_048  # further ones are answered by 503
 
 

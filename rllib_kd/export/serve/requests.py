@@ -15,21 +15,11 @@ from rllib_kd.observations.spaces import is_text, parts_of
 from rllib_kd.text import one_line
 
 MAX_ROWS = 1_024  # observations of one request
-
-
 MAX_BODY = 8 * 2**20  # bytes of any request
-
-
 #: Bytes in a body for each number with its separators, for each part with its key, and for the rest.
 _BYTES = {"number": 64, "part": 256, "rest": 2**16}
-
-
 _KEYS = ("observations", "action_masks")
-
-
 _MAX_QUOTED = 60  # characters of a request in an error message
-
-
 _NUMBERS = (TypeError, ValueError, OverflowError, RecursionError)  # what numpy raises for JSON that is no array
 
 

@@ -8,17 +8,9 @@ import gymnasium as gym
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 INPUTS = ("cart position", "cart velocity", "pole angle", "pole velocity")
-
-
 ACTIONS = ("left", "right")
-
-
 _NUMBERS = ("gravity", "masspole", "total_mass", "length", "polemass_length", "force_mag", "tau")
-
-
 _THRESHOLDS = ("x_threshold", "theta_threshold_radians")
-
-
 #: Wrappers that change neither observations nor actions.
 _TRANSPARENT = (gym.wrappers.TimeLimit, gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker)
 

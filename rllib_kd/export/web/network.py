@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from rllib_kd.export.formats import describe, input_shape
 from rllib_kd.networks.layers import ELEMENTWISE, Layer, op_in_words
@@ -16,8 +15,6 @@ from rllib_kd.teachers.base import Teacher
 
 #: Layers that student.js runs.
 KNOWN = {*ELEMENTWISE, "linear", "layer_norm", "normalize", "one_hot", "flatten", "dueling", "expectation", "tree"}
-
-
 MAX_INPUTS = 1_000  # numbers of an observation that a page takes
 
 
@@ -33,7 +30,7 @@ def web_network(student: Teacher) -> dict[str, Any]:
         raise ValueError(
             f"A web page takes observations of at most {MAX_INPUTS} numbers, got {size}. Use format='onnx'."
         )
-    return {"layers": layers, "arrays": _encoded(tensors)}
+    return {"layers": layers, "arrays": {name: encoded(tensor.numpy()) for name, tensor in tensors.items()}}
 
 
 def check_layers(layers: Sequence[Layer]) -> None:
@@ -56,7 +53,3 @@ def encoded(numbers: Any) -> str:
 def decoded(text: str) -> np.ndarray:
     """Return the numbers of `encoded()`, float32."""
     return np.frombuffer(base64.b64decode(text), "<f4")
-
-
-def _encoded(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    return {name: encoded(tensor.numpy()) for name, tensor in tensors.items()}

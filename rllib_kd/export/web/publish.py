@@ -33,16 +33,12 @@ from rllib_kd.text import how_many, mean_and_interval, one_line, printable
 from rllib_kd.wire import LOG_PROBS
 
 NUM_RECORDED = 3  # episodes
-
-
 _MAX_SLIDERS = 32
-
 
 _NO_NODE = (
     "Node.js is not installed, so the page's JavaScript was not run: only its weights were compared with PyTorch. "
     "Install node, and export again."
 )
-
 
 logger = logging.getLogger(__name__)
 

@@ -25,17 +25,9 @@ from rllib_kd.teachers.base import Teacher
 from rllib_kd.text import one_line
 
 _MAX_STEPS = 2_000  # of an episode
-
-
 _MAX_NUMBERS = 500_000  # of observations of an episode: 2 MB
-
-
 _MAX_FRAMES = 100  # of an episode, evenly spaced
-
-
 _FRAME_WIDTH = 320  # pixels, at most
-
-
 _COLOURS = 32  # of a picture with few
 
 

@@ -26,7 +26,6 @@ def rules(
     features: Features,
     names: Sequence[str] = (),
     *,
-    actions: Sequence[str] = (),
     thresholds: np.ndarray | None = None,
     note: Callable[[int], str] = lambda leaf: "",
 ) -> str:
@@ -36,7 +35,6 @@ def rules(
         tree: the tree.
         features: what it compares.
         names: names of the observation's entries; none: "x[0]" and so on.
-        actions: names of the actions; none: their numbers.
         thresholds: other thresholds than the tree's, in other units, `[I]`; None: its own.
         note: text at the end of a leaf's line.
     """
@@ -51,8 +49,8 @@ def rules(
         if isinstance(node, str):
             lines.append(f"{indent}{node}")
         elif node >= tree.num_inner:
-            action = int(chosen[node - tree.num_inner])
-            lines.append(f"{indent}action {actions[action] if actions else action}{note(node - tree.num_inner)}")
+            leaf = node - tree.num_inner
+            lines.append(f"{indent}action {int(chosen[leaf])}{note(leaf)}")
         else:
             feature, threshold = features[int(tree.feature[node])], short(shown[node])
             lines.append(f"{indent}if {feature.text(named)} <= {threshold}:")
@@ -96,7 +94,6 @@ def python_source(tree: Tree, features: Features, names: Sequence[str] = ()) -> 
 
 
 _MAX_NESTED = 90  # CPython's parser allows 100 levels of indentation
-
 
 _PYTHON = '''\
 # rllib_kd Python export. Observation shape: [{num_inputs}].

@@ -178,7 +178,6 @@ int main(void)
 }}
 """
 
-
 _FUNCTION = """\
 static int play_{name}(int count)
 {{
@@ -196,7 +195,6 @@ static int play_{name}(int count)
     return 0;
 }}
 """
-
 
 _RECURRENT_FUNCTION = """\
 static int play_{name}(int count)

@@ -13,7 +13,7 @@ import torch
 
 from rllib_kd import load_teacher
 from rllib_kd.cli.main import main
-from rllib_kd.evaluation.playing import Reflex, play
+from rllib_kd.evaluation.playing import play
 from rllib_kd.export.artifact import DeviceCost, artifact_format_of, deployment_cost, q_function
 from rllib_kd.export.c.text import Arrays, checked_prefix, literal
 from rllib_kd.export.c.write import main_path, main_program_of
@@ -22,7 +22,7 @@ from rllib_kd.export.export import TOLERANCE, artifact_view, export
 from rllib_kd.export.runners import c_runner
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
-from tests.conftest import states
+from tests.conftest import Reflex, states
 from tests.export.c.networks import HOSTILE
 from tests.export.students import FILTER, linear_student, network
 

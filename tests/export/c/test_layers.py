@@ -39,8 +39,6 @@ def extremes(size: int) -> np.ndarray:
 
 
 NUM_REFUSED = 9
-
-
 NUM_NETWORKS = 28  # as few as have every layer; test_many_networks.py has more
 
 

@@ -40,7 +40,6 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromi
 HOSTILE = "</script><script>document.body.id='pwned'</script><b id=pwned>&amp; \u2028 <!--<script> DATA STUDENT ${1} `"
 STUDENT = ROOT / "tests" / "checkpoints" / "rllib_kd-0.2" / "student"
 
-
 TREES = {
     "leaf": tree_module(),
     "tree": tree_module(9),

@@ -10,19 +10,19 @@ TREE = Tree([0, 3], [0.1, -2.0], [1, 2], [4, 3], [[0.0, 1.0], [1.0, 0.0], [0.0, 
 
 
 def test_rules_read_from_the_root_to_the_leaves():
-    text = rules(TREE, Features(3, ("differences",)), ["height", "speed", "angle"], actions=["left", "right"])
+    text = rules(TREE, Features(3, ("differences",)), ["height", "speed", "angle"])
     assert text.splitlines() == [
         "if height <= 0.1:",
         "    if height - speed <= -2.0:",
-        "        action right",
+        "        action 1",
         "    else:",
-        "        action left",
+        "        action 0",
         "else:",
-        "    action right",
+        "    action 1",
     ]
 
 
-def test_entries_and_actions_have_numbers_without_names():
+def test_entries_have_numbers_without_names():
     text = rules(TREE, Features(3, ("differences",)), note=lambda leaf: f" (leaf {leaf})")
     assert text.splitlines()[:3] == ["if x[0] <= 0.1:", "    if x[0] - x[1] <= -2.0:", "        action 1 (leaf 0)"]
 

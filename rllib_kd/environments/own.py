@@ -25,6 +25,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, register_env
 
 from rllib_kd import _rllib
+from rllib_kd.environments.failures import name_of
 from rllib_kd.environments.familiar import record
 from rllib_kd.environments.imports import absolute, import_own, is_file_name, make_importable
 from rllib_kd.environments.sources import Sources, own_file
@@ -83,7 +84,7 @@ def parsed(env: Any) -> OwnName | None:
 def short_name(env: Any) -> str:
     """Return a name for tables and folders: of an environment in a file the name without the file; else the id."""
     own = parsed(env)
-    return own.name if own is not None and own.files else str(getattr(env, "__name__", env))
+    return own.name if own is not None and own.files else name_of(env)
 
 
 def given_environment(env: str | None, imports: Sequence[str] = ()) -> str | None:

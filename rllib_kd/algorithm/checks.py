@@ -23,6 +23,7 @@ from rllib_kd.algorithm.tree_checks import check_trees
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner
+from rllib_kd.environments.own import check_takes_config
 from rllib_kd.learner.losses import LOSSES, POLICY_LOSSES
 from rllib_kd.numeric import is_finite, is_integer
 from rllib_kd.schedules import check_schedule, values_of
@@ -320,8 +321,9 @@ def check_replay_type(config: DistillationConfig) -> None:
 
 
 def check_classes(config: DistillationConfig) -> None:
-    """Check that classes of the user's own are subclasses of those that replace RLlib's here."""
+    """Check that classes of the user's own take what RLlib passes, or replace those of this package."""
     check_learner_class(config)
+    check_takes_config(config.env)
     if config.in_evaluation:
         return
     expected: type = DistillMultiAgentEnvRunner if config.is_multi_agent else DistillEnvRunner

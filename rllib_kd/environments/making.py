@@ -21,6 +21,7 @@ from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.own import (
     OwnEnvironment,
     OwnName,
+    check_takes_config,
     is_gymnasiums,
     is_of_old_gym,
     is_registered,
@@ -206,6 +207,7 @@ def env_maker(
             own_vector = None if "render_mode" in config else partial(atari.make_vector, env, **config)
             return EnvMaker(name, partial(atari.make, env, **config), own_vector)
         env = _class_at(env)
+    check_takes_config(env)
     return EnvMaker(name, partial(env, EnvContext(config, worker_index=0)))
 
 

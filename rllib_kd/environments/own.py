@@ -334,6 +334,29 @@ def _in_context(make: Callable[..., gym.Env]) -> Make:
     return lambda config: make(config if isinstance(config, EnvContext) else EnvContext(dict(config), worker_index=0))
 
 
+def check_takes_config(env: Any) -> None:
+    """Check that a class given as an object takes RLlib's config, which RLlib passes as the first argument.
+
+    Args:
+        env: environment as in the config; names and functions are not checked.
+
+    Raises:
+        ValueError: its constructor has no such parameter. The config would be a number or a render mode to it.
+    """
+    if not _is_environment(env) or _takes_config(env):
+        return
+    parameters = list(inspect.signature(env).parameters.values())
+    first = parameters[0] if parameters else None
+    if first is not None and first.name != "render_mode" and isinstance(first.default, Mapping | None):
+        return  # which may be the config, by another name
+    name, takes = env.__name__, "no argument" if first is None else f"`{first}` first"
+    raise ValueError(
+        f"RLlib passes env_config as the first argument to a class, but {name}() takes {takes}. Register it with "
+        f"keyword arguments: ray.tune.register_env('{name}', lambda config: {name}(**config)), and .environment("
+        f"'{name}'). Or name its file: 'path/to/file.py:{name}'."
+    )
+
+
 def _takes_config(environment: Any) -> bool:
     """Return whether the first argument is RLlib's config: it has such a name, or no default."""
     try:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers.vector import dict_info_to_list
 
 from rllib_kd.environments.failures import EnvFailedError, Frame, described, failure, frames_of, is_users, name_of
 
@@ -206,6 +207,8 @@ def _departure(error: BaseException, doing: str) -> tuple[str, str] | None:
             return f"takes no {name} in reset()", "def reset(self, *, seed=None, options=None)"
     if doing not in _RETURNED:
         return None
+    if frames and frames[-1].file == dict_info_to_list.__file__:  # which reads keys as texts, also of dicts in infos
+        return f"returned infos with keys that are not texts from {doing}()", "infos like {'name': value}"
     if "unpack" not in str(error):
         is_written = isinstance(error, TypeError | ValueError) and doing == "step" and _is_in_vector_step(frames)
         what = "a reward, terminated or truncated that is not one number"

@@ -32,7 +32,7 @@ from rllib_kd.environments.masked import with_masks_in_infos
 from rllib_kd.environments.own import is_in_file, is_registered_with_tune
 from rllib_kd.environments.returned import check_reset
 from rllib_kd.evaluation.playing import taken_apart
-from rllib_kd.observations.masks import LegalActions, features_space, has_mask
+from rllib_kd.observations.masks import LegalActions, check_mask_space, features_space, has_mask
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space
 from rllib_kd.teachers.base import Teacher
 
@@ -129,6 +129,7 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
     check_vectorized(config, shown)
     # A network's inputs behind connectors are unknown here; and RLlib's DQN also takes other observations.
     if isinstance(config, DistillationConfig) and "env_to_module" not in config.own_connectors:
+        check_mask_space(shown)
         seen = input_space(features_space(shown))
         check_spaces(seen, actions)
         check_tree_inputs(config, seen)

@@ -338,11 +338,13 @@ def check_takes_config(env: Any) -> None:
     """Check that a class given as an object takes RLlib's config, which RLlib passes as the first argument.
 
     Args:
-        env: environment as in the config; names and functions are not checked.
+        env: environment as in the config; a name means what is registered with Ray. Functions are not checked.
 
     Raises:
         ValueError: its constructor has no such parameter. The config would be a number or a render mode to it.
     """
+    if isinstance(env, str) and is_registered_with_tune(env):
+        env = _rllib.registered(ENV_CREATOR, env)
     if not _is_environment(env) or _takes_config(env):
         return
     parameters = list(inspect.signature(env).parameters.values())

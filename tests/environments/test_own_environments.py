@@ -11,6 +11,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
+from ray.tune.registry import register_env
 
 from rllib_kd import DistillDQNConfig, Sweep
 from rllib_kd.algorithm.fit import explain_failed_env_runners
@@ -310,8 +311,10 @@ def with_parameters(parameters):
 def test_a_class_gets_no_config_in_place_of_another_argument(parameters, takes):
     """A config as a length was an error in reset(), and as a flag an environment with other settings."""
     env = with_parameters(parameters)
+    register_env("own-without-config", env)
     config = DistillDQNConfig().environment(env).distillation(teacher="cartpole", compression=0.1)
-    for use in (config.validate, lambda: env_maker(env)):
+    registered = config.copy(copy_frozen=False).environment("own-without-config")
+    for use in (config.validate, registered.validate, lambda: env_maker(env)):
         with pytest.raises(ValueError, match=rf"Own\(\) takes {takes}\. Register it .*Own\(\*\*config\)"):
             use()
 

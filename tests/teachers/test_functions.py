@@ -1,6 +1,7 @@
 """Teachers that are functions or PyTorch modules of one's own."""
 
 import json
+import threading
 
 import gymnasium as gym
 import numpy as np
@@ -46,6 +47,21 @@ def test_a_student_learns_from_a_function(build, cartpole_config, tmp_path):
     restored = DistillDQN.from_checkpoint(path)
     assert restored.train()["num_env_steps_sampled_lifetime"] > result["num_env_steps_sampled_lifetime"]
     restored.stop()
+
+
+def test_a_function_that_cannot_be_pickled_is_named(build, cartpole_config):
+    lock = threading.Lock()
+
+    def balance(obs):
+        with lock:
+            return obs[:, :2]
+
+    teacher = Teacher.from_callable(balance, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+    with pytest.raises(
+        ValueError, match=r"The teacher 'balance' cannot be pickled, .* '_thread.lock' object\. Let"
+    ) as error:
+        build(cartpole_config.distillation(teacher=teacher))
+    assert "\n" not in str(error.value)
 
 
 def test_actions_are_numbered_from_zero():

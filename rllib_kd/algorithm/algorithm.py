@@ -313,11 +313,14 @@ class DistillDQN(CheckpointedDQN):
         """Return the student: in a family, or with several agents, the one of that name; with restarts, its best copy.
 
         Raises:
-            ValueError: there is a family, and the name is missing or not in it.
+            ValueError: there is a family, and the name is missing or not in it; or there is one student, of another
+                name.
         """
-        family = self.config.students
-        if family and module_id not in family:
-            raise ValueError(f"This is a family of students. Name one of {sorted(family)}, got '{module_id}'.")
+        if family := self.config.students:
+            if module_id not in family:
+                raise ValueError(f"This is a family of students. Name one of {sorted(family)}, got '{module_id}'.")
+        elif module_id != DEFAULT_MODULE_ID and not self.config.is_multi_agent:
+            raise ValueError(f"There is one student, '{DEFAULT_MODULE_ID}', got the name '{module_id}'. Leave it out.")
         self._sampling.show_newest_student()
         self._choose_restarts()
         if not self.config.members:

@@ -21,6 +21,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import answers, reason_of
 from rllib_kd.checkpoints.results import finite_number
+from rllib_kd.environments.failures import name_of
 from rllib_kd.environments.own import is_registered_with_tune
 from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean
 from rllib_kd.paths import replace_file
@@ -85,7 +86,7 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
     Args:
         played: returns of the "teacher" and the "random" policy.
         teacher: the teacher that played.
-        env: its environment, for messages.
+        env: its environment, as in the config, for messages.
         must_gain: whether the teacher must be better than a random policy.
 
     Raises:
@@ -103,7 +104,7 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
             "environment, wrappers and connectors, or set `kd_coeff` to a number."
         )
     more = f"Set `num_baseline_episodes` to more than {num_episodes}, or to 0 if no return ratio is needed."
-    if text := doubt(teacher.source, env, *returns, to_play_more=more):
+    if text := doubt(teacher.source, name_of(env), *returns, to_play_more=more):
         logger.warning("%s%s", text, "" if has_higher_mean(*returns) else _MAY_DIFFER)
     elif trained_return is not None and gain < 0.5 * (trained_return - random_return):
         logger.warning(
@@ -111,7 +112,7 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
             "was %s at the end of its training (a random policy: %s). The environment may differ in its wrappers, "
             "config or connectors from the one of its training.",
             teacher.source,
-            env,
+            name_of(env),
             num_episodes,
             number(teacher_return),
             number(trained_return),

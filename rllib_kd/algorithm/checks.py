@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import re
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING
-
-from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from rllib_kd.algorithm.learner_checks import check_learner_class, check_learners
 from rllib_kd.algorithm.object_checks import check_objects
 from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.algorithm.quantization_checks import check_quantize
 from rllib_kd.algorithm.recurrent_checks import check_recurrent
-from rllib_kd.algorithm.settings import check_model_config
-from rllib_kd.algorithm.students import WIDTH_KEYS
+from rllib_kd.algorithm.student_checks import (
+    check_compression,
+    check_family,
+    check_folder_name,
+    check_restarts,
+    check_student,
+)
 from rllib_kd.algorithm.tree_checks import check_trees
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner
+from rllib_kd.environments.own import check_takes_config
 from rllib_kd.learner.losses import LOSSES, POLICY_LOSSES
-from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE
-from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.numeric import check_integer, is_finite
 from rllib_kd.schedules import check_schedule, values_of
-from rllib_kd.students.restarts import is_named
-from rllib_kd.students.sizes import PRESETS
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.names import is_by_policy, is_described
 from rllib_kd.text import did_you_mean
@@ -107,7 +105,7 @@ def check_numbers(config: DistillationConfig) -> None:
     if not isinstance(config.weight_averaging, Real) or not 0.0 <= config.weight_averaging < 1.0:
         raise ValueError(f"`weight_averaging` must be in [0, 1), got {config.weight_averaging!r}.")
     if config.compression is not None:
-        _check_compression("`compression`", config.compression)
+        check_compression("`compression`", config.compression)
     if config.max_staleness is not None:
         check_integer("max_staleness", config.max_staleness, low=0)
     if config.max_regret is not None:
@@ -266,92 +264,6 @@ def check_losses(config: DistillationConfig) -> None:
         )
 
 
-# --- Students ---------------------------------------------------------------------------------------------------------
-
-
-def check_student(config: DistillationConfig) -> None:
-    """Check that one setting alone shapes the student."""
-    widths = sorted(WIDTH_KEYS & set(config.given_model_config))
-    if config.compression is not None and widths:
-        raise ValueError(
-            f"Both `compression`={config.compression:g} and {widths} in rl_module(model_config=...) set "
-            "the widths of the student's layers. Set one of them."
-        )
-    if config.student is not None:
-        _check_shape("student", config.student)
-        if widths:
-            raise ValueError(
-                f"Both `student`={config.student!r} and {widths} in rl_module(model_config=...) set the widths "
-                "of the student's layers. Set one of them."
-            )
-        if config.compression is not None:
-            raise ValueError(
-                f"Both `student`={config.student!r} and `compression`={config.compression:g} set the size of the "
-                "student. Set one of them."
-            )
-
-
-def check_family(config: DistillationConfig) -> None:
-    """Check the names and shapes of a family of students, if there is one."""
-    if not config.students:
-        if config.own_states:
-            raise ValueError("`own_states` is for several `students`, but there is one. Leave it out.")
-        return
-    for name, value in (
-        ("student", config.student),
-        ("compression", config.compression),
-        ("rl_module_spec", config.own_rl_module_spec),
-    ):
-        if value is not None:
-            raise ValueError(f"Both `students` and `{name}` set what is trained. Set one of them.")
-    for name, shape in config.students.items():
-        if isinstance(name, str) and not is_named(name):
-            raise ValueError(f"`restarts` gives names like {name!r} to the copies of a student. Choose another name.")
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(
-                f"The name of a student becomes a folder's name, so it must be a word of letters, digits, '_', '-' and "
-                f"'.', got {name!r}."
-            )
-        _check_shape(f"students['{name}']", shape)
-
-
-def check_restarts(config: DistillationConfig) -> None:
-    """Check that copies of the student are possible."""
-    if config.num_copies == 1:
-        return
-    if config.is_multi_agent:
-        raise ValueError(f"`restarts`={config.num_copies} is supported in single-agent settings only. Set it to 1.")
-    if config.init == "teacher":
-        raise ValueError(
-            f"`restarts`={config.num_copies} copies of a student would be equal with init='teacher'. Set init='random',"
-            " or restarts=1."
-        )
-
-
-def _check_shape(setting: str, shape: object) -> None:
-    """Check a preset, a compression or a model config of one student of a family."""
-    where = f"`{setting}`"
-    if isinstance(shape, str):
-        _check_preset("student" if setting == "student" else f"student {where}:", shape)
-        return
-    if not isinstance(shape, Mapping):
-        raise ValueError(f"{where} must be a model config such as {{'fcnet_hiddens': [16]}}, got {shape!r}.")
-    known = {*(field.name for field in dataclasses.fields(DefaultModelConfig)), "compression", TREE, LAYER_TYPE}
-    for key in shape:
-        if key not in known:
-            raise ValueError(f"{where} has no setting '{key}'.{did_you_mean(str(key), known)}")
-    check_model_config(setting, shape)
-    # A recurrent layer's units may be all that a student has of its own; beside a compression they are not scaled.
-    widths = WIDTH_KEYS if "compression" in shape else WIDTH_KEYS | {CELL_SIZE}
-    if len({"compression", TREE} & set(shape)) + bool(widths & set(shape)) != 1:
-        raise ValueError(
-            f"{where} must have either `compression`, `{TREE}` or widths ({', '.join(sorted(widths))}), got "
-            f"{dict(shape)}."
-        )
-    if "compression" in shape:
-        _check_compression(f"{where}: `compression`", shape["compression"])
-
-
 # --- RLlib ------------------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +285,8 @@ def check_multi_agent(config: DistillationConfig) -> None:
             )
         return
     policies = sorted(config.policies)
+    for policy in policies:
+        check_folder_name("policy", policy)
     example = "{" + ", ".join(f"'{policy}': ..." for policy in policies[:2]) + "}"
     if not is_by_policy(config.teacher) or not config.teacher or not set(config.teacher) <= set(policies):
         got = sorted(config.teacher) if is_by_policy(config.teacher) else repr(config.teacher)
@@ -407,8 +321,9 @@ def check_replay_type(config: DistillationConfig) -> None:
 
 
 def check_classes(config: DistillationConfig) -> None:
-    """Check that classes of the user's own are subclasses of those that replace RLlib's here."""
+    """Check that classes of the user's own take what RLlib passes, or replace those of this package."""
     check_learner_class(config)
+    check_takes_config(config.env)
     if config.in_evaluation:
         return
     expected: type = DistillMultiAgentEnvRunner if config.is_multi_agent else DistillEnvRunner
@@ -460,20 +375,6 @@ def _refuse(config: DistillationConfig, makes_no_sense: Mapping[str, bool], reas
     for name, is_refused in makes_no_sense.items():
         if is_refused:
             raise ValueError(f"`{name}`={getattr(config, name)!r} {reason.format(name=name)}")
-
-
-def _check_preset(what: str, name: object) -> None:
-    if name not in PRESETS:
-        hint = did_you_mean(str(name).lower(), PRESETS)
-        raise ValueError(
-            f"Unknown {what} {name!r}.{hint} Known are: {', '.join(PRESETS)}. For any other shape, give a compression, "
-            "or a model config such as {'fcnet_hiddens': [16]}."
-        )
-
-
-def _check_compression(what: str, value: object) -> None:
-    if not is_finite(value) or not 0.0 < value <= 1.0:
-        raise ValueError(f"{what} must be in (0, 1]: student parameters / teacher parameters. Got {value!r}.")
 
 
 def _check_share(name: str, value: object) -> None:

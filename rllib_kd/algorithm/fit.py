@@ -12,7 +12,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from rllib_kd.algorithm.preflight import check_teacher
 from rllib_kd.algorithm.students import Students, new_student
-from rllib_kd.environments.failures import described
+from rllib_kd.environments.failures import described, name_of
 from rllib_kd.environments.making import check_has_spaces
 from rllib_kd.observations.connectors import UnfitConnectorsError
 from rllib_kd.observations.masks import features_space
@@ -80,7 +80,7 @@ def explain_failed_env_runners(config: DistillationConfig, make_env: Callable[[E
     Raises:
         ValueError: the reason, if it occurs in this process, too.
     """
-    name = str(getattr(config.env, "__name__", config.env))
+    name = name_of(config.env)
     try:
         env = make_env(EnvContext(config.env_config, worker_index=0))
     except Exception as error:

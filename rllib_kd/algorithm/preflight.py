@@ -26,12 +26,13 @@ from rllib_kd.algorithm.quantization_checks import check_quantized_inputs
 from rllib_kd.algorithm.recurrent_checks import check_recurrent_inputs
 from rllib_kd.algorithm.tree_checks import check_tree_inputs
 from rllib_kd.env_runner.column_sampler import check_vectorized
+from rllib_kd.environments.failures import name_of
 from rllib_kd.environments.making import checked_call, close, env_maker, name_in, names_class
 from rllib_kd.environments.masked import with_masks_in_infos
 from rllib_kd.environments.own import is_in_file, is_registered_with_tune
 from rllib_kd.environments.returned import check_reset
 from rllib_kd.evaluation.playing import taken_apart
-from rllib_kd.observations.masks import LegalActions, features_space, has_mask
+from rllib_kd.observations.masks import LegalActions, check_mask_space, features_space, has_mask
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space
 from rllib_kd.teachers.base import Teacher
 
@@ -126,6 +127,7 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
     check_vectorized(config, shown)
     # A network's inputs behind connectors are unknown here; and RLlib's DQN also takes other observations.
     if isinstance(config, DistillationConfig) and "env_to_module" not in config.own_connectors:
+        check_mask_space(shown)
         seen = input_space(features_space(shown))
         check_spaces(seen, actions)
         check_tree_inputs(config, seen)
@@ -157,10 +159,10 @@ def check_evaluation_environment(config: AlgorithmConfig, spaces: tuple[gym.Spac
     for what, own, other in zip(("observation", "action"), spaces, there, strict=True):
         own, other = features_space(own), features_space(other)
         if not same_space(own, other):
-            name = getattr(evaluation.env, "__name__", evaluation.env)
+            name = name_of(evaluation.env)
             raise ValueError(
                 f"`evaluation_config`: in '{name}' the {what} space is {brief(other)}, but in the environment of the "
-                f"training, '{getattr(config.env, '__name__', config.env)}', it is {brief(own)}. Evaluate in an "
+                f"training, '{name_of(config.env)}', it is {brief(own)}. Evaluate in an "
                 "environment with the same spaces, or leave `env` and `env_config` out there."
             )
 
@@ -206,7 +208,7 @@ def check_teacher(
     ):
         if not fits:
             raise ValueError(
-                f"The teacher's {what} space is {brief(teachers)}, but in '{getattr(env, '__name__', env)}' it is "
+                f"The teacher's {what} space is {brief(teachers)}, but in '{name_of(env)}' it is "
                 f"{here}. Distil in the environment in which the teacher was trained, with the same wrappers, "
                 "and connectors if its checkpoint has none."
             )

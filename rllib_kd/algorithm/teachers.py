@@ -15,6 +15,7 @@ from rllib_kd.checkpoints.uris import list_folder
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_members
+from rllib_kd.text import one_line
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
@@ -72,13 +73,25 @@ class Teachers(Mapping[str, Teacher]):
         return all(teacher.is_loaded for teacher in self.values())
 
     def send(self, group: EnvRunnerGroup) -> None:
-        """Send the teachers to all EnvRunners, through the object store: nodes share no disk, and store them once."""
+        """Send the teachers to all EnvRunners, through the object store: nodes share no disk, and store them once.
+
+        Raises:
+            ValueError: a teacher cannot be pickled.
+        """
         if not self:
             return
         teachers: Any = dict(self) if self._by_module else self[DEFAULT_MODULE_ID]
         if group.local_env_runner is not None:
             group.local_env_runner.set_teacher(teachers)
-        self._reference = ray.put(teachers)
+        try:
+            self._reference = ray.put(teachers)
+        except TypeError as error:  # whose text lists what Ray has tried to pickle
+            names = ", ".join(f"'{one_line(teacher.source)}'" for teacher in self.values())
+            raise ValueError(
+                f"The teacher {names} cannot be pickled, which EnvRunners and checkpoints need: "
+                f"{error.__cause__ or error}. Let its function make locks, files, sessions and the like at its first "
+                "call, or leave them out of __getstate__()."
+            ) from error
         self._send_reference(group, None)
 
     def send_again(self, group: EnvRunnerGroup, worker_ids: list[int]) -> None:

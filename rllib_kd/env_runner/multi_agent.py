@@ -28,7 +28,13 @@ from rllib_kd.env_runner.column_sampler import ExplainsFailures, fixed_seed, log
 from rllib_kd.env_runner.fragment import as_rewards, count_not_finite, is_usable
 from rllib_kd.env_runner.legal import choosing_legally
 from rllib_kd.env_runner.passes import replaced_passes
-from rllib_kd.environments.returned import find_not_finite, not_finite, not_finite_by_connectors
+from rllib_kd.environments.returned import (
+    check_fits,
+    explained,
+    find_not_finite,
+    not_finite,
+    not_finite_by_connectors,
+)
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID
 from rllib_kd.observations.masks import MASK, legal_only
@@ -45,6 +51,11 @@ class ExplainingMultiAgentEnvRunner(ExplainsFailures, MultiAgentEnvRunner):
         self, obs: Sequence[Mapping[Any, Any]], rewards: Sequence[Mapping[Any, Any]] = (), *, doing: str
     ) -> None:
         """Check the observations and rewards of each agent of each environment."""
+        for index, of_agents in enumerate(obs):
+            env = self.env.envs[index].unwrapped
+            for agent, value in of_agents.items():
+                space, what = env.get_observation_space(agent), f"observation[{agent!r}]"
+                check_fits(self.config.env, self.env, index, space, value, what, doing=doing)
         for what, of_all in (("reward", rewards), ("observation", obs)):
             for index, of_agents in enumerate(of_all):
                 batches = {
@@ -54,6 +65,16 @@ class ExplainingMultiAgentEnvRunner(ExplainsFailures, MultiAgentEnvRunner):
                 if (found := find_not_finite(batches, what)) is not None:
                     doing = "step" if what == "reward" else doing
                     raise not_finite(self.config.env, self.env, found._replace(env_index=index), doing=doing)
+
+    @override(MultiAgentEnvRunner)
+    def make_env(self) -> None:
+        try:
+            super().make_env()
+        except ValueError as error:  # of RLlib's check, which takes every error for one of an old API
+            if error.__cause__ is None:
+                raise
+            doing = "step" if "`step()`" in str(error) else "reset"
+            raise explained(self.config.env, self.env, error.__cause__, doing=doing) from error.__cause__
 
     @override(MultiAgentEnvRunner)
     def sample(self, **kwargs: Any) -> list[Any]:

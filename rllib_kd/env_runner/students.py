@@ -19,7 +19,7 @@ from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
 from rllib_kd.env_runner.legal import choosing_legally, put_masks_in_infos
 from rllib_kd.environments.returned import unusable_mask
 from rllib_kd.networks.weights import Weights, with_weights
-from rllib_kd.observations.masks import LegalActions, MaskError
+from rllib_kd.observations.masks import LegalActions, MaskError, check_mask_space
 
 
 class StudentsEnvRunner(ExplainingEnvRunner):
@@ -36,6 +36,7 @@ class StudentsEnvRunner(ExplainingEnvRunner):
     def make_env(self) -> None:
         super().make_env()
         put_masks_in_infos(self.config, self.env)
+        check_mask_space(self.env.single_observation_space)
         self._legal_actions = LegalActions(self.env.single_observation_space, self.env.single_action_space)
 
     @override(ExplainingEnvRunner)

@@ -90,6 +90,8 @@ def is_users(frame: Frame) -> bool:
     if is_own(frame) or frame.file.startswith("<"):
         return False
     parts = Path(frame.file).parts
+    if parts[0] in _PASSED_THROUGH:  # Cython records paths from the root of its package's source
+        return False
     packages = [parts[i + 1] for i, part in enumerate(parts[:-1]) if part in _PACKAGES]
     if packages:
         return packages[-1] not in (*_PASSED_THROUGH, _OWN_NAME)

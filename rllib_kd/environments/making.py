@@ -16,11 +16,12 @@ from ray.tune.registry import ENV_CREATOR
 
 from rllib_kd import _rllib
 from rllib_kd.environments import atari, pools
-from rllib_kd.environments.failures import described
+from rllib_kd.environments.failures import described, name_of
 from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.own import (
     OwnEnvironment,
     OwnName,
+    check_takes_config,
     is_gymnasiums,
     is_of_old_gym,
     is_registered,
@@ -189,7 +190,7 @@ def env_maker(
             "'CartPole-v1', or pass what makes it: lambda config: ..."
         )
     pools.register(env)
-    name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
+    name = name_of(env)
     config = dict(env_config or {}) | ({} if render_mode is None else {"render_mode": render_mode})
     if isinstance(env, str) and is_registered_with_tune(env):
         env = _rllib.registered(ENV_CREATOR, env)
@@ -206,6 +207,7 @@ def env_maker(
             own_vector = None if "render_mode" in config else partial(atari.make_vector, env, **config)
             return EnvMaker(name, partial(atari.make, env, **config), own_vector)
         env = _class_at(env)
+    check_takes_config(env)
     return EnvMaker(name, partial(env, EnvContext(config, worker_index=0)))
 
 

@@ -25,6 +25,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, register_env
 
 from rllib_kd import _rllib
+from rllib_kd.environments.failures import name_of
 from rllib_kd.environments.familiar import record
 from rllib_kd.environments.imports import absolute, import_own, is_file_name, make_importable
 from rllib_kd.environments.sources import Sources, own_file
@@ -81,7 +82,7 @@ def parsed(env: Any) -> OwnName | None:
 def short_name(env: Any) -> str:
     """Return a name for tables and folders: of an environment in a file the name without the file; else the id."""
     own = parsed(env)
-    return own.name if own is not None and own.files else str(getattr(env, "__name__", env))
+    return own.name if own is not None and own.files else name_of(env)
 
 
 def given_environment(env: str | None, imports: Sequence[str] = ()) -> str | None:
@@ -333,6 +334,31 @@ def _maker(environment: Any, own: OwnName) -> Make:
 def _in_context(make: Callable[..., gym.Env]) -> Make:
     """Return a function that passes the config as RLlib does: an `EnvContext`."""
     return lambda config: make(config if isinstance(config, EnvContext) else EnvContext(dict(config), worker_index=0))
+
+
+def check_takes_config(env: Any) -> None:
+    """Check that a class given as an object takes RLlib's config, which RLlib passes as the first argument.
+
+    Args:
+        env: environment as in the config; a name means what is registered with Ray. Functions are not checked.
+
+    Raises:
+        ValueError: its constructor has no such parameter. The config would be a number or a render mode to it.
+    """
+    if isinstance(env, str) and is_registered_with_tune(env):
+        env = _rllib.registered(ENV_CREATOR, env)
+    if not _is_environment(env) or _takes_config(env):
+        return
+    parameters = list(inspect.signature(env).parameters.values())
+    first = parameters[0] if parameters else None
+    if first is not None and first.name != "render_mode" and isinstance(first.default, Mapping | None):
+        return  # which may be the config, by another name
+    name, takes = env.__name__, "no argument" if first is None else f"`{first}` first"
+    raise ValueError(
+        f"RLlib passes env_config as the first argument to a class, but {name}() takes {takes}. Register it with "
+        f"keyword arguments: ray.tune.register_env('{name}', lambda config: {name}(**config)), and .environment("
+        f"'{name}'). Or name its file: 'path/to/file.py:{name}'."
+    )
 
 
 def _takes_config(environment: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers.vector import dict_info_to_list
 
 from rllib_kd.environments.failures import EnvFailedError, Frame, described, failure, frames_of, is_users, name_of
 
@@ -142,14 +143,38 @@ def explained(env: Any, envs: Any, error: BaseException, *, doing: str) -> EnvFa
         if (obs is not None or are_all_set) and (difference := misfit(space, obs)) is not None:
             methods = doing if doing == "reset" else "step() or reset"  # a vector env may reset in its step()
             where = _places(_sub_environment(envs, index), methods, "observation")
-            return EnvFailedError(
-                f"The environment '{name_of(env)}' returned, in {doing}(), an {difference}{where}. Make the returned "
-                "observation and the declared space equal."
-            )
+            return _misfitting(env, difference, where, doing=doing)
     if (departure := _departure(error, doing)) is not None:
         where = _places(_sub_environment(envs, 0), doing)
         return EnvFailedError(f"The environment '{name_of(env)}' {departure[0]}{where}. Expected: {departure[1]}.")
     return failure(env, error, doing=doing)
+
+
+def check_fits(env: Any, envs: Any, env_index: int, space: gym.Space, obs: Any, what: str, *, doing: str) -> None:
+    """Check that an observation of one agent has the shape, dtype and keys of its space.
+
+    Args:
+        env: as in `check_returned()`.
+        envs: as in `check_returned()`.
+        env_index: index of the agent's environment.
+        space: space of the agent's observations.
+        obs: the observation.
+        what: its name, for the message.
+        doing: as in `check_returned()`.
+
+    Raises:
+        EnvFailedError: it does not.
+    """
+    if (difference := misfit(space, obs, what)) is not None:
+        where = _places(_sub_environment(envs, env_index), doing, "observation")
+        raise _misfitting(env, difference, where, doing=doing)
+
+
+def _misfitting(env: Any, difference: str, where: str, *, doing: str) -> EnvFailedError:
+    return EnvFailedError(
+        f"The environment '{name_of(env)}' returned, in {doing}(), an {difference}{where}. Make the returned "
+        "observation and the declared space equal."
+    )
 
 
 def check_reset(env: Any, name: str) -> None:
@@ -179,6 +204,8 @@ def _departure(error: BaseException, doing: str) -> tuple[str, str] | None:
             return f"takes no {name} in reset()", "def reset(self, *, seed=None, options=None)"
     if doing not in _RETURNED:
         return None
+    if frames and frames[-1].file == dict_info_to_list.__file__:  # which reads keys as texts, also of dicts in infos
+        return f"returned infos with keys that are not texts from {doing}()", "infos like {'name': value}"
     if "unpack" not in str(error):
         is_written = isinstance(error, TypeError | ValueError) and doing == "step" and _is_in_vector_step(frames)
         what = "a reward, terminated or truncated that is not one number"

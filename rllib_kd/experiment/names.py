@@ -13,6 +13,7 @@ from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.replay_files import local_folder
 from rllib_kd.checkpoints.results import folders_among
 from rllib_kd.checkpoints.uris import list_folder, open_uri
+from rllib_kd.environments.failures import name_of
 from rllib_kd.paths import check_path
 
 _TIME = "%Y-%m-%d_%H-%M-%S"  # as in the names of Tune's trials
@@ -27,7 +28,7 @@ def subject(algorithm: type, envs: Iterable[Any]) -> str:
         algorithm: class of the algorithm.
         envs: environments of all trials; of several, none is named.
     """
-    names = {re.sub(r"^(.*/)?([^/]+)\.py:", r"\2:", str(getattr(env, "__name__", env))) for env in envs}
+    names = {re.sub(r"^(.*/)?([^/]+)\.py:", r"\2:", name_of(env)) for env in envs}
     words = [algorithm.__name__, *(names if len(names) == 1 else ())]
     return "_".join(map(folder_word, words))
 

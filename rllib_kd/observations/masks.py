@@ -34,6 +34,20 @@ def has_mask(space: gym.Space | None) -> bool:
     return isinstance(part, gym.spaces.Box | gym.spaces.MultiBinary | gym.spaces.MultiDiscrete) and len(part.shape) == 1
 
 
+def check_mask_space(space: gym.Space) -> None:
+    """Check that a part of observations with the name of a mask has the space of one.
+
+    Raises:
+        ValueError: it has not: networks would see it, and illegal actions would be taken.
+    """
+    if isinstance(space, gym.spaces.Dict) and space.keys() > {MASK} and not has_mask(space):
+        raise ValueError(
+            f"The observation's part '{MASK}' is {space[MASK]}, which is not the space of a mask of legal actions: a "
+            "MultiBinary, or a Box or MultiDiscrete of one axis, with a number for each action. Change its space, or "
+            "its name if it is not a mask."
+        )
+
+
 def features_space(space: gym.Space) -> gym.Space:
     """Return the space of an observation without its mask, which is what networks see."""
     if not has_mask(space):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.rllib.core.columns import Columns
 
+from rllib_kd.environments.failures import name_of
 from rllib_kd.observations.frames import VALID
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.listing import filesystem_of
@@ -167,5 +168,5 @@ def recorder_of(config: Any, teacher: Teacher, num_envs: int) -> Recorder:
         num_envs: environments of the EnvRunner.
     """
     limits = {"max_rows": config.output_max_rows_per_file, "max_bytes": config.output_max_file_size}
-    env = str(getattr(config.env, "__name__", config.env))
+    env = name_of(config.env)
     return Recorder(config.output, teacher, num_envs=num_envs, env=env, **limits)

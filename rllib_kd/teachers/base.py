@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from rllib_kd import limits
 from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, count_parameters, last_linear, support_of
 from rllib_kd.networks.stacking import PlainMLP
+from rllib_kd.numeric import is_integer
 from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import ObservationPipeline, View
 from rllib_kd.public import public
@@ -32,6 +34,9 @@ from rllib_kd.wire import LOG_PROBS, Q_VALUES, TEACHER_FEATURES, TEACHER_PROBS, 
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+logger = logging.getLogger(__name__)
+
 
 #: A policy's smaller probabilities, 0 among them, count as the smallest normal float of 32 bits: −inf marks illegal
 #: actions, of which students learn nothing.
@@ -118,13 +123,17 @@ class Teacher(Checkpointable):
             outputs: "q_values" (default), or "logits" of a policy, such as an actor-critic's.
 
         Raises:
-            ValueError: the function does not return finite Q-values or logits of this number of actions; or the
-                observation space is none.
+            ValueError: the function does not return finite Q-values or logits of this number of actions; the
+                observation space is none; or `num_parameters` is no number.
         """
         if not isinstance(observation_space, gym.Space):
             raise ValueError(
                 f"`observation_space` must be a gymnasium space of one observation, got {observation_space!r:.100}. "
                 "Pass that of the environment: env.observation_space."
+            )
+        if num_parameters is not None and not is_integer(num_parameters, 0):
+            raise ValueError(
+                f"`num_parameters` must be an integer of at least 0, or None, got {num_parameters!r:.100}."
             )
         network = QNetwork(function, observation_space, action_space, num_parameters)
         source = getattr(function, "__name__", type(function).__name__)
@@ -269,9 +278,10 @@ class Teacher(Checkpointable):
             self.pipeline.check_feeds(self.input_space, self.source)
         try:
             q = self._counted(torch.zeros(2, *shape))
+            self.first_q_values(torch.zeros(1, *shape))  # which batch norm in training mode refuses
         except Exception as error:  # any network may stand here
             raise ValueError(
-                f"The network of '{source}' fails on observations of the shape {list(shape)}: "
+                f"The network of '{source}' fails on observations of the shape {list(shape)}, of 32-bit floats: "
                 f"{type(error).__name__}: {one_line(''.join(str(error).splitlines()[:1]))}"
             ) from error
         name = "log-probabilities" if self.outputs == LOG_PROBS else "Q-values"
@@ -283,6 +293,12 @@ class Teacher(Checkpointable):
         if torch.isnan(q).any() or torch.isposinf(q).any() or torch.isneginf(q).all():
             raise ValueError(
                 f"The {name} of '{source}' are not finite: {q[0].tolist()[:10]}. Is the checkpoint complete?"
+            )
+        if not torch.allclose(q[0], q[1], rtol=1e-3, atol=1e-3 * float(q[q.isfinite()].abs().max())):
+            logger.warning(
+                "The %s of '%s' differ for two equal observations, %s and %s. Labels are random then. If a "
+                "torch.nn.Module in it is in training mode, such as one with dropout, call its eval() first.",
+                *(name, source, q[0].tolist()[:5], q[1].tolist()[:5]),
             )
         return self
 

@@ -15,7 +15,7 @@ from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.numeric import is_integer
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.function import QNetwork
+from rllib_kd.teachers.function import QNetwork, as_numbers
 
 
 def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: int | None = None) -> Teacher:
@@ -33,12 +33,12 @@ def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: 
     with as_checkpoint_error(
         lambda error: (
             f"'{uri}' fails on observations of the shape {list(shape)}: {first_line(error)}. Expected a "
-            "function of batches of any size."
+            "function of batches of any size, of 32-bit floats."
         )
     ):
         if len(shape) > limits.MAX_RANK or math.prod(shape) > limits.MAX_INPUTS:
             raise ValueError("these are too many numbers")
-        q = torch.as_tensor(function(torch.zeros(2, *shape)))
+        q = as_numbers(function(torch.zeros(2, *shape)))
         function(torch.zeros(3, *shape))  # an example of two rows may have fixed their number
     if q.ndim != 2 or len(q) != 2 or q.shape[1] == 0:
         raise CheckpointError(

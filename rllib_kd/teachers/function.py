@@ -64,7 +64,7 @@ class QNetwork(nn.Module):
         """
         obs = batch[Columns.OBS]
         outputs = self.function(obs, batch[MASK]) if MASK in batch else self.function(obs)  # type: ignore[call-arg]
-        return {QF_PREDS: torch.as_tensor(outputs, dtype=torch.float32, device=obs.device)}
+        return {QF_PREDS: as_numbers(outputs).to(device=obs.device, dtype=torch.float32)}
 
     def is_stateful(self) -> bool:
         """Return False, as a stateless RLModule does."""
@@ -86,6 +86,18 @@ class QNetwork(nn.Module):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Do nothing: there is no state."""
+
+
+def as_numbers(outputs: Any) -> Tensor:
+    """Return what a function has returned as a tensor.
+
+    Raises:
+        ValueError: it is several outputs.
+    """
+    if isinstance(outputs, Mapping | tuple):
+        keys = f" with the keys {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
+        raise ValueError(f"it returns a {type(outputs).__name__}{keys:.100}, expected a tensor [batch, actions] alone")
+    return torch.as_tensor(outputs)
 
 
 class Members:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,9 @@ def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
     """
     if not isinstance(teacher, str | os.PathLike):
         raise ValueError(
-            f"A teacher must be the path or URI of a checkpoint, or one of the names {sorted(PACKAGED_TEACHERS)}; a "
-            f"list of them is an ensemble. Got {teacher!r}."
+            f"A teacher must be the path or URI of a checkpoint, one of the names {sorted(PACKAGED_TEACHERS)}, or a "
+            f"Teacher, as of load_teacher() or Teacher.from_callable(); a list of them is an ensemble. Got "
+            f"{one_line(repr(teacher), limit=100)}."
         )
     text = os.fspath(teacher)
     if text not in PACKAGED_TEACHERS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from rllib_kd.checkpoints.archives import Archive
 from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
+from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import checked_shape, description_name, first_line, read_description, teacher_of
 
@@ -106,8 +108,9 @@ class ExportedFunction:
     def __init__(self, content: bytes):
         self.content = content
         program = torch.export.load(io.BytesIO(content))
-        _, *masks = program.graph_signature.user_inputs  # of legal actions, as of export()
-        self._num_actions = [int(node.meta["val"].shape[1]) for node in program.graph.nodes if node.name in masks]
+        takes_mask = _takes_mask(program.graph_signature.user_inputs)
+        masks = [node.meta["val"] for node in program.graph.nodes if takes_mask and node.name == MASK]
+        self._num_actions = [int(mask.shape[1]) for mask in masks]
         self._module = program.module()
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
@@ -140,6 +143,8 @@ class TorchScriptFunction:
             self._script = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
         for parameter in self._script.parameters():
             parameter.requires_grad_(False)
+        _, *arguments = self._script.forward.schema.arguments  # after `self`
+        self._takes_mask = _takes_mask([each.name for each in arguments if not each.has_default_value()])
 
     @property
     def num_parameters(self) -> int:
@@ -148,9 +153,23 @@ class TorchScriptFunction:
 
     def __call__(self, obs: Tensor) -> Tensor:
         """Return Q-values `[B, A]` of observations `[B, ...]`."""
-        if len(self._script.forward.schema.arguments) == 3:  # with `self`, and a mask of legal actions, as of export()
+        if self._takes_mask:
             return self._script(obs.cpu(), torch.ones(len(obs), 1))
         return self._script(obs.cpu())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.content,)
+
+
+def _takes_mask(inputs: Sequence[Any]) -> bool:
+    """Return whether a program takes a mask of legal actions beside observations, as those that `export()` writes.
+
+    Args:
+        inputs: names of the inputs that it needs.
+
+    Raises:
+        ValueError: it needs other inputs.
+    """
+    if len(inputs) == 1 or list(inputs[1:]) == [MASK]:
+        return len(inputs) == 2
+    raise ValueError(f"it has the inputs {', '.join(map(str, inputs)) or 'none'}; one was expected: observations")

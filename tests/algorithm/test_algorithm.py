@@ -300,6 +300,8 @@ def test_compression_settles_the_widths(cartpole_config, build, tmp_path):
     result = algo.train()
     assert 0.08 < result["distillation"]["compression"] <= 0.1
     assert algo.get_module().model_config["fcnet_hiddens"] == [17, 17]
+    with pytest.raises(ValueError, match=r"There is one student, 'default_policy', got the name 's4'\. Leave it out"):
+        algo.get_module("s4")
     assert config.compression == 0.1  # the user's config stays as it was
 
 

@@ -129,6 +129,10 @@ def test_without_a_home_nothing_is_kept(monkeypatch):
 # --- What is said of a teacher ----------------------------------------------------------------------------------------
 
 
+class Corridor(gym.Env):
+    """An environment that is given as a class."""
+
+
 @pytest.mark.parametrize(
     ("teacher", "said", "unsaid"),
     [
@@ -142,9 +146,12 @@ def test_without_a_home_nothing_is_kept(monkeypatch):
     ids=["higher", "not higher"],
 )
 def test_of_a_doubtful_teacher_only_what_its_episodes_support_is_said(caplog, teacher, said, unsaid):
-    check_baselines({"teacher": teacher, "random": [20.0, 21.0]}, Teacher(make_q_module()), env="E", must_gain=False)
+    check_baselines(
+        {"teacher": teacher, "random": [20.0, 21.0]}, Teacher(make_q_module()), env=Corridor, must_gain=False
+    )
     (message,) = [record.getMessage() for record in caplog.records if record.name == "rllib_kd.algorithm.baselines"]
     assert said in message
+    assert "plays 'Corridor'" in message
     assert unsaid not in message
 
 

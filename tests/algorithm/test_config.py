@@ -16,6 +16,7 @@ from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 from rllib_kd.environments import atari
 from rllib_kd.learner.learner import DistillDQNTorchLearner
+from tests.conftest import make_q_module
 
 
 class ClipsGradients(DistillDQNTorchLearner):
@@ -173,6 +174,14 @@ def test_bad_settings_elsewhere_are_refused(change, message):
 def test_a_teacher_is_a_path(teacher):
     with pytest.raises(ValueError, match="A teacher must be the path or URI of a checkpoint"):
         DistillDQNConfig().distillation(teacher=teacher)
+
+
+def test_a_module_as_a_teacher_is_shown_in_one_line():
+    with pytest.raises(
+        ValueError, match=r"or a Teacher, as of load_teacher\(\) .* Got DefaultDQNTorchRLModule"
+    ) as error:
+        DistillDQNConfig().distillation(teacher=make_q_module())
+    assert len(str(error.value)) < 350
 
 
 def test_integers_may_be_numpys():

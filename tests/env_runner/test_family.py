@@ -182,6 +182,10 @@ def test_compressions_and_model_configs_mix(cartpole_config, build):
         ({"a": {"compression": 2}}, r"must be in \(0, 1\]"),
         ({"a": "rusu-net4"}, "Unknown student `students"),
         ({"a/b": {"fcnet_hiddens": [4]}}, "becomes a folder's name"),
+        ({"a" * 201: {"fcnet_hiddens": [4]}}, "at most 200 bytes, got 201: 'aaa"),
+        ({"metadata.json": {"fcnet_hiddens": [4]}}, "RLlib itself uses 'metadata.json'"),
+        ({"module_state.pkl": {"fcnet_hiddens": [4]}}, "RLlib itself uses"),
+        ({"__all_modules__": {"fcnet_hiddens": [4]}}, "RLlib itself uses"),
         ({"a": 16}, "must be a model config such as"),
     ],
 )

@@ -9,6 +9,7 @@ from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
 from rllib_kd.env_runner.column_sampler import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.observations.frames import VALID
 from rllib_kd.wire import receive
@@ -183,3 +184,37 @@ def test_numbers_that_are_not_finite_are_named_with_their_agent(cluster, config,
     assert columns["left"][VALID].any()
     with pytest.raises(NotFiniteError, match="from step"):
         runner.play_episodes(1, teacher=True)
+
+
+class Broken(MultiAgentCartPole):
+    """Its second step fails: by an observation of another shape than declared, or by an error."""
+
+    num_steps = 0
+
+    def __init__(self, config):
+        super().__init__(config)
+        self._returns_another_shape = config["returns_another_shape"]
+
+    def step(self, actions):
+        """Step all agents."""
+        self.num_steps += 1
+        obs, *others = super().step(actions)
+        if self._returns_another_shape and self.num_steps > 1:
+            return {agent: value[:3] for agent, value in obs.items()}, *others
+        if not self._returns_another_shape:
+            raise KeyError("no such pole")
+        return obs, *others
+
+
+@pytest.mark.parametrize(
+    ("returns_another_shape", "said"),
+    [
+        (True, r"in step\(\) or reset\(\), an observation\[0\] of shape \(3,\) .* shape \(4,\).*in step"),
+        (False, r"'Broken' raised in step\(\): KeyError: 'no such pole' \(.*test_multi_agent.py"),
+    ],
+)
+def test_environments_that_fail_are_named_with_their_line(cluster, config, returns_another_shape, said):
+    """Networks failed on the shape, and RLlib's check takes every error for an environment of gym."""
+    config.environment(Broken, env_config={"num_agents": 2, "returns_another_shape": returns_another_shape})
+    with pytest.raises(EnvFailedError, match=said):
+        shards_of(config)

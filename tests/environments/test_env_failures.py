@@ -32,6 +32,11 @@ def test_the_line_is_the_users_and_not_that_of_a_library():
     assert described(raised(broken)).endswith(f"({__file__}:{broken.__code__.co_firstlineno + 1}, in broken)")
 
 
+def test_no_line_of_a_compiled_module_is_the_users():
+    error = raised(lambda: np.random.default_rng().integers({}))  # which Cython calls numpy/random/_generator.pyx
+    assert described(error).endswith(f"({__file__}:{error.__traceback__.tb_next.tb_lineno}, in <lambda>)")
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [

@@ -11,6 +11,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
+from ray.tune.registry import register_env
 
 from rllib_kd import DistillDQNConfig, Sweep
 from rllib_kd.algorithm.fit import explain_failed_env_runners
@@ -290,3 +291,36 @@ def test_environments_of_several_agents_may_lack_spaces():
         pass
 
     assert isinstance(env_maker(lambda config: Several())(), Several)
+
+
+def with_parameters(parameters):
+    """Return a class of an environment whose constructor has these parameters."""
+    names = {"gym": gym}
+    exec(f"class Own(gym.Env):\n    def __init__(self{parameters}):\n        pass\n", names)
+    return names["Own"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "takes"),
+    [
+        ("", "no argument"),
+        (", length=6", "`length=6` first"),
+        (", render_mode=None, size=5", "`render_mode=None` first"),
+    ],
+)
+def test_a_class_gets_no_config_in_place_of_another_argument(parameters, takes):
+    """A config as a length was an error in reset(), and as a flag an environment with other settings."""
+    env = with_parameters(parameters)
+    register_env("own-without-config", env)
+    config = DistillDQNConfig().environment(env).distillation(teacher="cartpole", compression=0.1)
+    registered = config.copy(copy_frozen=False).environment("own-without-config")
+    for use in (config.validate, registered.validate, lambda: env_maker(env)):
+        with pytest.raises(ValueError, match=rf"Own\(\) takes {takes}\. Register it .*Own\(\*\*config\)"):
+            use()
+
+
+@pytest.mark.parametrize(
+    "parameters", [", config", ", config={}", ", given=None", ", anything", ", config: dict = None, **others"]
+)
+def test_a_class_that_takes_a_config_gets_it(parameters):
+    env_maker(with_parameters(parameters))

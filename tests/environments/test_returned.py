@@ -10,6 +10,7 @@ from ray.tune.registry import register_env
 from rllib_kd.algorithm.preflight import try_out
 from rllib_kd.env_runner.fragment import Fragment
 from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.making import checked_call
 from rllib_kd.environments.returned import NotFiniteError, find_not_finite, misfit
 from rllib_kd.evaluation.playing import RandomActions, play
 
@@ -170,6 +171,20 @@ def test_methods_that_are_not_gymnasiums_are_named_with_their_line(env, said):
     with pytest.raises(EnvFailedError, match=said) as raised:
         try_out(config)
     assert __file__ in str(raised.value)
+
+
+class NumberedInfo(Fine):
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, False, False, {"counts": {1: 2}}
+
+
+def test_infos_with_keys_that_are_not_texts_are_named():
+    envs = gym.wrappers.vector.DictInfoToList(gym.vector.SyncVectorEnv([NumberedInfo]))  # as RLlib has
+    envs.reset(seed=0)
+    with pytest.raises(
+        EnvFailedError, match=r"returned infos with keys that are not texts from step\(\) \(.*, in step\)"
+    ):
+        checked_call(envs.step, np.zeros(1, int))
 
 
 class Strict(Fine):

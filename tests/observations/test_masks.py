@@ -4,12 +4,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from rllib_kd.algorithm.preflight import check_environment
 from rllib_kd.environments.masked import MasksInInfos, with_masks_in_infos
 from rllib_kd.observations.connectors import MaskApart, OneVector, connectors_for
 from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.masks import (
     LegalActions,
     MaskError,
+    check_mask_space,
     features_of,
     features_space,
     has_mask,
@@ -210,3 +212,19 @@ def test_a_method_that_is_no_method_is_none():
         action_masks = None
 
     assert not isinstance(with_masks_in_infos(Odd()), MasksInInfos)
+
+
+@pytest.mark.parametrize("part", [gym.spaces.Box(0, 1, (3, 1), np.int8), gym.spaces.Discrete(8)])
+def test_a_part_with_the_name_of_a_mask_has_the_space_of_one(part):
+    """It was an input of the network, and all actions were legal."""
+    space = gym.spaces.Dict({"observations": NUMBERS, "action_mask": part})
+    with pytest.raises(ValueError, match=r"part 'action_mask' is .*, which is not the space of a mask"):
+        check_mask_space(space)
+    for other in (part, gym.spaces.Dict({"action_mask": part}), InDict().observation_space):
+        check_mask_space(other)
+
+
+def test_environments_whose_masks_have_another_space_are_refused(cartpole_config):
+    part = gym.spaces.Box(0, 1, (3, 1), np.int8)
+    with pytest.raises(ValueError, match="not the space of a mask"):
+        check_environment(cartpole_config, (gym.spaces.Dict({"observations": NUMBERS, "action_mask": part}), ACTIONS))

@@ -387,10 +387,36 @@ def test_programs_of_batches_of_two_alone_are_refused(tmp_path):
         load_teacher(tmp_path / "a.pt2", trust_checkpoint=True)
 
 
+class WithHiddenState(nn.Module):
+    """A network that needs more than observations."""
+
+    def forward(self, obs: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return Q-values of observations and a hidden state."""
+        return obs[:, :2] + hidden
+
+
+@pytest.mark.parametrize("format", ["torchscript", "pt2"])
+def test_only_a_mask_may_stand_beside_observations(tmp_path, format):
+    """Ones took the place of any second input, without a word."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if format == "torchscript":
+            torch.jit.save(torch.jit.script(WithHiddenState()), tmp_path / "a.pt")
+        else:
+            examples = torch.zeros(3, 4), torch.zeros(3, 2)
+            torch.export.save(torch.export.export(WithHiddenState(), examples), tmp_path / "a.pt")
+    (tmp_path / "a.json").write_text('{"observation_shape": [4]}')
+    with pytest.raises(ValueError, match=r"it has the inputs obs, hidden; one was expected: observations"):
+        load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
+
+
 def test_an_error_in_torchscript_has_its_reason(tmp_path):
     torch.jit.save(torch.jit.script(mlp(4, 2).double()), tmp_path / "a.pt")
     (tmp_path / "a.json").write_text('{"observation_shape": [4]}')
-    with pytest.raises(ValueError, match=r"RuntimeError: .*dtype.* Double\. Expected a function of batches"):
+    with pytest.raises(
+        ValueError,
+        match=r"RuntimeError: .*dtype.* Double\. Expected a function of batches of any size, of 32-bit floats",
+    ):
         load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
 
 

@@ -1,6 +1,7 @@
 """Teachers that are functions or PyTorch modules of one's own."""
 
 import json
+import threading
 
 import gymnasium as gym
 import numpy as np
@@ -48,6 +49,21 @@ def test_a_student_learns_from_a_function(build, cartpole_config, tmp_path):
     restored.stop()
 
 
+def test_a_function_that_cannot_be_pickled_is_named(build, cartpole_config):
+    lock = threading.Lock()
+
+    def balance(obs):
+        with lock:
+            return obs[:, :2]
+
+    teacher = Teacher.from_callable(balance, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+    with pytest.raises(
+        ValueError, match=r"The teacher 'balance' cannot be pickled, .* '_thread.lock' object\. Let"
+    ) as error:
+        build(cartpole_config.distillation(teacher=teacher))
+    assert "\n" not in str(error.value)
+
+
 def test_actions_are_numbered_from_zero():
     actions = gym.spaces.Discrete(2, start=5)
     with pytest.raises(ValueError, match=r"Discrete\(2, start=5\), but actions are numbered from 0 here\. Wrap"):
@@ -71,8 +87,32 @@ def test_a_torch_module_is_copied_and_frozen():
         (lambda obs: obs, r"returns the shape \[2, 4\] for two observations, expected Q-values \[2, 2\]"),
         (lambda obs: obs[:, :2] / 0, "are not finite"),
         (lambda obs: obs @ torch.ones(3, 2), "fails on observations of the shape"),
+        (mlp(4, 2).double(), "of 32-bit floats: RuntimeError: .*dtype"),
+        (lambda obs: (obs[:, :2], None), r"it returns a tuple, expected a tensor \[batch, actions\]"),
+        (lambda obs: {"q": obs[:, :2]}, "it returns a dict with the keys q, expected a tensor"),
+        (lambda obs: torch.nn.BatchNorm1d(4)(obs)[:, :2], "more than 1 value per channel when training"),
     ],
 )
 def test_a_function_that_is_no_q_network_says_so(function, message):
     with pytest.raises(ValueError, match=message):
         Teacher.from_callable(function, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+
+
+def test_a_function_that_draws_random_numbers_is_reported(caplog):
+    network = torch.nn.Sequential(torch.nn.Linear(4, 500), torch.nn.Dropout(0.5), torch.nn.Linear(500, 2))
+    for is_in_training_mode in (True, False):
+        caplog.clear()
+        network.train(is_in_training_mode)  # which nobody can set in a function of it
+        Teacher.from_callable(lambda obs: network(obs), observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+        assert ("differ for two equal observations" in caplog.text) == is_in_training_mode
+
+
+@pytest.mark.parametrize("number", ["58", -1, 5.5, True])
+def test_the_number_of_parameters_is_a_number(number):
+    with pytest.raises(ValueError, match=r"`num_parameters` must be an integer of at least 0"):
+        Teacher.from_callable(
+            lambda obs: obs[:, :2],
+            observation_space=CARTPOLE_OBS,
+            action_space=CARTPOLE_ACTIONS,
+            num_parameters=number,
+        )

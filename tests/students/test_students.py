@@ -77,6 +77,7 @@ def test_no_layer_is_narrower_than_need_be():
     scaled = compressed(network, 0.01, space=space, teacher_parameters=teacher)
     assert [f[0] for f in scaled["conv_filters"]] == [2]
     assert scaled["head_fcnet_hiddens"] == [9]
+    assert scaled["head_fcnet_activation"] == "relu"  # not tanh, as in an MLP
     assert 0.009 * teacher < count_parameters(make_q_module(space, **scaled)) <= 0.01 * teacher
 
 

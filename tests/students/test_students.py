@@ -7,7 +7,7 @@ from ray.rllib.models.utils import get_filter_config
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
 from rllib_kd.networks.dqn_module import count_parameters, student_module_spec
-from rllib_kd.students.sizes import PRESETS, _nature_cnn, compress
+from rllib_kd.students.sizes import PRESETS, _nature_cnn, activation_for, compress
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
 
 ATARI_OBS = gym.spaces.Box(0, 1, (84, 84, 4), np.float32)
@@ -226,3 +226,7 @@ def test_narrow_layers_have_no_relu_unless_it_is_wanted():
     assert activation(0.05, fcnet_activation="silu") == "silu"
     kept = compressed(network, 0.05, teacher_parameters=teacher, keeps={"fcnet_activation"})
     assert kept["fcnet_activation"] == "relu"
+
+
+def test_only_wide_layers_have_relu():
+    assert [activation_for(hiddens) for hiddens in ([], [8], [16], [64, 4])] == ["relu", "tanh", "relu", "tanh"]

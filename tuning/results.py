@@ -30,6 +30,7 @@ import torch
 
 from rllib_kd import DistillDQNConfig, compare_all
 from rllib_kd.environments.pools import own_name
+from rllib_kd.students.sizes import activation_for
 
 from results_page import write_page  # isort: skip
 
@@ -120,7 +121,9 @@ class Row:
     num_seeds: int = 5
 
 
-_MLPS: dict[str, Any] = {str(n): {"fcnet_hiddens": [n]} for n in (64, 32, 16, 8)}
+_MLPS: dict[str, Any] = {
+    str(n): {"fcnet_hiddens": [n], "fcnet_activation": activation_for([n])} for n in (64, 32, 16, 8)
+}
 _MLPS["linear"] = "linear"
 _CNNS: dict[str, Any] = {f"net{n}": f"rusu-net{n}" for n in (1, 2, 3)}
 _CNNS["percent1"] = {"compression": 0.01}

@@ -55,6 +55,7 @@ class Task:
         training: settings of `.training()`, over those of the file.
         epsilon: share of random actions that teacher and students play with.
         num_episodes: episodes that teacher, students and a random policy each play.
+        label: name in the tables; by default the environment's.
     """
 
     env: str
@@ -66,6 +67,7 @@ class Task:
     training: Mapping[str, Any] = field(default_factory=dict)
     epsilon: float = 0.0
     num_episodes: int = 100
+    label: str = ""
 
     def config(self) -> DistillDQNConfig:
         """Return the config that its rows share."""
@@ -83,7 +85,13 @@ TASKS = {
     "acrobot": Task("Acrobot-v1", "sb3/dqn-Acrobot-v1.zip", _ZOO, 200_000),
     "mountaincar": Task("MountainCar-v0", "sb3/dqn-MountainCar-v0.zip", _ZOO, 200_000),
     "lunarlander": Task("LunarLander-v3", "lunarlander", _OURS.format("lunarlander"), 200_000),
-    "lunarlander_ppo": Task("LunarLander-v3", "sb3/ppo-LunarLander-v2.zip", _ZOO.replace("DQN", "PPO"), 200_000),
+    "lunarlander_ppo": Task(
+        "LunarLander-v3",
+        "sb3/ppo-LunarLander-v2.zip",
+        _ZOO.replace("DQN", "PPO"),
+        200_000,
+        label="LunarLander-v3, PPO",
+    ),
     "highway": Task("envpool/highway-fast-v0", "highway", _OURS.format("highway"), 120_000, num_episodes=50),
     "pong": Task("ALE/Pong-v5", "atari/pong", "RLlib DQN, NatureCNN", 600_000, "atari.py", _STEADY, num_episodes=30),
     "breakout": Task(
@@ -291,7 +299,7 @@ def main() -> None:
             continue
         file = RESULTS / f"{name}.json"
         done: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"row": name, "seeds": {}}
-        done |= {"env": own_name(task.env), "source": task.source, "settings": dict(row.settings)}
+        done |= {"env": task.label or own_name(task.env), "source": task.source, "settings": dict(row.settings)}
         for seed in range(args.seeds or row.num_seeds):
             if str(seed) not in done["seeds"]:
                 done["seeds"][str(seed)] = measure(name, seed, path, args.work.expanduser() / f"{name}-{seed}")

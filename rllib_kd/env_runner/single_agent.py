@@ -330,7 +330,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         if mask is not None:
             labels[MASK] = mask
         actions, teacher_acts = policy.decide(student_q, labels.get(TEACHER_Q))
-        if self.family is not None:
+        if self.config.own_states:
             labels[ACTING] = np.where(teacher_acts, 0, 1 + self._turns.students()).astype(np.int32)
         return labels, actions
 

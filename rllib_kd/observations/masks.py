@@ -38,7 +38,7 @@ def check_mask_space(space: gym.Space) -> None:
     """Check that a part of observations with the name of a mask has the space of one.
 
     Raises:
-        ValueError: it has not: networks would see it, and illegal actions would be taken.
+        ValueError: it has another space. Networks would see it, and illegal actions would be taken.
     """
     if isinstance(space, gym.spaces.Dict) and space.keys() > {MASK} and not has_mask(space):
         raise ValueError(

@@ -102,7 +102,7 @@ def test_a_function_that_draws_random_numbers_is_reported(caplog):
     network = torch.nn.Sequential(torch.nn.Linear(4, 500), torch.nn.Dropout(0.5), torch.nn.Linear(500, 2))
     for is_in_training_mode in (True, False):
         caplog.clear()
-        network.train(is_in_training_mode)  # which nobody can set in a function of it
+        network.train(is_in_training_mode)  # whoever has only a function around it cannot change it
         Teacher.from_callable(lambda obs: network(obs), observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
         assert ("differ for two equal observations" in caplog.text) == is_in_training_mode
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from rllib_kd.experiment.resuming import plain
 
 #: Entry with the fingerprint of the teacher, which older versions did not keep.
 WEIGHTS = "weights of the teacher"
+#: Entry with the user's own search space, setting → domain; None: the default one. Older versions did not keep it.
+SPACE = "space"
 
 
 def write_spec(uri: str, spec: Mapping[str, Any]) -> None:
@@ -40,13 +43,34 @@ def check_spec(uri: str, spec: Mapping[str, Any]) -> None:
     """
     begun = {"minimize": "parameters", **_read(uri)}  # of a version that had no other
     now = plain(spec)
-    if WEIGHTS not in begun:
-        now.pop(WEIGHTS, None)
+    for name in {WEIGHTS, SPACE} - begun.keys():
+        now.pop(name, None)
+    if SPACE in now and (settings := _changed(begun.pop(SPACE) or {}, now.pop(SPACE) or {})):
+        raise ValueError(
+            f"The sweep in '{uri}' was started with another search space, which differs in {', '.join(settings)}. "
+            "Resume it with the same, or give another name."
+        )
     if changed := [name for name, value in now.items() if begun.get(name) != value]:
         changes = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
         raise ValueError(
             f"The sweep in '{uri}' was started with {changes}. Resume it with the same, or give another name."
         )
+
+
+def _changed(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the settings whose domains differ between two search spaces, in the order of names."""
+    return [name for name in sorted(begun.keys() | now.keys()) if not _is_near(begun.get(name), now.get(name))]
+
+
+def _is_near(value: Any, other: Any) -> bool:
+    """Return whether two domains are the same but for rounding: a range may come from the teacher's action gap."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(_is_near(value[key], other[key]) for key in value)
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(_is_near, value, other))
+    if isinstance(value, float) and isinstance(other, float):
+        return math.isclose(value, other, rel_tol=1e-4)
+    return bool(value == other)
 
 
 def _read(uri: str) -> dict[str, Any]:

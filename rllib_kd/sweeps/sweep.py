@@ -72,7 +72,7 @@ from rllib_kd.sweeps.space import (
     population_space,
     search_space,
 )
-from rllib_kd.sweeps.spec import WEIGHTS, check_spec, write_spec
+from rllib_kd.sweeps.spec import SPACE, WEIGHTS, check_spec, write_spec
 from rllib_kd.sweeps.trial import (
     NUM_EPISODES,
     NUM_REPORTS,
@@ -178,6 +178,7 @@ class Sweep:
             raise ValueError("Search 'optuna' needs Optuna: pip install 'rllib-kd[sweep]'. Or use search 'random'.")
         self._rows: HeldOut | None = None  # that judge, without an environment
         self._weights: str | None = None  # fingerprint of the teacher, once it is loaded
+        self._own_space: Mapping[str, Domain] | None = None  # the user's, once it is drawn
         if self.env is None:
             check_without_environment(self.config, self.keep)
         self.env = settled(self.env)
@@ -239,6 +240,8 @@ class Sweep:
             check_spec(self.path, self._spec())  # now with the teacher, and the rows
         self._metric = task.metric
         space = self._space(teacher, median_gap)
+        if is_there:
+            check_spec(self.path, {SPACE: self._own_space})
         self._check(space, teacher)
         resources = self._resources(teacher)
         with connection(resources.required_resources, address=address):
@@ -248,7 +251,7 @@ class Sweep:
                 put_back(self.path)
                 tuner = tune.Tuner.restore(self.path, trainable=trainable, resume_unfinished=True, resume_errored=True)
             else:
-                write_spec(self.path, self._spec())
+                write_spec(self.path, self._spec() | {SPACE: self._own_space})
                 points = default_points(space, median_gap=median_gap, env_steps=self.env_steps, outputs=teacher.outputs)
                 tuner = self._tuner(trainable, space, points)
             with _rllib.callbacks_uncounted(), listening(), saving_on_interrupt() as interrupted:
@@ -305,6 +308,7 @@ class Sweep:
 
     def _space(self, teacher: Teacher, median_gap: float) -> dict[str, Domain]:
         space = drawn_space(self.space, teacher, median_gap=median_gap, env_steps=self.env_steps)
+        self._own_space = None if self.space is search_space else space
         if self.scheduler == "pbt":
             space = population_space(space)
             if self.config.get("loss", DistillDQNConfig().loss) not in SOFTENED:

@@ -3,11 +3,13 @@
 import sys
 
 import pytest
-from ray import cloudpickle
+from ray import cloudpickle, tune
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_kd.sweeps.space import read_space
+from rllib_kd.sweeps.spec import SPACE as OWN_SPACE
+from rllib_kd.sweeps.spec import check_spec, write_spec
 from rllib_kd.sweeps.sweep import Sweep
 from tests.conftest import exit_code
 from tests.environments.own_files import write_files
@@ -56,3 +58,29 @@ def test_a_sweep_names_the_file_in_which_its_environment_is_registered(files, mo
     exit_code("sweep", "--teacher", "t", "--env", "hall", "--space", "space.py")
     (sweep,) = swept
     assert (sweep.env, sweep.name) == (f"{files}/space.py:hall", "sweep-hall")
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "message"),
+    [
+        ({"lr": tune.loguniform(1e-3, 0.1)}, {"lr": tune.loguniform(1e-3, 0.1 + 1e-7)}, None),
+        ({"lr": tune.loguniform(1e-3, 0.1)}, {"lr": tune.uniform(1e-3, 0.1)}, "which differs in lr"),
+        ({"lr": tune.choice([0.1])}, {"lr": tune.choice([0.1, 0.2]), "tau": tune.choice([1])}, "differs in lr, tau"),
+        (None, {"lr": tune.choice([0.1])}, "another search space, which differs in lr"),
+        ({"lr": tune.choice([0.1])}, None, "another search space, which differs in lr"),
+        (None, None, None),
+    ],
+)
+def test_a_sweep_is_resumed_with_the_space_that_it_began_with(tmp_path, begun, now, message):
+    """Tune keeps the old space without a word."""
+    write_spec(str(tmp_path), {OWN_SPACE: begun})
+    if message is None:
+        check_spec(str(tmp_path), {OWN_SPACE: now})
+        return
+    with pytest.raises(ValueError, match=message):
+        check_spec(str(tmp_path), {OWN_SPACE: now})
+
+
+def test_a_sweep_of_a_version_that_kept_no_space_is_resumed(tmp_path):
+    write_spec(str(tmp_path), {"seed": 0})
+    check_spec(str(tmp_path), {"seed": 0, OWN_SPACE: {"lr": tune.choice([0.1])}})

@@ -69,7 +69,7 @@ def grow(
         The tree. Its values are the means of the labels at each leaf, with the action of the least regret first.
     """
     features = Features(obs.shape[1]) if features is None else features
-    costs = clipped(regrets(labels))
+    costs = _without_unit(clipped(regrets(labels)))
     num_grown = (_LARGER if refine else 1) * max_leaf_nodes
     kept = np.arange(len(features))
     if len(features) > MAX_FEATURES:
@@ -81,6 +81,11 @@ def grow(
     place = structure.leaves(bins.features)
     values = _leaf_values(place, structure.num_leaves, costs, labels)
     return structure.with_features(kept).tree(values, len(features))
+
+
+def _without_unit(costs: np.ndarray) -> np.ndarray:
+    """Return regrets of about 1 at most: scikit-learn and the refinement take very small ones for rounding errors."""
+    return np.ldexp(costs, -np.frexp(costs.max())[1])  # by a power of two, which rounds nothing
 
 
 def _finite(compared: np.ndarray) -> np.ndarray:

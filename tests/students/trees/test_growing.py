@@ -107,6 +107,20 @@ def test_one_state_and_numbers_that_are_none_are_no_obstacle():
     assert np.isfinite(tree.threshold).all()
 
 
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("refine", [False, True])
+def test_units_of_return_make_no_difference(weighting, refine):
+    x, labels = data(count=500)
+    trees = [
+        grow(x, labels * 2.0**unit, max_leaf_nodes=8, weighting=weighting, seed=0, refine=refine)
+        for unit in (0, -40, 40)
+    ]
+    assert trees[0].num_leaves == 8
+    for tree in trees[1:]:
+        assert np.array_equal(tree.feature, trees[0].feature)
+        assert np.array_equal(tree.threshold, trees[0].threshold)
+
+
 def total(structure, x, costs):
     place = structure.leaves(x)
     return sum(costs[place == leaf].sum(0).min() for leaf in range(structure.num_leaves) if (place == leaf).any())

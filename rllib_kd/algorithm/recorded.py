@@ -14,7 +14,6 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from rllib_kd.algorithm.dead_learners import ask_learner
-from rllib_kd.algorithm.random_state import capture_random_state, put_back_random_state
 from rllib_kd.algorithm.sampling import Sampling
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.spaces import flat_size, is_flattened
@@ -22,6 +21,7 @@ from rllib_kd.offline.data import LabelledData, capacity_for, check_teacher_of, 
 from rllib_kd.offline.rows import TD_IN_FILES
 from rllib_kd.offline.schema import DataError
 from rllib_kd.offline.stream import RecordedFiles
+from rllib_kd.random_state import capture_random_state, put_back_random_state
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import Sample
 

@@ -19,9 +19,9 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import answers, kill_the_hung, reason_in
-from rllib_kd.algorithm.random_state import capture_random_state, put_back_random_state
 from rllib_kd.env_runner.capture import capture_sampling, put_back_sampling, restart_sampling
 from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.random_state import capture_random_state, put_back_random_state
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, pack_weights
 

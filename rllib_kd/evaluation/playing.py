@@ -13,6 +13,7 @@ from rllib_kd.environments.masked import with_masks_in_infos
 from rllib_kd.environments.returned import unusable_mask
 from rllib_kd.observations.masks import LegalActions, MaskError, random_actions
 from rllib_kd.observations.pipeline import Shown, View
+from rllib_kd.random_state import seeded
 
 _ENVS_AT_ONCE = 50
 _GAMES_AT_ONCE = 16  # in a vector env of its own kind, which plays one episode after the other in each place
@@ -87,6 +88,9 @@ def play(
 ) -> tuple[list[float], list[np.ndarray]]:
     """Play one episode for each seed, each in a separate environment.
 
+    The global random generators, from which an environment may draw instead, are seeded by the first seed. Otherwise a
+    process that begins like another one (it resumes a run, or is a fork) would play that one's episodes again.
+
     Args:
         make_env: makes one environment.
         policy: the player.
@@ -109,13 +113,14 @@ def play(
     own_vector = None if chooses else _own_vector(make_env, min(_GAMES_AT_ONCE, num_envs, len(seeds)))
     make_envs = choosing_envs if chooses else one_episode_each
     at_once = num_envs if own_vector is None else len(seeds)
-    for first in range(0, len(seeds), at_once):
-        chunk = list(seeds[first : first + at_once])
-        envs = make_envs(make_env, len(chunk)) if own_vector is None else own_vector
-        try:
-            returns += play_chunk(envs, policy.player(), chunk, [view() for view in views], seen, advance)[0]
-        finally:
-            close(envs)
+    with seeded(next(iter(seeds), 0)):
+        for first in range(0, len(seeds), at_once):
+            chunk = list(seeds[first : first + at_once])
+            envs = make_envs(make_env, len(chunk)) if own_vector is None else own_vector
+            try:
+                returns += play_chunk(envs, policy.player(), chunk, [view() for view in views], seen, advance)[0]
+            finally:
+                close(envs)
     return returns, seen.states()
 
 

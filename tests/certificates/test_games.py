@@ -1,10 +1,12 @@
 """Episodes of validation and of certificates."""
 
 import json
+import random
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.teachers.base import Teacher
@@ -44,3 +46,24 @@ def test_episodes_of_a_certificate_are_those_of_their_seeds_whatever_was_played_
     parts = [whole.certificate_episodes(student, first, 5) for first in (0, 5)]
     late = Games(lambda: gym.make("CartPole-v1", max_episode_steps=50), teacher, seed=0)
     assert np.array_equal(late.certificate_episodes(student, 5, 5), parts[1])
+
+
+class Careless(Unseeded):
+    """An environment that takes no seed, and draws from the global generators."""
+
+    def step(self, action):
+        reward = np.random.normal() + random.random() + torch.rand(1).item()
+        return np.zeros(4, np.float32), float(reward), True, False, {}
+
+
+def test_a_process_that_begins_like_another_one_plays_other_episodes():
+    """RLlib seeds the global generators with the run's seed in each process, and so in each that resumes the run."""
+    teacher, student, batches = Teacher(make_q_module(), source="t"), Teacher(make_q_module(seed=1), source="s"), []
+    for first in (0, 5, 5):
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(0)
+        own = random.Random(0).random()
+        batches.append(Games(Careless, teacher, seed=0).certificate_episodes(student, first, 5))
+        assert random.random() == own  # training, which draws from them too, goes on as if nothing had been played
+    assert not np.isin(batches[0], batches[1]).any()
+    assert np.array_equal(batches[1], batches[2])

@@ -1,4 +1,4 @@
-"""The global random generators of this process: seeded for a while, captured, and restored."""
+"""Random generators: one for a policy's draws; the global ones of this process, seeded, captured and restored."""
 
 from __future__ import annotations
 
@@ -9,6 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+
+#: Mixed into the seed of a policy's generator; not 0, which numpy takes for no number at all.
+_OF_POLICIES = 1
+
+
+def policy_generator(seed: int) -> np.random.Generator:
+    """Return a generator for a policy's draws in environments that are reset with this seed.
+
+    gymnasium makes `env.np_random` by `default_rng(seed)`, too: a policy with the same generator would know what the
+    environment draws next, and could play at random and never lose.
+
+    Args:
+        seed: ≥ 0.
+    """
+    return np.random.default_rng([seed, _OF_POLICIES])
 
 
 @contextmanager

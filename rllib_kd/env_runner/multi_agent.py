@@ -39,6 +39,7 @@ from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID
 from rllib_kd.observations.masks import MASK, legal_only
 from rllib_kd.observations.spaces import check_spaces
+from rllib_kd.random_state import policy_generator
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import TEACHER_Q, Sample, hand_over
 
@@ -161,7 +162,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
             return self._play_episodes(num_episodes, teacher=teacher)
 
     def _play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
-        policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, np.random.default_rng(self._seed))
+        policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, policy_generator(self._seed))
         returns: dict[str, list[float]] = {module_id: [] for module_id in self._teachers}
         for episode in self._act_by(policy, num_episodes=num_episodes):
             sums: dict[str, float] = defaultdict(float)

@@ -54,6 +54,7 @@ from rllib_kd.observations.masks import MASK, features_space, legal_only, with_m
 from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline, Shown, View
 from rllib_kd.observations.spaces import brief, check_spaces, is_byte_image, named
 from rllib_kd.public import public
+from rllib_kd.random_state import policy_generator
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import ACTING, TEACHER_Q, Sample, hand_over
 
@@ -264,7 +265,7 @@ class DistillEnvRunner(RecordingEnvRunner):
             return self._play_episodes(num_episodes, teacher=teacher)
 
     def _play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
-        policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, np.random.default_rng(self._seed))
+        policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, policy_generator(self._seed))
         self._needs_initial_reset = True
         turns = copy.deepcopy(self._turns)
         due = np.full(self.num_envs, num_episodes // self.num_envs)

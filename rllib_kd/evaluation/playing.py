@@ -13,7 +13,7 @@ from rllib_kd.environments.masked import with_masks_in_infos
 from rllib_kd.environments.returned import unusable_mask
 from rllib_kd.observations.masks import LegalActions, MaskError, random_actions
 from rllib_kd.observations.pipeline import Shown, View
-from rllib_kd.random_state import seeded
+from rllib_kd.random_state import policy_generator, seeded
 
 _ENVS_AT_ONCE = 50
 _GAMES_AT_ONCE = 16  # in a vector env of its own kind, which plays one episode after the other in each place
@@ -40,7 +40,7 @@ class RandomActions:
 
     def __init__(self, num_actions: int, *, seed: int):
         self._num_actions = num_actions
-        self._rng = np.random.default_rng(seed)
+        self._rng = policy_generator(seed)
 
     def player(self) -> Act:
         """Plays one vector env."""
@@ -61,7 +61,7 @@ class EpsilonGreedy:
         self._player = player
         self._num_actions = num_actions
         self._epsilon = epsilon
-        self._rng = np.random.default_rng(seed)
+        self._rng = policy_generator(seed)
 
     def player(self) -> Act:
         """Plays one vector env."""

@@ -163,3 +163,29 @@ def test_a_mask_without_sense_names_the_environment(env, legal, message):
         expected = r"environment 'Broken' returned, in reset\(\), an observation\['action_mask'\] of shape \(2,\)"
     with pytest.raises(EnvFailedError, match=expected):
         play(Broken, RandomActions(4, seed=0), [0])
+
+
+class Guessing(gym.Env):
+    """Each step pays 1 if the action is the number that the environment draws."""
+
+    observation_space, action_space = NUMBERS, ACTIONS
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(NUMBERS.shape, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        reward = float(action == self.np_random.integers(4))
+        return np.zeros(NUMBERS.shape, np.float32), reward, self.steps == 100, False, {}
+
+
+@pytest.mark.parametrize("seed", [0, 1_750_000_000])
+def test_a_random_policy_does_not_know_what_the_environment_draws(seed):
+    """The environment makes its generator from the same seed."""
+    always = Teacher(make_q_module(NUMBERS, ACTIONS)).for_space(NUMBERS)
+    random = RandomActions(4, seed=seed), EpsilonGreedy(GreedyQ(always), 4, epsilon=1.0, seed=seed)
+    for player in random:
+        (episode_return,), _ = play(Guessing, player, [seed])
+        assert 10 < episode_return < 40  # 3.5 standard deviations around 25

@@ -33,7 +33,7 @@ def seeded(seed: int) -> Iterator[None]:
     Args:
         seed: ≥ 0.
     """
-    before = capture_random_state()
+    before, seed = capture_random_state(), int(seed)  # which may be one of numpy's
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed % 2**63)  # not those of GPUs, which are not put back

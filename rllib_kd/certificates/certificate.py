@@ -19,6 +19,9 @@ from rllib_kd.evaluation.return_ratio import return_ratio
 
 #: Without stated bounds, a return may be lower than all observed returns by this share of their range.
 MARGIN = 0.25
+#: A return counts as within stated bounds if it is beyond them by this share of the larger one: 40 rewards of -0.1 sum
+#: up to less than -4, and more so if they are 32-bit floats.
+_ROUNDING = 1e-6
 #: A student is not given up by a projection from fewer episodes.
 MIN_EPISODES_TO_GIVE_UP = 30
 #: The return ratios among which an interval is searched, and the steps of the bisection (each halves the error).
@@ -153,8 +156,7 @@ class RatioTest:
         self.keep, self.alpha, self.max_episodes = float(keep), float(alpha), max_episodes
         self.measured = RETURN_RATIO
         self._stated = None if bounds is None else as_range(bounds)
-        self._seen = as_returns("seen", seen)
-        self._check_within_bounds(self._seen)
+        self._seen = self._within_bounds(as_returns("seen", seen))
         self._returns = np.empty((3, 0))  # of the student, the teacher and the random policy
         self._threshold = math.log(1 / alpha)
         self._results: dict[str, Any] = {}  # computed since the last update
@@ -181,8 +183,7 @@ class RatioTest:
         if len({len(column) for column in columns}) > 1:
             lengths = ", ".join(f"{len(column)} of {name}" for name, column in zip(named, columns, strict=True))
             raise ValueError(f"Returns must be of the same seeds, got {lengths}. Pass one of each for every seed.")
-        new = np.stack(columns)
-        self._check_within_bounds(new)
+        new = self._within_bounds(np.stack(columns))
         self._returns = np.concatenate([self._returns, new], axis=1)
         self._results = {}
 
@@ -263,12 +264,21 @@ class RatioTest:
         """Return `certificate()` as values that JSON can express."""
         return self.certificate().as_dict()
 
-    def _check_within_bounds(self, returns: np.ndarray) -> None:
-        if self._stated and returns.size and (returns.min() < self._stated[0] or returns.max() > self._stated[1]):
+    def _within_bounds(self, returns: np.ndarray) -> np.ndarray:
+        """Return returns, without what rounding has put beyond stated bounds.
+
+        Raises:
+            ValueError: one is beyond them.
+        """
+        if self._stated is None or not returns.size:
+            return returns
+        inside = np.clip(returns, *self._stated)
+        if np.abs(returns - inside).max() > _ROUNDING * np.abs(self._stated).max():
             raise ValueError(
-                f"Returns must be within bounds={self._stated}, got {returns.min():g} to {returns.max():g}. "
+                f"Returns must be within bounds={self._stated}, got {returns.min():.9g} to {returns.max():.9g}. "
                 "State wider bounds and start again with fresh episodes, or pass bounds=None."
             )
+        return inside
 
     def _once(self, name: str, compute: Any) -> Any:
         if name not in self._results:

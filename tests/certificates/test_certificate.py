@@ -229,6 +229,7 @@ def test_settings_out_of_range_are_refused(settings, message):
         ([[1.0, 1.0]], r"student must have shape \[n\], got \[1, 2\]"),
         (["a", "b"], "student must be a list of returns"),
         ([1.0, 600.0], r"within bounds=\(0.0, 500.0\), got 0 to 600"),
+        ([1.0, 500.001], r"within bounds=\(0.0, 500.0\), got 0 to 500.001"),
     ],
 )
 def test_returns_that_fit_nothing_are_refused_and_change_nothing(student, message):
@@ -236,6 +237,16 @@ def test_returns_that_fit_nothing_are_refused_and_change_nothing(student, messag
     with pytest.raises(ValueError, match=message):
         test.update(student=student, teacher=[1.0, 1.0], random=[0.0, 0.0])
     assert test.num_episodes == 0
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32])
+def test_sums_of_rewards_at_a_stated_bound_are_within_it(number):
+    lowest = float(sum(40 * [float(number(-0.1))]))
+    assert lowest < -4.0
+    test, exact = (RatioTest(0.97, bounds=(-4, 1), seen=[low]) for low in (lowest, -4.0))
+    for each, low in ((test, lowest), (exact, -4.0)):
+        each.update(student=[1.0] * 200, teacher=[1.0] * 200, random=[low, *[0.0] * 199])
+    assert test.as_dict() == exact.as_dict()
 
 
 @pytest.mark.parametrize(("alpha", "count"), [(0.5, 1), (0.0, 1), (0.05, 0), (0.05, 1.5), (0.05, True)])

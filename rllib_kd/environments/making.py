@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import os
@@ -208,7 +209,12 @@ def env_maker(
             return EnvMaker(name, partial(atari.make, env, **config), own_vector)
         env = _class_at(env)
     check_takes_config(env)
-    return EnvMaker(name, partial(env, EnvContext(config, worker_index=0)))
+    return EnvMaker(name, partial(_with_copy, env, EnvContext(config, worker_index=0)))
+
+
+def _with_copy(make: Callable[..., gym.Env], context: EnvContext) -> gym.Env:
+    """Return an environment with a copy of its config: a constructor may take entries out of its own."""
+    return make(copy.copy(context))
 
 
 def _own(own: OwnName, env: str) -> str | OwnEnvironment:

@@ -8,6 +8,7 @@ and checkpoints. To RLlib the environment is registered with Ray under it, so th
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import sys
@@ -206,8 +207,8 @@ class OwnEnvironment:
         self._make()
 
     def __call__(self, config: Mapping[str, Any]) -> gym.Env:
-        """Return a new environment with this config."""
-        return self._make()(config)
+        """Return a new environment with a copy of this config: a constructor may take entries out of its own."""
+        return self._make()(copy.copy(config))
 
     def _make(self) -> Make:
         if self._sources is not None:

@@ -10,10 +10,11 @@ import gymnasium as gym
 import pytest
 import ray
 from ray import cloudpickle
+from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
-from ray.tune.registry import register_env
+from ray.tune.registry import ENV_CREATOR, register_env
 
-from rllib_kd import DistillDQNConfig, Sweep
+from rllib_kd import DistillDQNConfig, Sweep, _rllib
 from rllib_kd.algorithm.fit import explain_failed_env_runners
 from rllib_kd.algorithm.preflight import known_spaces
 from rllib_kd.environments import familiar, imports
@@ -324,3 +325,25 @@ def test_a_class_gets_no_config_in_place_of_another_argument(parameters, takes):
 )
 def test_a_class_that_takes_a_config_gets_it(parameters):
     env_maker(with_parameters(parameters))
+
+
+TAKEN_OUT = """
+import gymnasium as gym
+
+class Own(gym.Env):
+    observation_space, action_space = gym.spaces.Box(0.0, 1.0, (2,)), gym.spaces.Discrete(2)
+
+    def __init__(self, config):
+        self.size, self.place = config.pop("size"), config.worker_index
+"""
+
+
+def test_an_environment_may_take_entries_out_of_its_config(own_folder):
+    """The environments of a vector env are made with one config."""
+    (own_folder / "taking.py").write_text(TAKEN_OUT)
+    make, context = env_maker("taking.py:Own", {"size": 3}), EnvContext({"size": 4}, worker_index=2)
+    name = settled("taking.py:Own")
+    made = [make(), make(), *(_rllib.registered(ENV_CREATOR, name)(context) for _ in range(2))]
+    assert [(env.size, env.place) for env in made] == [(3, 0), (3, 0), (4, 2), (4, 2)]
+    make = env_maker(type(made[0].unwrapped), {"size": 5})
+    assert [make().size for _ in range(2)] == [5, 5]

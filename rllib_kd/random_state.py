@@ -14,16 +14,17 @@ import torch
 _OF_POLICIES = 1
 
 
-def policy_generator(seed: int) -> np.random.Generator:
+def policy_generator(seed: int | None, *salt: int) -> np.random.Generator:
     """Return a generator for a policy's draws in environments that are reset with this seed.
 
     gymnasium makes `env.np_random` by `default_rng(seed)`, too: a policy with the same generator would know what the
     environment draws next, and could play at random and never lose.
 
     Args:
-        seed: ≥ 0.
+        seed: ≥ 0; None: a random one.
+        salt: numbers ≥ 0 that make it another generator.
     """
-    return np.random.default_rng([seed, _OF_POLICIES])
+    return np.random.default_rng(None if seed is None else [seed, _OF_POLICIES, *salt])
 
 
 @contextmanager

@@ -8,11 +8,11 @@ import pickle
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from ray import cloudpickle
 
 from rllib_kd import _rllib
+from rllib_kd.random_state import policy_generator
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def restart_sampling(env_runner: Any, salt: int | None = None) -> None:
     seed = _rllib.seed(env_runner)
     if seed is not None:
         if salt is not None:
-            env_runner._rng = np.random.default_rng((seed, salt))
+            env_runner._rng = policy_generator(seed, salt)
         _rllib.set_seed(env_runner, int(env_runner._rng.integers(2**31)))
     _rllib.reset_next(env_runner)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from rllib_kd.random_state import policy_generator
+
 _MEMORY = 0.2  # weight of a new return in a copy's average
 
 
@@ -34,7 +36,7 @@ class FamilyTurns:
         #: Averages of each copy's returns. Those of a time when the teacher still acted are high, so that each has its
         #: turn again.
         self._returns = np.full(num_students * num_copies, np.inf)
-        self._rng = np.random.default_rng(seed)
+        self._rng = policy_generator(seed)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_num_students"], len(state["acting"]))  # type: ignore[misc]  # for states without copies

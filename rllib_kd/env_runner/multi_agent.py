@@ -97,7 +97,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         super().__init__(**kwargs)
         self._teachers: dict[str, Teacher] = {}
         self._gaps: dict[str, ActionGaps] = defaultdict(ActionGaps)  # by module
-        self._rng = np.random.default_rng(self._seed)
+        self._rng = policy_generator(self._seed)
 
     @override(MultiAgentEnvRunner)
     def make_module(self) -> None:

@@ -127,7 +127,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         self._teacher_view: View | None = None  # None: the teacher takes what the student takes
         self._shown: Any = None  # what the env shows now
         self._reset_next = np.zeros(self.num_envs, dtype=bool)  # where the next step will only reset
-        self._rng = np.random.default_rng(self._seed)
+        self._rng = policy_generator(self._seed)
         self._gaps = ActionGaps()
         self._obs: Any = None  # [N, ...], from which direct sampling continues
         self._ended = np.zeros(self.num_envs, dtype=bool)  # whose last step ended an episode

@@ -39,10 +39,11 @@ def test_first_weights_from_the_teacher_save_the_first_thousands_of_steps(build)
         for seed in range(2)
     }
     comparisons = compare_all("cartpole", students, "CartPole-v1", num_episodes=25, seed=FRESH_SEED)
-    ratios = {each.student.name: each.return_ratio for each in comparisons}
-    by_init = {init: [ratios[name] for name in ratios if name.startswith(init)] for init in ("random", "teacher")}
-    assert min(by_init["teacher"]) >= 0.95
-    assert min(by_init["random"]) < 0.9  # some need longer
+    random, taught = ([each for each in comparisons if each.student.name.startswith(init)] for init in ("r", "t"))
+    assert min(each.return_ratio for each in taught) >= 0.95
+    # Over four seeds, 0.58 to 0.63 and 0.79 to 0.89.
+    least = max(each.agreement_on_student_states for each in random) + 0.05
+    assert min(each.agreement_on_student_states for each in taught) > least
 
 
 def test_with_td_a_student_ends_above_a_weak_teacher(cluster, tmp_path, monkeypatch):

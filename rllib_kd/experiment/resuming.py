@@ -6,9 +6,11 @@ Tune silently keeps everything else as it was when the experiment began.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pyarrow.fs
@@ -185,15 +187,24 @@ def _is_same(name: str, value: Any, other: Any) -> bool:
     """Return whether two values of a flag mean the same: NaNs are equal, and so are spellings of the same path."""
     if name in _PATHS:
         value, other = _places(value), _places(other)
-    return _is_equal(value, other)
+    return is_equal(value, other)
 
 
-def _is_equal(value: Any, other: Any) -> bool:
+def is_equal(value: Any, other: Any, *, rel_tol: float = 0.0) -> bool:
+    """Return whether two values in JSON's terms are equal, as NaNs are.
+
+    Args:
+        value: as from `plain()`.
+        other: the same.
+        rel_tol: by which numbers with a fraction may differ, as in `math.isclose()`.
+    """
     if isinstance(value, dict) and isinstance(other, dict):
-        return value.keys() == other.keys() and all(_is_equal(value[key], other[key]) for key in value)
+        return value.keys() == other.keys() and all(is_equal(value[key], other[key], rel_tol=rel_tol) for key in value)
     if isinstance(value, list) and isinstance(other, list):
-        return len(value) == len(other) and all(map(_is_equal, value, other))
-    return value == other or (value != value and other != other)  # NaN
+        return len(value) == len(other) and all(map(partial(is_equal, rel_tol=rel_tol), value, other))
+    if isinstance(value, float) and isinstance(other, float):
+        return math.isclose(value, other, rel_tol=rel_tol) or (math.isnan(value) and math.isnan(other))
+    return bool(value == other)
 
 
 def _places(value: Any) -> Any:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.fs
 
 from rllib_kd.checkpoints.run_names import SWEEP
-from rllib_kd.experiment.resuming import plain
+from rllib_kd.experiment.resuming import is_equal, plain
 
 #: Entry with the fingerprint of the teacher, which older versions did not keep.
 WEIGHTS = "weights of the teacher"
 #: Entry with the user's own search space, setting → domain; None: the default one. Older versions did not keep it.
 SPACE = "space"
+#: A range of a space may come from the teacher's action gap, which machines round differently.
+_ROUNDING = 1e-4
 
 
 def write_spec(uri: str, spec: Mapping[str, Any]) -> None:
@@ -59,18 +60,8 @@ def check_spec(uri: str, spec: Mapping[str, Any]) -> None:
 
 def _changed(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the settings whose domains differ between two search spaces, in the order of names."""
-    return [name for name in sorted(begun.keys() | now.keys()) if not _is_near(begun.get(name), now.get(name))]
-
-
-def _is_near(value: Any, other: Any) -> bool:
-    """Return whether two domains are the same but for rounding: a range may come from the teacher's action gap."""
-    if isinstance(value, dict) and isinstance(other, dict):
-        return value.keys() == other.keys() and all(_is_near(value[key], other[key]) for key in value)
-    if isinstance(value, list) and isinstance(other, list):
-        return len(value) == len(other) and all(map(_is_near, value, other))
-    if isinstance(value, float) and isinstance(other, float):
-        return math.isclose(value, other, rel_tol=1e-4)
-    return bool(value == other)
+    names = sorted(begun.keys() | now.keys())
+    return [name for name in names if not is_equal(begun.get(name), now.get(name), rel_tol=_ROUNDING)]
 
 
 def _read(uri: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import gymnasium as gym
@@ -43,8 +42,6 @@ def check_trees(config: DistillationConfig) -> None:
             raise ValueError(f"`{setting}`={getattr(config, setting)!r} is not supported for trees. {reason}.")
     if config.is_multi_agent:
         raise ValueError("Trees are supported in single-agent settings only. Use networks for several policies.")
-    if find_spec("sklearn") is None:
-        raise ValueError("Trees need the package 'scikit-learn', which is not installed: pip install 'rllib-kd[trees]'")
 
 
 def check_tree_inputs(config: DistillationConfig, space: gym.Space) -> None:

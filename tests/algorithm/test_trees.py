@@ -11,8 +11,6 @@ from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.evaluation.comparing import evaluate
 from tests.algorithm.resumable import assert_equal, resumable_config, weights
 
-pytest.importorskip("sklearn")
-
 TREE = {"tree": {"max_leaf_nodes": 4}}
 
 
@@ -63,12 +61,6 @@ def test_several_agents_are_refused():
     config.multi_agent(policies={"a"}, policy_mapping_fn=lambda *_, **__: "a")
     with pytest.raises(ValueError, match="Trees are supported in single-agent settings only"):
         check_trees(config)
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr("rllib_kd.algorithm.tree_checks.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'rllib-kd\[trees\]'"):
-        tree_config().validate()
 
 
 def test_images_are_refused_before_anything_starts():

@@ -72,8 +72,6 @@ def test_there_is_one_of_each_kind():
 
 @pytest.mark.parametrize("weights", WRITTEN, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_checkpoint_of_an_earlier_version_resumes(cluster, unpacked, weights):
-    if weights.stem == "tree":
-        pytest.importorskip("sklearn")
     path = unpacked[weights]
     algo = DistillDQN.from_checkpoint(str(path))
     try:

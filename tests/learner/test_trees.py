@@ -13,8 +13,6 @@ from rllib_kd.students.restarts import names_of
 from tests.learner.learners import config_of, fragment, group_of, make_learner
 from tests.networks.trees.trees import tree_module
 
-pytest.importorskip("sklearn")
-
 LABELS = np.random.default_rng(0).normal(size=(2_000, 3))
 OBS = torch.from_numpy(np.random.default_rng(1).normal(size=(2_000, 3)).astype(np.float32))
 

@@ -31,16 +31,14 @@ class Bins:
 
     def __init__(self, features: np.ndarray, max_bins: int = MAX_BINS):
         self.features = features
-        thresholds = [_thresholds(column, max_bins) for column in features.T]
-        num_bins = 1 + max(map(len, thresholds))
         self.numbers = np.empty(features.shape, np.uint8)
-        self.thresholds = np.full((features.shape[1], num_bins), np.inf, np.float32)
-        for feature, own in enumerate(thresholds):
-            self.numbers[:, feature] = np.searchsorted(own, features[:, feature])
+        found = [_sort_into(self.numbers[:, i], column, max_bins) for i, column in enumerate(features.T)]
+        self.thresholds = np.full((len(found), 1 + max(map(len, found))), np.inf, np.float32)
+        for feature, own in enumerate(found):
             self.thresholds[feature, : len(own)] = own
 
     @cached_property
-    def _places(self) -> np.ndarray:
+    def places(self) -> np.ndarray:
         """Return the number of each feature's bin among those of all features, `[N, F]`."""
         num_features, num_bins = self.thresholds.shape
         return self.numbers + num_bins * np.arange(num_features)
@@ -60,7 +58,7 @@ class Bins:
         if not len(rows):
             return None
         weights = np.repeat(gains, len(self.thresholds))
-        in_bins = np.bincount(self._places[rows].ravel(), weights, self.thresholds.size)
+        in_bins = np.bincount(self.places[rows].ravel(), weights, self.thresholds.size)
         sums = in_bins.reshape(self.thresholds.shape).cumsum(axis=1)
         sums[np.isinf(self.thresholds)] = -np.inf
         feature, number = divmod(int(sums.argmax()), sums.shape[1])
@@ -72,13 +70,21 @@ class Bins:
         return feature, self.thresholds[feature, number] if exact is None else exact
 
 
-def _thresholds(column: np.ndarray, max_bins: int) -> np.ndarray:
-    """Return the thresholds between the bins of one feature, rising: each lies between two values that it has."""
-    values, counts = np.unique(column, return_counts=True)
-    last = np.arange(len(values) - 1)  # of each bin
-    if len(values) > max_bins:
+def _sort_into(numbers: np.ndarray, column: np.ndarray, max_bins: int) -> np.ndarray:
+    """Write the bin of each state into `numbers`, by one feature `[N]`.
+
+    Returns:
+        The thresholds between the bins, rising: each lies between two values that the feature has.
+    """
+    order = column.argsort()
+    values = column[order]
+    last = np.flatnonzero(values[1:] > values[:-1])  # of the states with one value
+    if len(last) >= max_bins:
         shares = np.arange(1, max_bins) * (len(column) / max_bins)
-        last = np.setdiff1d(np.searchsorted(counts.cumsum(), shares), len(values) - 1)
+        found = np.unique(np.searchsorted(last + 1, shares))
+        last = last[found[found < len(last)]]
+    sizes = np.diff(last + 1, prepend=0, append=len(column))
+    numbers[order] = np.repeat(np.arange(len(sizes), dtype=np.uint8), sizes)
     return _between(values[last], values[last + 1])
 
 

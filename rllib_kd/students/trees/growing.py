@@ -1,8 +1,6 @@
-"""Grow a tree on labelled states: scikit-learn splits, and each leaf takes the action that costs least there."""
+"""Grow a tree on labelled states: split, refine, and let each leaf take the action that costs least there."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
@@ -10,6 +8,7 @@ from rllib_kd.networks.trees.arrays import Tree
 from rllib_kd.networks.trees.features import Features
 from rllib_kd.students.trees.bins import MAX_BINS, Bins
 from rllib_kd.students.trees.refining import Structure, refined
+from rllib_kd.students.trees.splitting import Splitter
 
 #: Of more features, those that a first tree uses most are kept, and the others are not tried.
 MAX_FEATURES = 24
@@ -62,8 +61,9 @@ def grow(
         max_leaf_nodes: the most leaves, ≥ 2.
         weighting: how states weigh while the tree is split: "gap", by the teacher's best minus worst output; "uniform";
             or "regret", by which the costs of all actions are split, not the best action alone.
-        seed: seed of the order in which features are tried, and of the states by which the most used ones are found.
-        refine: whether a larger tree is grown, pruned, and refined by regret; otherwise the tests are scikit-learn's.
+        seed: seed of the states by which, of many features, the most used are found.
+        refine: whether a larger tree is grown, pruned, and refined by regret; otherwise its tests are those that lower
+            the impurity most.
 
     Returns:
         The tree. Its values are the means of the labels at each leaf, with the action of the least regret first.
@@ -75,7 +75,7 @@ def grow(
     if len(features) > MAX_FEATURES:
         kept = _most_used(features, obs, costs, num_grown, weighting, seed)
     bins = Bins(_finite(features.values(obs, kept)))
-    structure = _split(bins, costs, num_grown, weighting, seed)
+    structure, _ = _split(bins, costs, num_grown, weighting)
     if refine:
         structure = refined(structure, bins, costs, max_leaf_nodes)
     place = structure.leaves(bins.features)
@@ -84,7 +84,7 @@ def grow(
 
 
 def _without_unit(costs: np.ndarray) -> np.ndarray:
-    """Return regrets of about 1 at most: scikit-learn and the refinement take very small ones for rounding errors."""
+    """Return regrets of about 1 at most: the refinement takes very small ones for rounding errors."""
     return np.ldexp(costs, -np.frexp(costs.max())[1])  # by a power of two, which rounds nothing
 
 
@@ -101,8 +101,8 @@ def _most_used(
     num_bins = min(MAX_BINS, max(_LEAST_SCREENED_BINS, count // _SCREENED_STATES_PER_BIN))
     bins = Bins(_finite(features.values(obs[rows])), num_bins)
     leaves = min(num_leaves, _SCREENED_LEAVES)
-    importances = _fitted(bins, costs[rows], leaves, weighting, seed).feature_importances_
-    return np.sort(np.argsort(-importances, kind="stable")[:MAX_FEATURES])
+    _, gains = _split(bins, costs[rows], leaves, weighting)
+    return np.sort(np.argsort(-gains, kind="stable")[:MAX_FEATURES])
 
 
 def numbers_read(num_states: int, num_features: int) -> int:
@@ -113,25 +113,13 @@ def numbers_read(num_states: int, num_features: int) -> int:
     return num_states * min(num_features, 3 * MAX_FEATURES)
 
 
-def _split(bins: Bins, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> Structure:
-    """Return the splits that scikit-learn finds: of bins, of which it sorts the numbers twice as fast as features."""
-    grown = _fitted(bins, costs, num_leaves, weighting, seed).tree_
-    is_inner = grown.children_left >= 0
-    feature, threshold = np.where(is_inner, grown.feature, -1), np.zeros(len(is_inner), np.float32)
-    threshold[is_inner] = bins.thresholds[feature[is_inner], grown.threshold[is_inner].astype(np.intp)]
-    return Structure.of(feature, threshold, grown.children_left, grown.children_right)
-
-
-def _fitted(bins: Bins, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> Any:
-    """Return a tree of scikit-learn's."""
-    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
-
-    options: dict[str, Any] = {"max_leaf_nodes": num_leaves, "random_state": seed}
+def _split(bins: Bins, costs: np.ndarray, num_leaves: int, weighting: str) -> tuple[Structure, np.ndarray]:
+    """Return the tests of a tree of so many leaves, and what the tests of each feature gain in all."""
     if weighting == "regret":
-        return DecisionTreeRegressor(**options).fit(bins.numbers, costs)
+        return Splitter(bins, costs, np.ones(len(costs))).split(num_leaves)
     weights = costs.max(-1) if weighting == "gap" else np.ones(len(costs))
     weights = np.maximum(weights, 1e-6 * max(weights.max(), 1e-30))  # states without a choice weigh next to nothing
-    return DecisionTreeClassifier(**options).fit(bins.numbers, costs.argmin(-1), sample_weight=weights / weights.mean())
+    return Splitter(bins, costs.argmin(-1), weights).split(num_leaves)
 
 
 def _leaf_values(place: np.ndarray, num_leaves: int, costs: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Make a grown tree smaller and better by what its actions cost: pruning, and node by node a better test.
 
-scikit-learn splits by impurity, which is only related to the regret. Tree alternating optimization (Carreira-Perpiñán
+Tests are found by impurity, which is only related to the regret. Tree alternating optimization (Carreira-Perpiñán
 and Tavallali 2018) then takes one node after the other, with all others fixed, and finds the test with the least total
 regret: a state costs what the leaf costs that it reaches to the left, or to the right.
 """

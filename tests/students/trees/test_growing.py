@@ -10,8 +10,6 @@ from rllib_kd.students.trees.bins import MAX_BINS, Bins
 from rllib_kd.students.trees.growing import _split, clipped, grow, regrets
 from rllib_kd.students.trees.refining import Structure, filled, pruned, refined
 
-pytest.importorskip("sklearn")
-
 
 def data(count=3_000, num_features=3, num_actions=3, seed=0):
     rng = np.random.default_rng(seed)
@@ -139,7 +137,7 @@ def test_refining_lowers_the_regret_and_pruning_leaves_out_what_saves_least():
     x, labels = data(num_features=6)
     costs = regrets(labels)
     bins = Bins(x)
-    grown = _split(bins, costs, 40, "uniform", 0)
+    grown = _split(bins, costs, 40, "uniform")[0]
     small = pruned(grown, x, costs, 12)
     better = refined(grown, bins, costs, 12)
     assert small.num_leaves <= 12
@@ -151,7 +149,7 @@ def test_leaves_that_are_left_are_filled_where_they_save_most():
     x, labels = data(num_features=6)
     costs = regrets(labels)
     bins = Bins(x)
-    small = pruned(_split(bins, costs, 10, "uniform", 0), x, costs, 4)
+    small = pruned(_split(bins, costs, 10, "uniform")[0], x, costs, 4)
     more = filled(small, bins, costs, 12)
     assert small.num_leaves <= 4
     assert more.num_leaves == 12

@@ -1,12 +1,14 @@
 """What students of highway-fast-v0 reach, sampled and judged in envpool's environment.
 
     python tests/benchmarks/highway.py TEACHER --rows rows.jsonl [--seeds 0 1 2 3 4] [--units 32 16] [--leaves 64]
-        [--env-steps 100000 200000] [--episodes 400]
+        [--env-steps 100000 200000] [--episodes 400] [--keep 0.9 --certificate-episodes 4000]
 
 TEACHER is the experiment of tuning/highway_teacher.py. Each student learns alone, with the defaults: networks of one
 hidden layer, and oblique trees of 12 copies, chosen in 512 validation episodes. After so many env steps it plays
 episodes that nothing else has seen, as do its teacher, a random policy, and one that always takes "slower", since that
-one is hard to tell from a good one. Needs envpool and highway-env. A run that is in the rows already is not made again.
+one is hard to tell from a good one. With `--keep`, the last state of each student is tested as by `rllib shrink`, in
+further episodes: whether its return ratio is at least so high, with a confidence of 95 %. Needs envpool and
+highway-env. A run that is in the rows already is not made again.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rllib_kd import DistillDQNConfig
+from rllib_kd.certificates.certification import certify
 from rllib_kd.environments.pools import Pool
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.sources import open_source
@@ -36,6 +40,7 @@ from rllib_kd.evaluation.sources import open_source
 ENV = "highway-fast-v0"
 NUM_ACTIONS = 5
 SLOWER = 4
+FIRST_SEED, FIRST_CERTIFICATE_SEED = 7_000_000, 8_000_000
 
 
 class Policy:
@@ -55,9 +60,30 @@ def greedy(source: Any) -> Policy:
     return Policy(lambda obs: network.q_values(obs.flatten(1)).argmax(-1))
 
 
-def returns_of(policy: Any, num_episodes: int) -> np.ndarray:
+def returns_of(policy: Any, num_episodes: int, seed: int = FIRST_SEED) -> np.ndarray:
     """Returns of so many episodes; the same first states for all policies."""
-    return play(lambda: Pool(NUM_ENVS, name=ENV), policy, num_episodes)["returns"]
+    return play(lambda: Pool(NUM_ENVS, name=ENV), policy, num_episodes, seed)["returns"]
+
+
+def tested(policy: Any, others: np.ndarray, keep: float) -> dict[str, Any]:
+    """What a certificate finds of a policy; `others` has the teacher's and the random policy's returns, `[2, n]`."""
+    returns = np.stack([returns_of(policy, others.shape[1], FIRST_CERTIFICATE_SEED), *others])
+    (found,) = certify(
+        1,
+        lambda place, first, count: returns[:, first : first + count],
+        keep=keep,
+        alpha=0.05,
+        max_episodes=returns.shape[1],
+        seen=np.zeros(0),
+    )
+    student, teacher, random = returns.mean(1)
+    return {
+        "keep": keep,
+        "verdict": found.certificate.verdict,
+        "certificate_episodes": found.certificate.num_episodes,
+        "return_ratio_in_all": round((student - random) / (teacher - random), 4),
+        "all_episodes": returns.shape[1],
+    }
 
 
 def student_settings(kind: str, size: int) -> dict[str, Any]:
@@ -69,9 +95,15 @@ def student_settings(kind: str, size: int) -> dict[str, Any]:
 
 
 def measure(
-    teacher: str, kind: str, size: int, seed: int, lengths: list[int], reference: dict[str, Any]
+    teacher: str,
+    kind: str,
+    size: int,
+    seed: int,
+    lengths: list[int],
+    reference: dict[str, Any],
+    certificate: Callable[[Any], dict[str, Any]] | None,
 ) -> list[dict[str, Any]]:
-    """The rows of one student, at several lengths of its training."""
+    """The rows of one student, at several lengths of its training; the last with what a certificate finds."""
     config = (
         DistillDQNConfig()
         .environment(f"envpool/{ENV}")
@@ -92,6 +124,7 @@ def measure(
             ratio = (mean - reference["random"]) / span
             row = {kind: size, "seed": seed, "env_steps": length, "seconds": round(seconds, 1), "return": mean}
             rows.append(row | {"return_ratio": round(ratio, 4), "half_width": round(half / span, 4)} | reference)
+        rows[-1] |= {} if certificate is None else certificate(greedy(algo))
     finally:
         algo.stop()
     return rows
@@ -106,6 +139,8 @@ def main() -> None:
     parser.add_argument("--leaves", type=int, nargs="*", default=[])
     parser.add_argument("--env-steps", type=int, nargs="+", default=[100_000, 200_000])
     parser.add_argument("--episodes", type=int, default=400)
+    parser.add_argument("--keep", type=float, help="return ratio of a certificate")
+    parser.add_argument("--certificate-episodes", type=int, default=4_000)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -117,13 +152,18 @@ def main() -> None:
     reference = {name: float(returns_of(policy, args.episodes).mean()) for name, policy in policies.items()}
     reference["episodes"] = args.episodes
     print(json.dumps(reference), flush=True)
+    certificate = None
+    if args.keep is not None:
+        num, first = args.certificate_episodes, FIRST_CERTIFICATE_SEED
+        others = np.stack([returns_of(policies[name], num, first) for name in ("teacher", "random")])
+        certificate = partial(tested, others=others, keep=args.keep)
     rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
     for seed in args.seeds:
         for kind, size in [*(("units", n) for n in args.units), *(("leaves", n) for n in args.leaves)]:
             key = {kind: size, "seed": seed, "env_steps": max(args.env_steps)} | reference
             if any(row.items() >= key.items() for row in rows):
                 continue
-            for row in measure(args.teacher, kind, size, seed, sorted(args.env_steps), reference):
+            for row in measure(args.teacher, kind, size, seed, sorted(args.env_steps), reference, certificate):
                 print(json.dumps(row), flush=True)
                 with args.rows.open("a") as file:
                     file.write(json.dumps(row) + "\n")

@@ -35,13 +35,18 @@ from tests.benchmarks.learning import TASKS
 NUM_ENVS = 20
 
 
-def play(make: Callable[[], gym.vector.VectorEnv], teacher: Teacher, num_episodes: int) -> dict[str, Any]:
-    """Returns and lengths of episodes, as many in each environment, and env steps/s."""
+def play(
+    make: Callable[[], gym.vector.VectorEnv], teacher: Teacher, num_episodes: int, seed: int = 7_000_000
+) -> dict[str, Any]:
+    """Returns and lengths of episodes, as many in each environment, and env steps/s.
+
+    The order is that of their beginnings: an early end puts no episode first.
+    """
     envs = make()
     due = np.full(NUM_ENVS, num_episodes // NUM_ENVS)
     running, lengths, begins = np.zeros(NUM_ENVS), np.zeros(NUM_ENVS, int), np.zeros(NUM_ENVS, bool)
-    found: list[tuple[float, int]] = []
-    obs, _ = envs.reset(seed=7_000_000)
+    found: list[tuple[int, int, float, int]] = []  # episodes that are still due there, environment; return, length
+    obs, _ = envs.reset(seed=seed)
     start, steps = time.perf_counter(), 0
     while due.any():
         actions = teacher.q_values(torch.from_numpy(np.asarray(obs, np.float32))).argmax(-1).numpy()
@@ -51,12 +56,12 @@ def play(make: Callable[[], gym.vector.VectorEnv], teacher: Teacher, num_episode
         begins = terminateds | truncateds
         steps += NUM_ENVS
         for i in np.flatnonzero(begins & (due > 0)):
-            found.append((running[i], lengths[i]))
+            found.append((-due[i], i, running[i], lengths[i]))
             due[i] -= 1
         running[begins], lengths[begins] = 0.0, 0
     rate = steps / (time.perf_counter() - start)
     envs.close()
-    returns, counts = map(np.array, zip(*found, strict=True))
+    _, _, returns, counts = map(np.array, zip(*sorted(found), strict=True))
     return {"returns": returns, "lengths": counts, "rate": rate}
 
 

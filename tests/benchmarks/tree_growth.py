@@ -1,17 +1,18 @@
 """What trees of one stream of states cost and reach, by how they are grown: to compare two versions of the package.
 
     python tests/benchmarks/tree_growth.py ENV TEACHER --states states.npz --rows rows.jsonl [--leaves 64]
-        [--no-oblique] [--env-steps 60000] [--seeds 4]
+        [--no-oblique] [--env-steps 60000] [--grown-on 60000 ...] [--seeds 4]
 
 The first run trains a tree, and writes the states of its replay. Other versions, run with the same file, grow trees on
-the same 60,000 of them (at most four in five). A row has the seconds of CPU time of one tree, its Q-regret on all of
-the states (return units), and its return ratio in episodes by which nothing was chosen; for an environment of envpool,
-in envpool.
+the same of them, 60,000 or so many as asked for (at most four in five). A row has the seconds of CPU time of one tree,
+its Q-regret on the states that it was not grown on (return units), and its return ratio in episodes by which nothing
+was chosen; for an environment of envpool, in envpool.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -41,6 +42,12 @@ from rllib_kd.students.trees.growing import grow, regrets
 SHARE = 0.8
 
 
+def q_regret(module: Any, obs: np.ndarray, labels: np.ndarray) -> float:
+    """The mean Q-regret of a tree on some states."""
+    actions = module.tree.actions[module.tree.leaves(module.features.values(obs))]
+    return float(regrets(labels)[np.arange(len(obs)), actions].mean())
+
+
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each kind of growth and seed."""
     tree = {"max_leaf_nodes": args.leaves, "oblique": args.oblique}
@@ -52,18 +59,24 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     recorded = np.load(args.states)
     obs, labels = recorded["obs"], recorded["labels"]
     modules, rows = {}, {}
-    for weighting, refine in VARIANTS:
+    for most, (weighting, refine) in itertools.product(args.grown_on, VARIANTS):
         for seed in range(args.seeds):
-            count = min(MAX_STATES, int(SHARE * len(obs)))
+            count = min(most, int(SHARE * len(obs)))
             chosen = np.random.default_rng(seed).choice(len(obs), count, replace=False)
-            name, module = f"{weighting} {refine} {seed}", new_module(algo.get_module(), tree)
+            name, module = f"{count} {weighting} {refine} {seed}", new_module(algo.get_module(), tree)
             given = {"features": module.features, "max_leaf_nodes": args.leaves, "weighting": weighting, "seed": seed}
             began = time.process_time()
             module.tree = grow(obs[chosen], labels[chosen], refine=refine, **given)
             seconds = time.process_time() - began
             actions = module.tree.actions[module.tree.leaves(module.features.values(obs))]
             regret = float(regrets(labels)[np.arange(len(obs)), actions].mean())
-            row = {"weighting": weighting, "refine": refine, "seed": seed, "seconds": round(seconds, 2)}
+            row = {
+                "grown_on": count,
+                "weighting": weighting,
+                "refine": refine,
+                "seed": seed,
+                "seconds": round(seconds, 2),
+            }
             modules[name], rows[name] = module, {**row, "q_regret": round(regret, 4)}
     players = Players.of(algo.config, algo.get_copies(), algo.env_runner)
     assert players.make_env is not None
@@ -89,6 +102,7 @@ def main() -> None:
     parser.add_argument("--leaves", type=int, default=64)
     parser.add_argument("--oblique", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--env-steps", type=int, default=60_000)
+    parser.add_argument("--grown-on", type=int, nargs="+", default=[MAX_STATES], help="states of a tree")
     parser.add_argument("--seeds", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)

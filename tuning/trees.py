@@ -88,10 +88,11 @@ TASKS = {
 }
 
 
-def plain_recipe(obs: np.ndarray, labels: np.ndarray, module: Any, seed: int) -> Tree:
-    """Return a tree of scikit-learn's on states drawn by the teacher's best minus worst output."""
+def plain_recipe(obs: np.ndarray, labels: np.ndarray, module: Any, seed: int, most_states: int | None = None) -> Tree:
+    """Return a tree of scikit-learn's on states drawn by the teacher's best minus worst output; None: on as many."""
     gaps = labels.max(-1) - labels.min(-1)
-    rows = np.random.default_rng(seed).choice(len(obs), len(obs), p=gaps / gaps.sum())
+    count = len(obs) if most_states is None else min(most_states, len(obs))
+    rows = np.random.default_rng(seed).choice(len(obs), count, p=gaps / gaps.sum())
     fitted = DecisionTreeClassifier(max_leaf_nodes=module.shape.max_leaf_nodes, random_state=seed)
     grown = fitted.fit(module.features.values(obs[rows]), labels[rows].argmax(-1)).tree_
     feature = np.where(grown.children_left >= 0, grown.feature, -1)
@@ -102,17 +103,17 @@ def plain_recipe(obs: np.ndarray, labels: np.ndarray, module: Any, seed: int) ->
     return structure.tree(values, len(module.features))
 
 
-def plain_trees(algo: Any, chosen: Any) -> dict[str, Any]:
-    """Return students like `chosen` that have grown by the plain recipe on all of the replay."""
+def plain_trees(algo: Any, chosen: Any, num_trees: int = CANDIDATES, most_states: int | None = None) -> dict[str, Any]:
+    """Return students like `chosen` that have grown by the plain recipe on states of the replay."""
     (arrays,) = algo.learner_group.foreach_learner(lambda learner: learner.replay_arrays()).result_or_errors
     own = {key.rpartition("columns/")[2]: value for key, value in arrays.get().items() if "columns/" in key}
     students = {}
-    for candidate in range(CANDIDATES):
+    for candidate in range(num_trees):
         spec = student_module_spec(dict(chosen.model_config))
         spec.observation_space, spec.action_space = chosen.observation_space, chosen.action_space
         spec.inference_only = True
         students[f"viper {candidate}"] = spec.build()
-        students[f"viper {candidate}"].tree = plain_recipe(own["obs"], own["teacher_q"], chosen, seed=candidate)
+        students[f"viper {candidate}"].tree = plain_recipe(own["obs"], own["teacher_q"], chosen, candidate, most_states)
     return students
 
 

@@ -7,8 +7,9 @@ TEACHER is the experiment of tuning/highway_teacher.py. Each student learns alon
 hidden layer, and oblique trees of 12 copies, chosen in 512 validation episodes. After so many env steps it plays
 episodes that nothing else has seen, as do its teacher, a random policy, and one that always takes "slower", since that
 one is hard to tell from a good one. With `--keep`, the last state of each student is tested as by `rllib shrink`, in
-further episodes: whether its return ratio is at least so high, with a confidence of 95 %. Needs envpool and
-highway-env. A run that is in the rows already is not made again.
+further episodes: whether its return ratio is at least so high, with a confidence of 95 %. Trees are compared there with
+VIPER's plain recipe: four trees of 60,000 of the same states, since scikit-learn takes half a minute for one, chosen in
+as many episodes. Needs envpool, highway-env and scikit-learn. A run that is in the rows already is not made again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rllib_kd import DistillDQNConfig
+from rllib_kd.algorithm.restarts import Players
 from rllib_kd.certificates.certification import certify
 from rllib_kd.environments.pools import Pool
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.sources import open_source
+from rllib_kd.evaluation.validation import play_validation
+from rllib_kd.learner.trees import MAX_STATES
+from tuning.trees import plain_trees
 
 ENV = "highway-fast-v0"
 NUM_ACTIONS = 5
 SLOWER = 4
 FIRST_SEED, FIRST_CERTIFICATE_SEED = 7_000_000, 8_000_000
+NUM_VALIDATION_EPISODES = 512  # of trees
 
 
 class Policy:
@@ -76,14 +81,29 @@ def tested(policy: Any, others: np.ndarray, keep: float) -> dict[str, Any]:
         max_episodes=returns.shape[1],
         seen=np.zeros(0),
     )
-    student, teacher, random = returns.mean(1)
     return {
         "keep": keep,
         "verdict": found.certificate.verdict,
         "certificate_episodes": found.certificate.num_episodes,
-        "return_ratio_in_all": round((student - random) / (teacher - random), 4),
+        "return_ratio_in_all": ratio_of(returns),
         "all_episodes": returns.shape[1],
     }
+
+
+def ratio_of(returns: np.ndarray) -> float:
+    """The return ratio, by returns of student, teacher and random policy `[3, n]`."""
+    student, teacher, random = returns.mean(1)
+    return round(float((student - random) / (teacher - random)), 4)
+
+
+def plain_tree(algo: Any) -> Policy:
+    """The best of four trees by VIPER's plain recipe, on states of a run."""
+    players = Players.of(algo.config, algo.get_copies(), algo.env_runner)
+    candidates = plain_trees(algo, algo.get_module(), num_trees=4, most_states=MAX_STATES)
+    assert players.make_env is not None
+    played = play_validation(players.make_env, candidates, players.pipeline, NUM_VALIDATION_EPISODES)
+    best = candidates[played.best(list(candidates))[0]]
+    return Policy(lambda obs: best.tree.actions[best.tree.leaves(best.features.values(obs.flatten(1).numpy()))])
 
 
 def student_settings(kind: str, size: int) -> dict[str, Any]:
@@ -91,7 +111,7 @@ def student_settings(kind: str, size: int) -> dict[str, Any]:
     if kind == "units":
         return {"student": {"fcnet_hiddens": [size], "fcnet_activation": "relu"}}
     tree = {"max_leaf_nodes": size, "oblique": True}
-    return {"student": {"tree": tree}, "restarts": 12, "num_validation_episodes": 512}
+    return {"student": {"tree": tree}, "restarts": 12, "num_validation_episodes": NUM_VALIDATION_EPISODES}
 
 
 def measure(
@@ -101,9 +121,13 @@ def measure(
     seed: int,
     lengths: list[int],
     reference: dict[str, Any],
-    certificate: Callable[[Any], dict[str, Any]] | None,
+    others: np.ndarray | None,
+    keep: float | None,
 ) -> list[dict[str, Any]]:
-    """The rows of one student, at several lengths of its training; the last with what a certificate finds."""
+    """The rows of one student, at several lengths of its training; the last with what a certificate finds.
+
+    `others` are the returns of teacher and random policy in the certificate's episodes, `[2, n]`.
+    """
     config = (
         DistillDQNConfig()
         .environment(f"envpool/{ENV}")
@@ -124,7 +148,11 @@ def measure(
             ratio = (mean - reference["random"]) / span
             row = {kind: size, "seed": seed, "env_steps": length, "seconds": round(seconds, 1), "return": mean}
             rows.append(row | {"return_ratio": round(ratio, 4), "half_width": round(half / span, 4)} | reference)
-        rows[-1] |= {} if certificate is None else certificate(greedy(algo))
+        if others is not None and keep is not None:
+            rows[-1] |= tested(greedy(algo), others, keep)
+            if kind == "leaves":
+                plain = returns_of(plain_tree(algo), others.shape[1], FIRST_CERTIFICATE_SEED)
+                rows[-1]["plain_return_ratio_in_all"] = ratio_of(np.stack([plain, *others]))
     finally:
         algo.stop()
     return rows
@@ -152,18 +180,17 @@ def main() -> None:
     reference = {name: float(returns_of(policy, args.episodes).mean()) for name, policy in policies.items()}
     reference["episodes"] = args.episodes
     print(json.dumps(reference), flush=True)
-    certificate = None
+    others = None
     if args.keep is not None:
         num, first = args.certificate_episodes, FIRST_CERTIFICATE_SEED
         others = np.stack([returns_of(policies[name], num, first) for name in ("teacher", "random")])
-        certificate = partial(tested, others=others, keep=args.keep)
     rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
     for seed in args.seeds:
         for kind, size in [*(("units", n) for n in args.units), *(("leaves", n) for n in args.leaves)]:
             key = {kind: size, "seed": seed, "env_steps": max(args.env_steps)} | reference
             if any(row.items() >= key.items() for row in rows):
                 continue
-            for row in measure(args.teacher, kind, size, seed, sorted(args.env_steps), reference, certificate):
+            for row in measure(args.teacher, kind, size, seed, sorted(args.env_steps), reference, others, args.keep):
                 print(json.dumps(row), flush=True)
                 with args.rows.open("a") as file:
                     file.write(json.dumps(row) + "\n")

@@ -33,10 +33,11 @@ class Games:
         make_env: makes one environment.
         teacher: the teacher, for this environment.
         seed: seed of the run: of the random policy's actions, and of which certificate episodes are played.
+        in_pool: whether certificate episodes are played where validation episodes are (`choosing_envs()`).
     """
 
-    def __init__(self, make_env: Callable[[], gym.Env], teacher: Teacher, seed: int):
-        self._make_env, self._teacher, self._seed = make_env, teacher, seed
+    def __init__(self, make_env: Callable[[], gym.Env], teacher: Teacher, seed: int, *, in_pool: bool = False):
+        self._make_env, self._teacher, self._seed, self._in_pool = make_env, teacher, seed, in_pool
         self._baselines: dict[tuple[int, int], np.ndarray] = {}
         self._spent = {"baselines": [0.0, 0], "student": [0.0, 0]}  # seconds, and number of seeds
 
@@ -64,8 +65,8 @@ class Games:
         """Return the returns of a student, the teacher and the random policy in certificate episodes, `[3, count]`."""
         first_seed = first_certificate_seed(self._seed) + first
         with self._timed("student", count):
-            returns = self._returns(GreedyQ(student), range(first_seed, first_seed + count), chooses=False)
-        return np.concatenate([[returns], self._play_baselines(first_seed, count, chooses=False)])
+            returns = self._returns(GreedyQ(student), range(first_seed, first_seed + count), chooses=self._in_pool)
+        return np.concatenate([[returns], self._play_baselines(first_seed, count, chooses=self._in_pool)])
 
     def get_state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as JSON: all returns of teacher and random policy, and durations."""

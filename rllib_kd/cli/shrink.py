@@ -35,6 +35,9 @@ def shrink(
     parts: Annotated[
         int | None, option("Actors that share training (default: 1; on a cluster, by free CPUs).", metavar="N")
     ] = None,
+    certify_in_pool: Annotated[
+        bool, option("Certify envpool/NAME in envpool, not in gymnasium.", "--certify-in-pool")
+    ] = False,
     config: Annotated[str, option("Settings of training, or @FILE.", "--config", "-c", metavar="JSON")] = "{}",
     out: NewFolder = None,
     resume: Annotated[bool, option("Continue the run in the folder --out.", "--resume")] = False,
@@ -76,6 +79,7 @@ def shrink(
         "episodes": episodes,
         "bounds": bounds,
         "parts": parts,
+        "certify_in_pool": certify_in_pool,
     }
     if resume and out is not None:  # options that are left out keep their values
         given = {name for name in options if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}

@@ -28,18 +28,21 @@ class InEnvironment:
         played: the environment, with its config.
         make_env: makes one.
         observation_space: observation space of the environment, without a mask.
+        in_pool: whether certificate episodes are played in envpool, too.
     """
 
     rows, looks, measured, new_test = None, EPISODES, RETURN_RATIO, RatioTest
 
-    def __init__(self, played: PlayedEnvironment, make_env: EnvMaker, observation_space: gym.Space):
+    def __init__(
+        self, played: PlayedEnvironment, make_env: EnvMaker, observation_space: gym.Space, *, in_pool: bool = False
+    ):
         self.env, self.name, self.observation_space = played.env, played.name, observation_space
-        self._played, self._make_env = played, make_env
+        self._played, self._make_env, self._in_pool = played, make_env, in_pool
 
     def new_games(self, teacher: Teacher, seed: int, crew: Crew | None) -> Games:
         """Return `Games`."""
-        given = self._make_env, teacher, seed
-        return Games(*given) if crew is None else SpreadGames(crew, *given)
+        given, in_pool = (self._make_env, teacher, seed), self._in_pool
+        return Games(*given, in_pool=in_pool) if crew is None else SpreadGames(crew, *given, in_pool=in_pool)
 
     def most_episodes(self, asked: int) -> int:
         """Return as many as were asked for: there is no end of seeds."""

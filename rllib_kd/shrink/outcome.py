@@ -155,12 +155,16 @@ class Shrunk:
         if self.rows is None:
             return (
                 f"{head} keeps at least {100 * self.keep:g} % of the return, {confidence}. Its return ratio in "
-                f"{found.num_episodes:,} fresh episodes is {value} ({interval})."
+                f"{found.num_episodes:,} fresh episodes{self._where} is {value} ({interval})."
             )
         return (
             f"{head} has a mean agreement with its teacher of at least {self.keep:g}, {confidence}: in "
             f"{found.num_episodes:,} {found.measured.unit} it is {value} ({interval}).{about}"
         )
+
+    @property
+    def _where(self) -> str:
+        return " of envpool's environment" if self.facts.get("certify_in_pool") else ""
 
     def _size(self, student: ShrunkStudent) -> str:
         words = f"{student.num_parameters:,} parameters"

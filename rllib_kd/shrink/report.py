@@ -199,6 +199,8 @@ def _meaning(result: Shrunk) -> list[str]:
         f"Candidates are tested from the smallest to the largest by their {result.minimize.replace('_', ' ')}, in an "
         "order that is fixed before the first of these episodes. No training and no choice used their seeds.",
     ]
+    if result.facts.get("certify_in_pool"):
+        words.append("All of these episodes were played in envpool's environment, and say nothing of gymnasium's.")
     tested = [student.certificate for student in result.students if student.certificate is not None]
     if tested and not tested[-1].are_bounds_stated and tested[-1].bounds is not None:
         low, high = tested[-1].bounds

@@ -351,6 +351,7 @@ class Run:
             "seed": asked.seed,
             "budget": {name: getattr(asked, name) for name in ("minutes", "env_steps", "episodes")},
             "bounds": None if asked.bounds is None else [float(bound) for bound in asked.bounds],
+            "certify_in_pool": asked.certify_in_pool,
             "parts": max(1, len(self.parts)),
             "versions": versions(),
         }

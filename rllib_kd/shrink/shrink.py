@@ -22,6 +22,7 @@ from rllib_kd.certificates.fresh import check_fresh
 from rllib_kd.certificates.held_out import check_without_environment, hold_out_of
 from rllib_kd.environments.making import close, env_maker
 from rllib_kd.environments.own import settled, short_name
+from rllib_kd.environments.pools import is_pool
 from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
@@ -90,6 +91,9 @@ class Shrink:
         minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors;
             "int8_bytes" of all constants, exported to C with integers; "multiply_adds" of one decision; or "latency",
             the time of one decision of the safetensors file in the numpy runner on this machine, on one thread.
+        certify_in_pool: whether certificate episodes of an environment "envpool/NAME" are played in envpool, too. The
+            certificate is then about envpool's environment. False: in gymnasium's, which may be hundreds of times as
+            slow.
         parts: into how many parts training is divided, ≥ 1, each with its own actor and states; None: on a cluster as
             many as it has free CPUs for, otherwise 1. Sizes are divided, then their copies, at most into groups of 4.
 
@@ -114,6 +118,7 @@ class Shrink:
     bounds: Sequence[float] | None = None
     minimize: str = "parameters"
     parts: int | None = None
+    certify_in_pool: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -174,8 +179,14 @@ class Shrink:
             if not isinstance(value, Mapping) and (value is not None or name != "sizes"):
                 example = "{'small': {'fcnet_hiddens': [4]}}" if name == "sizes" else "{'lr': 0.001}"
                 raise ValueError(f"{name} must be a dict such as {example}, got {value!r:.200}.")
-        if not isinstance(self.trees, bool):
-            raise ValueError(f"trees must be True or False, got {self.trees!r:.200}.")
+        for name in ("trees", "certify_in_pool"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r:.200}.")
+        if self.certify_in_pool and not is_pool(self.env):
+            raise ValueError(
+                f"certify_in_pool=True needs an environment of envpool, such as 'envpool/LunarLander-v3', got "
+                f"env={short_name(self.env)!r:.200}. Leave it out (--certify-in-pool), or name one."
+            )
         if self.out is not None and not isinstance(self.out, str | os.PathLike):
             raise ValueError(f"out must be the path of a folder, got {self.out!r:.200}.")
 
@@ -251,7 +262,8 @@ class Shrink:
         (teacher,) = check_players_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
         check_fresh(make_env, short_name(self.env))
         played = PlayedEnvironment(self.env, settings["env_config"])
-        return settings, teacher, InEnvironment(played, make_env, observation_space)
+        arena = InEnvironment(played, make_env, observation_space, in_pool=self.certify_in_pool)
+        return settings, teacher, arena
 
     def _on_rows(self) -> tuple[dict[str, Any], Teacher, Arena]:
         """Return the settings of training, the teacher, and the rows that judge."""

@@ -358,10 +358,11 @@ class SpreadGames(Games):
         make_env: as in `Games`.
         teacher: as in `Games`.
         seed: as in `Games`.
+        in_pool: as in `Games`.
     """
 
-    def __init__(self, crew: Crew, make_env: Callable[[], Any], teacher: Teacher, seed: int):
-        super().__init__(make_env, teacher, seed)
+    def __init__(self, crew: Crew, make_env: Callable[[], Any], teacher: Teacher, seed: int, *, in_pool: bool = False):
+        super().__init__(make_env, teacher, seed, in_pool=in_pool)
         self._crew = crew
 
     def validate(

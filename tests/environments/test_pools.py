@@ -132,7 +132,11 @@ def test_students_are_chosen_in_it():
     assert chosen.tolist() == [500.0] * 30
     assert random.tolist() == games.validation_baselines(0, 30)[1].tolist()
     assert random.tolist() != others.validation_baselines(0, 30)[1].tolist()
-    np.testing.assert_array_equal(*(one.certificate_episodes(teacher, 0, 5) for one in (games, others)))
+    reported, own = (one.certificate_episodes(teacher, 0, 5) for one in (games, others))
+    np.testing.assert_array_equal(reported, own)
+    in_pool = Games(make_env, teacher, 0, in_pool=True)
+    assert in_pool.certificate_episodes(teacher, 0, 5)[:2].tolist() == [[500.0] * 5] * 2
+    assert in_pool.certificate_episodes(teacher, 0, 5)[2].tolist() != own[2].tolist()
 
 
 @needs_envpool

@@ -58,6 +58,20 @@ FOUND = shrunk(student("a", 10, 0.5), student("b", 16, 0.98, **played(0.5)), stu
 NOT_FOUND = shrunk(student("a", 10, 0.5), student("b", 16, 0.98, **played(0.5)), reason="Why.")
 
 
+def test_a_certificate_in_envpool_says_so(tmp_path):
+    in_pool = replace(FOUND, facts=FOUND.facts | {"certify_in_pool": True})
+    where = "fresh episodes of envpool's environment is 1.000"
+    assert where in in_pool.verdict
+    assert where not in FOUND.verdict
+    pages = {}
+    for name, result in (("pool", in_pool), ("gymnasium", FOUND)):
+        (tmp_path / name).mkdir()
+        write(result, tmp_path / name)
+        pages[name] = (tmp_path / name / "shrink.html").read_text()
+    assert "say nothing of gymnasium" in pages["pool"]
+    assert "say nothing of gymnasium" not in pages["gymnasium"]
+
+
 def test_a_student_that_is_larger_than_its_teacher():
     text = " ".join(str(shrunk(student("d", 210_000, 1.0, **played(1.0)))).split())
     assert "with 210,000 parameters (310 % of the teacher's)" in text

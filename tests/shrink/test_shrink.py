@@ -35,6 +35,7 @@ WRONG = {
     "seed": (["--seed", "-1"], "seed must be an integer of at least 0"),
     "bounds in the wrong order": (["--bounds", "5", "1"], "the lowest first"),
     "unknown cost": (["--minimize", "byte"], "Did you mean 'bytes'?"),
+    "a pool that is none": (["--certify-in-pool"], "needs an environment of envpool, such as 'envpool/LunarLander-v3'"),
     "trees in integers": (
         ["--trees", "--minimize", "int8_bytes"],
         "does not compare trees, which have no weights of 8",
@@ -85,6 +86,8 @@ def test_wrong_use(refused, name, tmp_path):
         ({"config": None}, r"config must be a dict such as {'lr': 0\.001}, got None"),
         ({"sizes": {"a": {"tree": {}}}, "minimize": "int8_bytes"}, "'int8_bytes' does not compare trees"),
         ({"trees": "yes"}, "trees must be True or False, got 'yes'"),
+        ({"certify_in_pool": 1}, "certify_in_pool must be True or False, got 1"),
+        ({"certify_in_pool": True}, "certify_in_pool=True needs an environment of envpool, .*, got env='CartPole-v1'"),
         ({"out": 5}, "out must be the path of a folder, got 5"),
         ({"env": ["CartPole-v1"]}, r"is named, or made by a class or function, got \['CartPole-v1'\]"),
         ({"teacher": {}}, "A teacher's description needs a path"),

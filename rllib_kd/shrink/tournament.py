@@ -191,6 +191,9 @@ class Tournament:
     def finish(self, number: int, copies: Mapping[str, Any], env_steps: int) -> None:
         """Let the best snapshots of each size that is left play further episodes, and larger ones if these fail.
 
+        While a smaller size seemed to be enough, larger ones learned on, but nobody looked. If it was not enough, they
+        are looked at as they are now.
+
         Args:
             number: number of the last round.
             copies: as in `round()`.
@@ -198,8 +201,10 @@ class Tournament:
         """
         while True:
             playing = self.playing(number)
-            late = [size for size in playing if self.best(size) is None]
-            self._look(late, copies, env_steps)
+            needed = playing if any(self.is_promising(self.best(size)) for size in playing) else self.sizes
+            seen = {one.size for one in self.snapshots if one.env_steps == env_steps}
+            self._look([size for size in needed if size not in seen], copies, env_steps)
+            playing = self.playing(number)
             finalists = [one for size in playing for one in self._best_of(size, self.snapshots, _NUM_LAST)]
             short = [one for one in finalists if len(one.returns) < self._looks.last]
             if not short:

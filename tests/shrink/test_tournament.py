@@ -153,6 +153,20 @@ def test_if_the_best_fails_at_the_end_larger_ones_play():
     assert {one.size for one in found.snapshots} == set(SIZES)
 
 
+def test_a_larger_size_that_is_needed_after_all_is_looked_at_as_it_is_now():
+    players = Players()
+    found = tournament(players)
+    found.round(0, copies(small=1.0, middle=0.8, large=0.8, huge=0.8), 1_000)
+    late = copies(small=0.5, middle=0.5, large=1.0, huge=1.0)
+    found.round(1, late, 2_000)
+    assert found.playing(1)[-1] == "middle"  # the small one seems to be enough
+    for one in found.snapshots:  # but that was luck
+        one.returns |= {episode: 50.0 for episode in one.returns if one.size == "small"}
+    found.finish(4, late, 2_000)
+    assert found.best("large").env_steps == 2_000
+    assert found.best("large") in found.candidates()
+
+
 def test_without_hope_nothing_is_tested_and_the_best_one_if_it_is_near():
     far = tournament(Players())
     far.round(0, copies(small=0.2, middle=0.3, large=0.4, huge=0.5), 1_000)

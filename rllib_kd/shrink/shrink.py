@@ -158,6 +158,11 @@ class Shrink:
                 "minimize='int8_bytes' does not compare trees, which have no weights of 8 bits. Leave the trees out "
                 "(--trees, sizes=...), or minimize 'bytes'."
             )
+        if self.certify_in_pool and not is_pool(self.env):
+            raise ValueError(
+                f"certify_in_pool=True needs an environment of envpool, such as 'envpool/LunarLander-v3', got "
+                f"env={short_name(self.env)!r:.200}. Leave it out (--certify-in-pool), or name one."
+            )
         if self.env is None:
             self._check_without_environment()
         self.env = settled(self.env)
@@ -182,11 +187,6 @@ class Shrink:
         for name in ("trees", "certify_in_pool"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r:.200}.")
-        if self.certify_in_pool and not is_pool(self.env):
-            raise ValueError(
-                f"certify_in_pool=True needs an environment of envpool, such as 'envpool/LunarLander-v3', got "
-                f"env={short_name(self.env)!r:.200}. Leave it out (--certify-in-pool), or name one."
-            )
         if self.out is not None and not isinstance(self.out, str | os.PathLike):
             raise ValueError(f"out must be the path of a folder, got {self.out!r:.200}.")
 

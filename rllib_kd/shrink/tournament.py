@@ -191,8 +191,8 @@ class Tournament:
     def finish(self, number: int, copies: Mapping[str, Any], env_steps: int) -> None:
         """Let the best snapshots of each size that is left play further episodes, and larger ones if these fail.
 
-        While a smaller size seemed to be enough, larger ones learned on, but nobody looked. If it was not enough, they
-        are looked at as they are now.
+        Larger sizes do not play in a round while a smaller one seems to be enough, but they go on learning. If the
+        smaller one is not enough after all, they play as they are now.
 
         Args:
             number: number of the last round.

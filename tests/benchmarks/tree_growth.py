@@ -68,16 +68,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             began = time.process_time()
             module.tree = grow(obs[chosen], labels[chosen], refine=refine, **given)
             seconds = time.process_time() - began
-            actions = module.tree.actions[module.tree.leaves(module.features.values(obs))]
-            regret = float(regrets(labels)[np.arange(len(obs)), actions].mean())
-            row = {
-                "grown_on": count,
-                "weighting": weighting,
-                "refine": refine,
-                "seed": seed,
-                "seconds": round(seconds, 2),
-            }
-            modules[name], rows[name] = module, {**row, "q_regret": round(regret, 4)}
+            regret = q_regret(module, *(np.delete(array, chosen, axis=0) for array in (obs, labels)))
+            row = {"grown_on": count, "weighting": weighting, "refine": refine, "seed": seed}
+            modules[name], rows[name] = module, {**row, "seconds": round(seconds, 2), "q_regret": round(regret, 4)}
     players = Players.of(algo.config, algo.get_copies(), algo.env_runner)
     assert players.make_env is not None
     played = play_validation(

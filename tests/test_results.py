@@ -179,7 +179,6 @@ def test_the_table_has_a_row_for_each_size_and_a_column_for_each_task(results):
 # --- The evidence -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_page_of_evidence_has_what_was_measured(results):
     import evidence
 

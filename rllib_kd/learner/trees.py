@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from rllib_kd.students.restarts import copy_number
-from rllib_kd.students.trees.growing import grow, numbers_read
+from rllib_kd.students.trees.growing import Grower, numbers_read
 
 #: Labelled states before the first tree, and by how many times more there are at each further one: with a growing
 #: stream the share of its time that goes into growing falls.
@@ -46,16 +46,13 @@ class TreeStudent:
         weighting, self.refine = VARIANTS[number % len(VARIANTS)]
         self.weighting = module.shape.weighting or weighting
 
-    def regrow(self, obs: np.ndarray, labels: np.ndarray, *, seed: int) -> None:
-        """Grow the tree anew on observations `[N, inputs]` and the teacher's outputs `[N, A]`."""
+    def regrow(self, grower: Grower) -> None:
+        """Grow the tree anew on the states of a `Grower`."""
         module = self.module
-        module.tree = grow(
-            obs,
-            labels,
+        module.tree = grower.grow(
             features=module.features,
             max_leaf_nodes=module.shape.max_leaf_nodes,
             weighting=self.weighting,
-            seed=seed,
             refine=self.refine,
         )
 
@@ -107,11 +104,12 @@ class Trees:
         self._num_regrowths += 1
         parts = {student.part for student in self.students}
         due = [s for s in self.students if number == 0 or len(parts) < _PARTS or s.part == part]
+        rng = np.random.default_rng([self._seed, number])
+        obs, labels = choose(rng, MAX_STATES)
+        grower = Grower(obs.cpu().numpy(), labels.cpu().numpy(), seed=int(rng.integers(2**31)))
         cost = 0.0
-        for place, student in enumerate(due):
-            rng = np.random.default_rng([self._seed, number, place])
-            obs, labels = choose(rng, MAX_STATES)
-            student.regrow(obs.cpu().numpy(), labels.cpu().numpy(), seed=int(rng.integers(2**31)))
+        for student in due:
+            student.regrow(grower)
             cost += _STATES_PER_TREE + _STATES_PER_NUMBER * numbers_read(len(obs), len(student.module.features))
         self._next = num_states + max(int(cost), int((_FACTOR - 1) * num_states))
         return [student.name for student in due]

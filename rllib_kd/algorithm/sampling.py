@@ -93,6 +93,7 @@ class Sampling:
     def __init__(self, config: DistillationConfig, group: EnvRunnerGroup, learner_group: LearnerGroup):
         self._config = config
         self._group = group
+        self.preferred: list[int] = []  # students of a family that act more often than the others
         self._learner_group = learner_group
         self.requests = SampleRequests(group, max_staleness=config.max_staleness, timeout_s=config.sample_timeout_s)
         self._student: StudentState | None = None  # the newest for remote EnvRunners; None: the Learners are asked
@@ -169,7 +170,9 @@ class Sampling:
 
     def _request(self, env_steps: int) -> dict[str, Any]:
         config = self._config
+        preferred = {"preferred": self.preferred} if self.preferred else {}
         return {
+            **preferred,
             "teacher_fraction": config.teacher_fraction_at(env_steps),
             "epsilon": value_at(config.epsilon, env_steps) if config.explore else 0.0,
             "names": config.replay_columns,
@@ -252,10 +255,11 @@ class Sampling:
         self._student, self._staleness, self._connector_states = None, [], {}
 
     def get_state(self) -> dict[str, Any]:
-        """Return a local EnvRunner's position in its episodes, and with a seed the global random generators."""
+        """Return who acts, a local EnvRunner's position in its episodes, and with a seed the random generators."""
         if self._config.output is not None and not self.is_remote:
             self._group.local_env_runner.write_recorded()  # what is resumed records what comes after
         return {
+            "preferred": self.preferred,
             "env_runner": None if self.is_remote else capture_sampling(self._group.local_env_runner),
             "random_state": None if self._config.seed is None else capture_random_state(),
         }
@@ -263,6 +267,7 @@ class Sampling:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Keep the state of `get_state()` until `resume()`, since restoring other parts changes generators."""
         self._to_put_back = dict(state)
+        self.preferred = state.get("preferred", [])  # older versions had none
 
     def resume(self, env_steps: int) -> None:
         """Continue sampling after a restore: a local EnvRunner exactly at its position, remote ones with new episodes.

@@ -13,7 +13,7 @@ import numpy as np
 from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import CERTIFICATE_SEED, VALIDATION_SEED
-from rllib_kd.evaluation.validation import play_validation
+from rllib_kd.evaluation.validation import Validation, play_validation
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 
@@ -55,11 +55,9 @@ class Games:
         """Return the returns of teacher and random policy in validation episodes, `[2, count]`."""
         return self._play_baselines(VALIDATION_SEED + first, count, chooses=True)
 
-    def validate(
-        self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int
-    ) -> dict[str, list[float]]:
-        """Return the returns of students in validation episodes, by name."""
-        return play_validation(self._make_env, modules, pipeline, count, first_episode=first).returns
+    def validate(self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int) -> Validation:
+        """Let students play validation episodes."""
+        return play_validation(self._make_env, modules, pipeline, count, first_episode=first)
 
     def certificate_episodes(self, student: Teacher, first: int, count: int) -> np.ndarray:
         """Return the returns of a student, the teacher and the random policy in certificate episodes, `[3, count]`."""

@@ -16,6 +16,7 @@ from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.certificates.agreement import AgreementTest, fewest_units
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import MAX_EPISODES
+from rllib_kd.evaluation.validation import Validation
 from rllib_kd.learner.label_statistics import QStatistics, agrees
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.images import as_input
@@ -306,11 +307,12 @@ class RowGames:
         """Return ones and zeros, `[2, count]`."""
         return _baselines(count)
 
-    def validate(self, modules: Mapping[str, Any], pipeline: Any, first: int, count: int) -> dict[str, list[float]]:
-        """Return the agreements of students in units that choose, by name."""
-        return {
+    def validate(self, modules: Mapping[str, Any], pipeline: Any, first: int, count: int) -> Validation:
+        """Return the agreements of students in units that choose, in the place of returns."""
+        agreements = {
             name: self._held_out.choice.agreements(module, first, count).tolist() for name, module in modules.items()
         }
+        return Validation(agreements, env_steps=0, seconds=0.0)
 
     def certificate_episodes(self, student: Teacher, first: int, count: int) -> np.ndarray:
         """Return a student's agreements in units that certify, and ones and zeros, `[3, count]`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from rllib_kd.random_state import policy_generator
 
 _MEMORY = 0.2  # weight of a new return in a copy's average
+_RARELY = 4  # students that are not preferred act in one of so many rotations
 
 
 class FamilyTurns:
@@ -32,6 +34,8 @@ class FamilyTurns:
         self._num_students, self._num_copies = num_students, num_copies
         #: Index of the acting copy in each environment, `[N]`.
         self.acting = (np.arange(num_envs) + offset) % (num_students * num_copies)
+        self._order = np.arange(num_students)  # in which students act
+        self._places = self.students()  # there, of each environment
         self._running = np.zeros(num_envs)  # returns of the running episodes
         #: Averages of each copy's returns. Those of a time when the teacher still acted are high, so that each has its
         #: turn again.
@@ -41,21 +45,31 @@ class FamilyTurns:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_num_students"], len(state["acting"]))  # type: ignore[misc]  # for states without copies
         vars(self).update(state)
+        if "_places" not in state:  # nor preferred students
+            self._places = self.students()
 
     def students(self) -> np.ndarray:
         """Return which student acts in each environment, `[N]`."""
         return self.acting // self._num_copies
 
+    def prefer(self, students: Sequence[int]) -> None:
+        """Let some students act in each rotation from now on, and the others in one of four; () prefers none."""
+        others = [student for student in range(self._num_students) if student not in students]
+        rotations = [sorted({*students, *others[place::_RARELY]}) for place in range(_RARELY)]
+        order = np.concatenate(rotations) if students else np.arange(self._num_students)
+        if not np.array_equal(order, self._order):
+            self._order, self._places = order, self._places % len(order)
+
     def step(self, rewards: np.ndarray, ended: np.ndarray) -> None:
         """Add the rewards `[N]` of a step, and let the next students act in environments with `ended` (`[N]`)."""
+        self._places = (self._places + ended) % len(self._order)
         if self._num_copies == 1:
-            self.acting = (self.acting + ended) % self._num_students
+            self.acting = np.where(ended, self._order[self._places], self.acting)
             return
         self._running += rewards
         for env in np.flatnonzero(ended):
             self._take_in(self.acting[env], self._running[env])
-            student = (self.acting[env] // self._num_copies + 1) % self._num_students
-            pair = student * self._num_copies + self._rng.integers(self._num_copies, size=2)
+            pair = self._order[self._places[env]] * self._num_copies + self._rng.integers(self._num_copies, size=2)
             self.acting[env] = pair[np.argmax(self._returns[pair])]
             self._running[env] = 0.0
 

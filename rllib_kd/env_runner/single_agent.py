@@ -191,7 +191,13 @@ class DistillEnvRunner(RecordingEnvRunner):
         return self.env.metadata.get("autoreset_mode", gym.vector.AutoresetMode.NEXT_STEP)
 
     def sample_columns(
-        self, *, teacher_fraction: float, epsilon: float, names: Sequence[str], num_shards: int
+        self,
+        *,
+        teacher_fraction: float,
+        epsilon: float,
+        names: Sequence[str],
+        num_shards: int,
+        preferred: Sequence[int] = (),
     ) -> tuple[list[Any], dict[str, Any]]:
         """Sample one fragment of `rollout_fragment_length` steps in every environment.
 
@@ -201,6 +207,7 @@ class DistillEnvRunner(RecordingEnvRunner):
             names: columns to send. If `valid` is among them, whole trajectories are sent, each followed by its final
                 state; otherwise only states in which an action was taken.
             num_shards: number of Learners that share the fragment, ≥ 1. Each gets the rows of different environments.
+            preferred: students of a family that act more often than the others, by their places; as in `FamilyTurns`.
 
         Returns:
             `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), as `hand_over()`
@@ -209,6 +216,8 @@ class DistillEnvRunner(RecordingEnvRunner):
         gaps = self.config.max_regret_in_gaps
         max_regret = self._gaps.in_return_units(gaps)
         policy = BehaviorPolicy(teacher_fraction, epsilon, self._rng, max_regret, self.config.teacher_explores)
+        if self._turns is not None:
+            self._turns.prefer(preferred)
         with self._training():
             fragment = self._sample_fragment(policy)
             columns = fragment.columns()

@@ -6,10 +6,14 @@ import math
 import time
 from collections.abc import Callable
 
-#: Share of the time in which students are trained and compared; the rest is for the certificate.
-_TRAINING_SHARE = 0.55
-#: The certificate has at least this share, also if training and validation have taken longer than theirs.
+#: Share of the time that is kept for the certificate: what so many candidates take, within these limits. The rest is
+#: for training and comparing.
+_NUM_CANDIDATES, _SMALLEST_SHARE, _LARGEST_SHARE = 3, 0.1, 0.45
+#: The certificate has at least this share, or what is kept for it, also if training and comparing took longer.
 _LEAST_SHARE = 0.25
+#: Most of the time that candidates race at the end of training. Without a limit of time, they play at most as many env
+#: steps as training had.
+_RACE_SHARE = 0.05
 #: Training is saved after this time, s, and after at least this many times the duration of a save.
 _SAVE_EVERY, _SAVES_TAKE = 60.0, 20.0
 #: With env steps as the limit, it is saved after this share of them, and after at least this many. If an environment
@@ -43,6 +47,7 @@ class Budget:
         self._env_steps = math.inf if env_steps is None else float(env_steps)
         self._max_episodes, self._clock, self._began = max_episodes, clock, clock() - spent
         self._end = self._seconds if end is None else end  # s after the beginning
+        self._certificate_share = _LARGEST_SHARE
         self._saved_at, self._saved_after, self._save_took = spent, 0, 0.0  # s, env steps, s
 
     @property
@@ -55,6 +60,15 @@ class Budget:
         """Return when the certificate must end, s after the beginning; None without a limit."""
         return self._end if self.is_by_time else None
 
+    def keep_for_certificate(self, seconds_per_seed: float) -> None:
+        """Keep time for the certificate, by how long its episodes take.
+
+        Args:
+            seconds_per_seed: duration of an episode of student, teacher and random policy: s.
+        """
+        share = _NUM_CANDIDATES * self._max_episodes * seconds_per_seed / self._seconds
+        self._certificate_share = min(max(share, _SMALLEST_SHARE), _LARGEST_SHARE)
+
     def training_is_over(self, share: float, env_steps: int) -> bool:
         """Return whether this share of training is done; it has at least one iteration.
 
@@ -64,7 +78,8 @@ class Budget:
         """
         if env_steps == 0:
             return False
-        return self.seconds >= share * _TRAINING_SHARE * self._seconds or env_steps >= share * self._env_steps
+        in_training = (1 - self._certificate_share) * self._seconds
+        return self.seconds >= share * in_training or env_steps >= share * self._env_steps
 
     def is_save_due(self, env_steps: int) -> bool:
         """Return whether training is to be saved.
@@ -85,9 +100,21 @@ class Budget:
         """
         self._saved_at, self._saved_after, self._save_took = self.seconds, env_steps, took
 
+    def begin_race(self, env_steps: int) -> Callable[[int], bool]:
+        """Return what tells whether candidates may go on racing, after so many env steps of races.
+
+        Args:
+            env_steps: env steps of training.
+        """
+        began = self.seconds
+        if self.is_by_time:
+            return lambda raced: self.seconds - began < _RACE_SHARE * self._seconds
+        return lambda raced: raced < env_steps
+
     def begin_certificate(self) -> None:
         """End training and validation: from now on, time is for the certificate."""
-        self._end = max(self._seconds, self.seconds + _LEAST_SHARE * self._seconds)
+        least = min(_LEAST_SHARE, self._certificate_share)
+        self._end = max(self._seconds, self.seconds + least * self._seconds)
 
     def episodes_left(self, num_candidates: int, seconds_per_seed: float, *, least: float = 0.0) -> float:
         """Return for how many more episodes of a candidate there is time; ∞ without a limit.
@@ -109,7 +136,7 @@ class Budget:
         """Return how many episodes a certificate may have, in the time that is for it."""
         if not self.is_by_time:
             return self._max_episodes
-        in_time = (1 - _TRAINING_SHARE) * self._seconds / max(seconds_per_seed, 1e-9)
+        in_time = _LARGEST_SHARE * self._seconds / max(seconds_per_seed, 1e-9)
         return max(1, int(min(self._max_episodes, in_time)))
 
     @property

@@ -17,6 +17,7 @@ from rllib_kd.certificates.certification import Episodes, Tested, certify
 from rllib_kd.certificates.games import first_certificate_seed
 from rllib_kd.evaluation.return_ratio import doubt
 from rllib_kd.evaluation.seeds import FIRST_CHECK, VALIDATION_SEED
+from rllib_kd.evaluation.validation import Validation
 from rllib_kd.experiment.interrupts import saving_on_interrupt
 from rllib_kd.export.costs import Cost, measure, ranked
 from rllib_kd.relay import listening
@@ -132,6 +133,7 @@ class Run:
             self._show("teacher and random policy play" + self._budget.left())
             self._keep(checks=self._games.validation_baselines(FIRST_CHECK, _NUM_CHECKS).tolist())
         self._checks = np.array(self.state["checks"])
+        self._budget.keep_for_certificate(self._games.seconds_per_seed)
         self._new_test(np.empty(0))  # refuses stated bounds that are too narrow
         teacher, random = self._checks
         if doubt(self.teacher.source, self.arena.name, teacher, random, to_play_more="", same_seeds=True) is None:
@@ -200,6 +202,7 @@ class Run:
         last, copies = self.state.get("compared", -1), dict[str, Any]()
         while not self.state.get("is_trained"):
             round_ = self.state.get("rounds", 0)
+            trainer.prefer(tournament.preferred(round_))
             trainer.train(
                 partial(self._training_is_over, ROUNDS[round_], trainer), partial(self._after_iteration, trainer)
             )
@@ -216,7 +219,8 @@ class Run:
                 is_trained=is_settled or round_ + 1 == len(ROUNDS),
             )
         self._show("validation" + self._budget.left())
-        tournament.finish(self.state["rounds"] - 1, copies or self._copies_at(last), last)
+        may_go_on = self._budget.begin_race(last) if self.arena.rows is None else None
+        tournament.finish(self.state["rounds"] - 1, copies or self._copies_at(last), last, may_go_on)
 
     def _training_is_over(self, share: float, trainer: Trainer | SpreadTrainer, env_steps: int | None = None) -> bool:
         """Return whether a part has trained for this share, after its env steps; None: all parts together."""
@@ -249,7 +253,7 @@ class Run:
         seen = np.concatenate([seen, self._checks.ravel()])
         return self.arena.new_test(self.asked.keep, alpha, bounds=self.asked.bounds, seen=seen, max_episodes=most)
 
-    def _validate(self, modules: Mapping[str, Any], first: int, count: int) -> dict[str, list[float]]:
+    def _validate(self, modules: Mapping[str, Any], first: int, count: int) -> Validation:
         self._end_if_interrupted()
         return self._games.validate(modules, self._pipeline, first, count)
 

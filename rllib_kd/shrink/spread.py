@@ -31,7 +31,7 @@ from rllib_kd.certificates.games import Games
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.playing import Player, RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ
-from rllib_kd.evaluation.validation import play_validation
+from rllib_kd.evaluation.validation import Validation, play_validation
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.shrink.parts import Part
 from rllib_kd.shrink.training import Trainer, training_config
@@ -99,6 +99,11 @@ class Worker:
         names = self._part.renamed()
         return {names[name]: module for name, module in self._trainer.copies().items()}
 
+    def prefer(self, sizes: Sequence[str]) -> None:
+        """Let these sizes, of those that the part has, act more often than the others from now on."""
+        own = self._trainer.shapes()
+        self._trainer.prefer([size for size in sizes if size in own])
+
     def shapes(self) -> dict[str, dict[str, Any]]:
         """Return the model config of each size."""
         return self._trainer.shapes()
@@ -129,11 +134,9 @@ class Worker:
         player = GreedyQ(self._teacher) if player is None else player
         return play(self._make_env(), player, seeds, chooses=chooses)[0]
 
-    def validate(
-        self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int
-    ) -> dict[str, list[float]]:
-        """Return the returns of students in validation episodes, by name."""
-        return play_validation(self._make_env(), modules, pipeline, count, first_episode=first).returns
+    def validate(self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int) -> Validation:
+        """Let students play validation episodes."""
+        return play_validation(self._make_env(), modules, pipeline, count, first_episode=first)
 
     def _make_env(self) -> Any:
         return env_maker(self._task.env, self._task.settings.get("env_config"))
@@ -168,6 +171,7 @@ class Crew:
         self._groups = [self._resources(teacher, task, part) for part in parts]
         self._deaths = [0] * len(self.parts)
         self._saved: tuple[Path, list[float]] | None = None
+        self._preferred: list[str] = []
         self._actors = [self._started(place) for place in range(len(self.parts))]
 
     @staticmethod
@@ -212,6 +216,12 @@ class Crew:
         self._actors[place] = self._started(place)
         if self._saved is not None and (file := self._saved[0] / file_of(place)).exists():  # not after training
             self.begin(place, "restore", file.read_bytes(), self._saved[1])
+            self.begin(place, "prefer", self._preferred)
+
+    def prefer(self, sizes: Sequence[str]) -> None:
+        """Let these sizes act more often than the others from now on."""
+        self._preferred = list(sizes)
+        self.ask_all("prefer", [(self._preferred,)] * len(self.parts))
 
     def ask_all(self, method: str, arguments: Sequence[Sequence[Any]] | None = None) -> list[Any]:
         """Call a method of each actor, with its arguments; return the results in the order of the parts."""
@@ -335,6 +345,10 @@ class SpreadTrainer:
         contents = [(folder / file_of(place)).read_bytes() for place in range(len(self._crew.parts))]
         self._standings = self._crew.ask_all("restore", [(content, state["returns"]) for content in contents])
 
+    def prefer(self, sizes: Sequence[str]) -> None:
+        """Let these sizes act more often than the others from now on, in all parts that have them."""
+        self._crew.prefer(sizes)
+
     def copies(self) -> dict[str, Any]:
         """Return the modules of all copies by ID, as they are now."""
         return {name: module for own in self._crew.ask_all("copies") for name, module in own.items()}
@@ -365,14 +379,14 @@ class SpreadGames(Games):
         super().__init__(make_env, teacher, seed, in_pool=in_pool)
         self._crew = crew
 
-    def validate(
-        self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int
-    ) -> dict[str, list[float]]:
-        """Return the returns of students in validation episodes, by name."""
+    def validate(self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int) -> Validation:
+        """Let students play validation episodes."""
         names, at_once = list(modules), max(1, _VALIDATIONS_OF_A_JOB // count)
         chunks = [names[start : start + at_once] for start in range(0, len(names), at_once)]
         jobs = [({name: modules[name] for name in chunk}, pipeline, first, count) for chunk in chunks]
-        return {name: own for played in self._crew.share("validate", jobs) for name, own in played.items()}
+        played = self._crew.share("validate", jobs)
+        returns = {name: own for one in played for name, own in one.returns.items()}
+        return Validation(returns, sum(one.env_steps for one in played), sum(one.seconds for one in played))
 
     def _returns(self, player: Player, seeds: Sequence[int], *, chooses: bool) -> list[float]:
         chunks = [seeds[start : start + _EPISODES_OF_A_JOB] for start in range(0, len(seeds), _EPISODES_OF_A_JOB)]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rllib_kd.certificates.certificate import RatioTest
+from rllib_kd.evaluation.validation import Validation
 from rllib_kd.students.restarts import by_student
 
 #: How many snapshots of a size play on in a round.
@@ -27,13 +28,17 @@ _NUM_LAST = 2
 #: A size plays in a round if its best return ratio so far is at least `keep` minus this, in the order of the rounds.
 _SLACK = (math.inf, math.inf, 0.5, 0.25, 0.1)
 #: While smaller sizes are below that, training does not end early before this round: they may learn later than others.
-_FIRST_FINAL = 3
+#: From this round on, a size must also be above the worst one by this share of the distance from there to `keep`, but
+#: for a standard error: on some tasks even a poor student has nine tenths of the return.
+_FIRST_FINAL, _SHARE_ABOVE_WORST = 3, 0.5
 #: Candidates that are tested, at most.
 _NUM_TESTED = 3
 #: Larger sizes play on beside the smallest one that seems to be good enough, in case its certificate fails.
 _NUM_LARGER = 1
-#: Plays validation episodes: modules by name, number of the first episode, number of episodes → returns by name.
-Play = Callable[[Mapping[str, Any], int, int], Mapping[str, Sequence[float]]]
+#: Differences of return ratios that do not matter, if `keep` is so high that none would be left.
+_LEAST_DIFFERENCE = 0.01
+#: Plays validation episodes: modules by name, number of the first episode, number of episodes.
+Play = Callable[[Mapping[str, Any], int, int], Validation]
 #: Returns of teacher and random policy, `[2, n]`, in validation episodes: number of the first one, number of episodes.
 Baselines = Callable[[int, int], np.ndarray]
 
@@ -44,7 +49,7 @@ class Looks(NamedTuple):
     Args:
         first: of each copy in a round.
         second: further ones in a round, of its size's best few.
-        last: further ones at the end, of the best of each size.
+        last: further ones at the end, of the best of each size; as many again while noise hides which one is the best.
     """
 
     first: int = 4
@@ -169,9 +174,27 @@ class Tournament:
         """Return the sizes that play in a round: neither far too bad so far, nor larger than what is needed."""
         slack = _SLACK[min(number, len(_SLACK) - 1)]
         best = {size: self.best(size) for size in self.sizes}
-        able = [size for size in self.sizes if best[size] is None or self.ratio(best[size]) >= self._keep - slack]
+        worst = min((self.ratio(one) for one in best.values() if one is not None), default=-math.inf)
+        needed = worst + _SHARE_ABOVE_WORST * (self._keep - worst) if number >= _FIRST_FINAL else -math.inf
+
+        def is_able(one: Snapshot | None) -> bool:
+            if one is None:
+                return True
+            return self.ratio(one) >= self._keep - slack and self.ratio(one) + self._standard_error(one) >= needed
+
+        able = [size for size in self.sizes if is_able(best[size])]
         enough = next((i for i, size in enumerate(able) if self.is_promising(best[size])), len(able))
         return able[: enough + 1 + _NUM_LARGER]
+
+    def preferred(self, number: int) -> list[str]:
+        """Return the sizes that act more often on the way to a round: those that will play in it.
+
+        Smaller ones do, too, as long as they may learn later than others: hardly anything is known of them.
+        """
+        playing = self.playing(number)
+        if number >= _FIRST_FINAL or not playing:
+            return playing
+        return self.sizes[: self.sizes.index(playing[-1]) + 1]
 
     def is_settled(self, number: int) -> bool:
         """Return whether the smallest size that is left is good enough, also in further episodes: training may end.
@@ -188,17 +211,26 @@ class Tournament:
         self._let_play([best], self._looks.last)
         return self.is_promising(self.best(smallest[0])) and self.best(smallest[0]) is best
 
-    def finish(self, number: int, copies: Mapping[str, Any], env_steps: int) -> None:
+    def finish(
+        self,
+        number: int,
+        copies: Mapping[str, Any],
+        env_steps: int,
+        may_go_on: Callable[[int], bool] | None = None,
+    ) -> None:
         """Let the best snapshots of each size that is left play further episodes, and larger ones if these fail.
 
         Larger sizes do not play in a round while a smaller one seems to be enough, but they go on learning. If the
-        smaller one is not enough after all, they play as they are now.
+        smaller one is not enough after all, they play as they are now. At the end those race that may be candidates:
+        of many snapshots with few noisy episodes, the best one is mostly the luckiest.
 
         Args:
             number: number of the last round.
             copies: as in `round()`.
             env_steps: env steps of training.
+            may_go_on: whether there may be more races, after so many env steps of them; None: there is none.
         """
+        raced = 0
         while True:
             playing = self.playing(number)
             needed = playing if any(self.is_promising(self.best(size)) for size in playing) else self.sizes
@@ -207,9 +239,14 @@ class Tournament:
             playing = self.playing(number)
             finalists = [one for size in playing for one in self._best_of(size, self.snapshots, _NUM_LAST)]
             short = [one for one in finalists if len(one.returns) < self._looks.last]
-            if not short:
+            if short:
+                self._let_play(short, self._looks.last)
+                continue
+            sizes = dict.fromkeys([*playing, *(one.size for one in self.candidates())])
+            rivals = [one for size in sizes for one in self._rivals(size)]
+            if not rivals or may_go_on is None or not may_go_on(raced):
                 return
-            self._let_play(short, self._looks.last)
+            raced += self._let_play(rivals, self._looks.last)
 
     def best(self, size: str) -> Snapshot | None:
         """Return a size's candidate; None if it has not played."""
@@ -292,22 +329,38 @@ class Tournament:
             for one in state["snapshots"]
         ]
 
-    def _let_play(self, snapshots: Sequence[Snapshot], num_episodes: int) -> None:
-        """Play episodes that are new to all."""
+    def _let_play(self, snapshots: Sequence[Snapshot], num_episodes: int) -> int:
+        """Play episodes that are new to all; return the env steps of the snapshots."""
         if not snapshots or not num_episodes:
-            return
+            return 0
         first = self.num_episodes
         self.num_episodes += num_episodes
         self._played = np.concatenate([self._played, self._baselines(first, num_episodes)], axis=1)
         named = {f"{i}": one for i, one in enumerate(snapshots)}
         played = self._play({name: one.module for name, one in named.items()}, first, num_episodes)
         for name, one in named.items():
-            one.returns |= dict(zip(range(first, first + num_episodes), map(float, played[name]), strict=True))
+            own = map(float, played.returns[name])
+            one.returns |= dict(zip(range(first, first + num_episodes), own, strict=True))
+        return played.env_steps
 
     def _best_of(self, size: str, snapshots: Sequence[Snapshot], count: int) -> list[Snapshot]:
         """Return the best snapshots of a size, by return ratio less one standard error: few episodes prove little."""
         own = [one for one in snapshots if one.size == size and one.returns]
         return sorted(own, key=lambda one: self._standard_error(one) - self.ratio(one))[:count]
+
+    def _rivals(self, size: str) -> list[Snapshot]:
+        """Return the snapshots of a size that may be its best one, by one standard error, and are not well known.
+
+        A return ratio is known if two standard errors are no more than what a student may lose. This is a race (Maron
+        and Moore 1993, "Hoeffding races") by standard errors.
+        """
+        best, known = self.best(size), max(1 - self._keep, _LEAST_DIFFERENCE) / 2
+        return [
+            one
+            for one in self.snapshots
+            if one.size == size and one.returns and self._standard_error(one) > known
+            if self.ratio(one) + self._standard_error(one) >= self.ratio(best)
+        ]
 
     def _gains(self, snapshot: Snapshot) -> np.ndarray:
         """Return (student − teacher) / (mean teacher − mean random) of each episode."""

@@ -138,7 +138,7 @@ def test_the_games_are_a_certificate_of_agreement(tmp_path, teacher):
     assert "its agreement is below 0.9" in worse.reason
     with pytest.raises(ValueError, match="units, got"):
         games.certificate_episodes(SimpleNamespace(module=teacher.module), found.test.num_units, 1)
-    assert games.validate({"a": teacher.module}, None, 5, 2) == {"a": [1.0, 1.0]}
+    assert games.validate({"a": teacher.module}, None, 5, 2).returns == {"a": [1.0, 1.0]}
     assert games.validation_baselines(0, 2).tolist() == [[1.0, 1.0], [0.0, 0.0]]
 
 

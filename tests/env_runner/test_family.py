@@ -206,3 +206,17 @@ def test_what_describes_no_family_is_refused(cartpole_config, students, message)
 def test_one_student_or_a_family(cartpole_config, other):
     with pytest.raises(ValueError, match=f"Both `students` and `{next(iter(other))}` set what is trained"):
         family_config(cartpole_config, **other).validate()
+
+
+def test_preferred_students_act_more_often_and_after_a_restore_too(cartpole_config, build, tmp_path):
+    config = family_config(cartpole_config)
+    algo, again = build(config), build(config)
+    with pytest.raises(ValueError, match=r"There is no student 's5'\. The family has s4, s16, linear\."):
+        algo.prefer_students(["s5"])
+    algo.prefer_students(["linear"])
+    algo.train()
+    algo.save_to_path(tmp_path)
+    again.restore_from_path(tmp_path)
+    again.train()
+    for one in (algo, again):
+        assert np.bincount(one.env_runner._turns._order).tolist() == [1, 1, 4]

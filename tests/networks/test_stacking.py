@@ -124,6 +124,24 @@ def test_turns_change_where_an_episode_ends():
     assert turns.acting.tolist() == [0, 0, 1, 2]
 
 
+@pytest.mark.parametrize("num_copies", [1, 4])
+def test_preferred_students_act_four_times_as_often_as_others(num_copies):
+    turns, ends = FamilyTurns(5, 3, num_copies=num_copies, seed=0), np.full(3, True)
+    turns.prefer([1, 3])
+    counts = np.zeros(5)
+    for _ in range(11 * 20):  # a rotation of four has 2 x 4 + 3 turns
+        turns.step(np.ones(3), ends)
+        turns.prefer([1, 3])  # as each request does
+        counts += np.bincount(turns.students(), minlength=5)
+    assert counts.tolist() == [60, 240, 60, 240, 60]
+    turns.prefer(())
+    counts[:] = 0
+    for _ in range(50):
+        turns.step(np.ones(3), ends)
+        counts += np.bincount(turns.students(), minlength=5)
+    assert counts.tolist() == [30] * 5
+
+
 def test_of_copies_the_better_ones_act_more_often():
     """Two students with eight copies each, whose returns are their numbers; episodes of three steps."""
     turns = FamilyTurns(2, 3, num_copies=8, seed=0)

@@ -16,6 +16,7 @@ import torch
 
 from rllib_kd import Shrink
 from rllib_kd.certificates.games import Games
+from rllib_kd.evaluation.validation import Validation
 from rllib_kd.export.costs import Cost
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.shrink import arena as module_of_arena
@@ -60,6 +61,9 @@ class Training:
             self.env_steps += 50
             report()
 
+    def prefer(self, sizes):
+        pass
+
     @property
     def seen_returns(self):
         return np.array([-10.0, self.env_steps / 10])
@@ -103,7 +107,9 @@ class WorldGames(Games):
 
     def validate(self, modules, pipeline, first, count):
         self.world.at("validate")
-        return {name: [value(module, seed) for seed in range(first, first + count)] for name, module in modules.items()}
+        seeds = range(first, first + count)
+        returns = {name: [value(module, seed) for seed in seeds] for name, module in modules.items()}
+        return Validation(returns, env_steps=count * len(modules), seconds=0.0)
 
     def certificate_episodes(self, student, first, count):
         self.world.at("test")

@@ -2,6 +2,7 @@
 
 import threading
 from itertools import pairwise
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -29,6 +30,9 @@ class Trainer:
             self.at_step(self.env_steps)
             report()
 
+    def prefer(self, sizes):
+        self.preferred = [*getattr(self, "preferred", []), sizes]
+
     def copies(self):
         return {"linear": self.env_steps}
 
@@ -55,11 +59,14 @@ class Tournament:
         assert copies == {"linear": env_steps}
         self.rounds.append((number, env_steps))
 
+    def preferred(self, number):
+        return ["linear"] * number
+
     def is_settled(self, number):
         return number == self.settled_at
 
-    def finish(self, number, copies, env_steps):
-        self.finished = number, env_steps
+    def finish(self, number, copies, env_steps, may_go_on):
+        self.finished, self.may_go_on = (number, env_steps), may_go_on
 
     def get_state(self):
         return {}
@@ -73,8 +80,9 @@ class Tournament:
 
 @pytest.fixture
 def trained(tmp_path):
-    def train(trainer, tournament, interrupted=None, **limit):
-        run = Run(*[None] * 3, sizes=[mlp(())], settings={}, progress=NoProgress(tmp_path), state={}, asked=None)
+    def train(trainer, tournament, interrupted=None, rows=None, **limit):
+        arena = SimpleNamespace(rows=rows)
+        run = Run(None, arena, None, sizes=[mlp(())], settings={}, progress=NoProgress(tmp_path), state={}, asked=None)
         run._budget = Budget(**{"minutes": None, "env_steps": 1_000, **limit}, max_episodes=100)
         run._games = Games(None, None, 0)
         run._show = lambda text: None
@@ -89,6 +97,18 @@ def test_rounds_are_spread_over_training(trained):
     tournament = trained(Trainer(), Tournament())
     assert tournament.rounds == list(enumerate(round(1_000 * share) for share in ROUNDS))
     assert tournament.finished == (4, 1_000)
+    assert tournament.may_go_on(999)
+    assert not tournament.may_go_on(1_000)
+
+
+def test_who_acts_follows_those_that_play(trained):
+    trainer = Trainer()
+    trained(trainer, Tournament())
+    assert trainer.preferred == [["linear"] * number for number in range(5)]
+
+
+def test_held_out_rows_are_too_few_for_races(trained):
+    assert trained(Trainer(), Tournament(), rows="rows").may_go_on is None
 
 
 def test_training_ends_once_the_smallest_is_good_enough(trained):

@@ -4,11 +4,21 @@ import numpy as np
 import pytest
 
 from rllib_kd.certificates.certificate import RatioTest
+from rllib_kd.evaluation.validation import Validation
 from rllib_kd.shrink.tournament import Tournament
 from rllib_kd.students.restarts import names_of
 
 SIZES = ("small", "middle", "large", "huge")
 TEACHER, RANDOM = 100.0, 0.0
+
+
+def played(returns):
+    """Validation of episodes of ten steps."""
+    return Validation(returns, env_steps=10 * sum(map(len, returns.values())), seconds=0.0)
+
+
+def all_fail(modules, first, count):
+    return played({name: np.full(count, 50.0) for name in modules})
 
 
 class Players:
@@ -23,7 +33,7 @@ class Players:
     def play(self, modules, first, count):
         self.played.append((dict(modules), first, count))
         spread = {name: np.random.default_rng(first).normal(size=count) for name in modules}
-        return {name: TEACHER * value + self.noise * spread[name] for name, value in modules.items()}
+        return played({name: TEACHER * value + self.noise * spread[name] for name, value in modules.items()})
 
     def baselines(self, first, count):
         return np.array([TEACHER + self.returns(first, count), RANDOM + np.zeros(count)])
@@ -72,6 +82,31 @@ def test_what_cannot_make_it_is_dropped_late():
     assert found.playing(2) == ["middle", "large", "huge"]
     assert found.playing(3) == ["large", "huge"]
     assert found.playing(4) == found.playing(9) == ["huge"]
+
+
+def test_where_all_have_most_of_the_return_those_that_are_hardly_above_the_worst_are_dropped():
+    found = tournament(Players())
+    found.round(0, copies(small=0.9, middle=0.91, large=0.95, huge=0.96), 1_000)
+    assert found.playing(2) == list(SIZES)
+    assert found.playing(3) == ["large", "huge"]  # above 0.935, in the middle between the worst one and 0.97
+    near = tournament(Players())
+    near.round(0, copies(small=0.9, middle=0.93, large=0.95, huge=0.96), 1_000)
+    assert near.playing(3) == ["middle", "large", "huge"]  # within a standard error
+    good = tournament(Players())
+    good.round(0, copies(small=0.98, middle=0.98, large=1.0, huge=1.0), 1_000)
+    assert good.playing(3) == ["small", "middle"]
+
+
+def test_those_that_play_act_and_at_first_smaller_ones_too():
+    found = tournament(Players())
+    assert found.preferred(0) == list(SIZES)
+    found.round(0, copies(small=0.3, middle=0.9, large=1.0, huge=1.0), 1_000)
+    assert found.playing(2) == ["middle", "large", "huge"]
+    assert found.preferred(2) == list(SIZES)
+    assert found.preferred(3) == ["middle", "large", "huge"]
+    found.round(1, copies(small=0.3, middle=1.0, large=1.0, huge=1.0), 2_000)
+    assert found.preferred(2) == ["small", "middle", "large"]
+    assert found.preferred(3) == ["middle", "large"]
 
 
 def test_the_better_half_of_the_copies_plays_on():
@@ -124,7 +159,7 @@ def test_those_that_learn_nothing_play_little_and_training_ends_late():
 def test_luck_in_a_few_episodes_settles_nothing():
     found = tournament(Players())
     found.round(0, copies(**ALL_GOOD), 1_000)
-    found._play = lambda modules, first, count: {name: np.full(count, 50.0) for name in modules}
+    found._play = all_fail
     assert not found.is_settled(0)
 
 
@@ -147,7 +182,7 @@ def test_the_smallest_and_the_safest_are_tested():
 def test_if_the_best_fails_at_the_end_larger_ones_play():
     found = tournament(Players())
     found.round(0, copies(small=1.0, middle=1.0), 1_000)
-    found._play = lambda modules, first, count: {name: np.full(count, 50.0) for name in modules}
+    found._play = all_fail
     assert found.best("large") is None
     found.finish(4, copies(large=0.5, huge=0.5), 2_000)
     assert {one.size for one in found.snapshots} == set(SIZES)
@@ -184,3 +219,47 @@ def test_no_episode_is_used_twice_and_all_returns_are_seen():
     spans = [range(first, first + count) for _, first, count in players.played]
     assert [i for span in spans for i in span] == list(range(found.num_episodes))
     assert len(found.returns) == 2 * found.num_episodes + sum(len(one.returns) for one in found.snapshots)
+
+
+# --- Races ------------------------------------------------------------------------------------------------------------
+
+
+class NoisyPlayers(Players):
+    """Episodes of each student have noise of their own."""
+
+    def play(self, modules, first, count):
+        rng = np.random.default_rng(first)
+        return played({name: TEACHER * value + rng.normal(0, self.noise, count) for name, value in modules.items()})
+
+
+def after_finish(noise, may_go_on, seed=0):
+    """One good copy of four small students; validation begins at another episode for each seed."""
+    found = tournament(NoisyPlayers(noise))
+    found.num_episodes = 10_000 * seed
+    found._played = np.zeros((2, found.num_episodes))
+    small = dict(zip(names_of("small", 4), (0.9, 0.9, 1.0, 0.9), strict=True))
+    students = small | {name: 0.0 for size in SIZES[1:] for name in names_of(size, 4)}
+    for number in range(2):
+        found.round(number, students, 1_000 * (number + 1))
+    found.finish(4, students, 2_000, may_go_on)
+    return found
+
+
+def num_right(may_go_on):
+    return sum(after_finish(30.0, may_go_on, seed).best("small").module == 1.0 for seed in range(20))
+
+
+def test_where_episodes_are_noisy_a_race_finds_the_best_snapshot_and_not_the_luckiest():
+    assert num_right(lambda raced: raced < 100_000) >= num_right(None) + 3
+
+
+def test_a_race_ends_where_it_is_told_to():
+    asked = []
+    found = after_finish(100.0, lambda raced: asked.append(raced) or raced < 3_000)
+    assert asked[0] == 0
+    assert len(asked) > 1
+    assert asked[-2] < 3_000 <= asked[-1] < 3_000 + 64 * 10 * len(found.snapshots)
+
+
+def test_without_noise_there_is_no_race():
+    assert after_finish(0.0, lambda raced: raced < 100_000).num_episodes == after_finish(0.0, None).num_episodes

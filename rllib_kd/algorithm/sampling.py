@@ -255,7 +255,7 @@ class Sampling:
         self._student, self._staleness, self._connector_states = None, [], {}
 
     def get_state(self) -> dict[str, Any]:
-        """Return who acts, a local EnvRunner's position in its episodes, and with a seed the random generators."""
+        """Return what a local EnvRunner needs to go on, and with a seed the global random generators."""
         if self._config.output is not None and not self.is_remote:
             self._group.local_env_runner.write_recorded()  # what is resumed records what comes after
         return {

@@ -58,7 +58,8 @@ class FamilyTurns:
         rotations = [sorted({*students, *others[place::_RARELY]}) for place in range(_RARELY)]
         order = np.concatenate(rotations) if students else np.arange(self._num_students)
         if not np.array_equal(order, self._order):
-            self._order, self._places = order, self._places % len(order)
+            self._order = order
+            self._places = np.arange(len(self.acting)) * len(order) // len(self.acting)  # all over the order
 
     def step(self, rewards: np.ndarray, ended: np.ndarray) -> None:
         """Add the rewards `[N]` of a step, and let the next students act in environments with `ended` (`[N]`)."""

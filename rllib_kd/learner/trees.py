@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -46,6 +47,12 @@ class TreeStudent:
         weighting, self.refine = VARIANTS[number % len(VARIANTS)]
         self.weighting = module.shape.weighting or weighting
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Return what tells this tree from others that are grown on the same states."""
+        shape = self.module.shape
+        return shape.max_leaf_nodes, self.module.features.added, self.weighting, self.refine
+
     def regrow(self, grower: Grower) -> None:
         """Grow the tree anew on the states of a `Grower`."""
         module = self.module
@@ -75,7 +82,7 @@ class Trees:
 
     Args:
         students: the trees.
-        seed: seed of the states that each is grown on; None: a random one.
+        seed: seed of the states that trees are grown on; None: a random one.
     """
 
     NOT_SAVED: ClassVar = frozenset({"students"})  # their modules are
@@ -104,12 +111,17 @@ class Trees:
         self._num_regrowths += 1
         parts = {student.part for student in self.students}
         due = [s for s in self.students if number == 0 or len(parts) < _PARTS or s.part == part]
-        rng = np.random.default_rng([self._seed, number])
-        obs, labels = choose(rng, MAX_STATES)
-        grower = Grower(obs.cpu().numpy(), labels.cpu().numpy(), seed=int(rng.integers(2**31)))
+        twins: Counter[Any] = Counter()  # trees that would be the same on the same states
+        growers: list[Grower] = []
         cost = 0.0
         for student in due:
-            student.regrow(grower)
+            draw = twins[student.kind]
+            twins[student.kind] += 1
+            if draw == len(growers):
+                rng = np.random.default_rng([self._seed, number, draw])
+                obs, labels = choose(rng, MAX_STATES)
+                growers.append(Grower(obs.cpu().numpy(), labels.cpu().numpy(), seed=int(rng.integers(2**31))))
+            student.regrow(growers[draw])
             cost += _STATES_PER_TREE + _STATES_PER_NUMBER * numbers_read(len(obs), len(student.module.features))
         self._next = num_states + max(int(cost), int((_FACTOR - 1) * num_states))
         return [student.name for student in due]

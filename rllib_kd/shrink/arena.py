@@ -11,6 +11,7 @@ from rllib_kd.certificates.certificate import RETURN_RATIO, RatioTest
 from rllib_kd.certificates.games import Games
 from rllib_kd.certificates.held_out import HeldOut, RowGames
 from rllib_kd.environments.making import EnvMaker
+from rllib_kd.environments.pools import is_pool
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.shrink.pictures import Strip, strip_of
 from rllib_kd.shrink.spread import Crew, SpreadGames
@@ -44,6 +45,11 @@ class InEnvironment:
         given, in_pool = (self._make_env, teacher, seed), self._in_pool
         return Games(*given, in_pool=in_pool) if crew is None else SpreadGames(crew, *given, in_pool=in_pool)
 
+    @property
+    def certifies_where_it_chooses(self) -> bool:
+        """Return whether certificate episodes take as long as those that choose."""
+        return self._in_pool or not is_pool(self.env)
+
     def most_episodes(self, asked: int) -> int:
         """Return as many as were asked for: there is no end of seeds."""
         return asked
@@ -66,6 +72,7 @@ class OnRows:
     """
 
     env, name, measured = None, "recorded rows", AGREEMENT
+    certifies_where_it_chooses = True
 
     def __init__(self, rows: HeldOut, observation_space: gym.Space):
         self.rows, self.new_test, self.observation_space = rows, rows.new_test(), observation_space

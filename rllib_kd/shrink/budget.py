@@ -5,20 +5,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
-#: Share of the time that is kept for the certificate: what so many candidates take, within these limits. The rest is
-#: for training and comparing.
-_NUM_CANDIDATES, _SMALLEST_SHARE, _LARGEST_SHARE = 3, 0.1, 0.45
-#: The certificate has at least this share, or what is kept for it, also if training and comparing took longer.
+#: Share of the time that is kept for races and certificates: what the episodes of so many candidates take, within these
+#: limits. The rest is for training and comparing.
+_NUM_CANDIDATES, _SMALLEST_SHARE, _LARGEST_SHARE = 3, 0.15, 0.45
+#: The certificate has at least this share, or what those episodes take if that is less, also if all else took longer.
 _LEAST_SHARE = 0.25
-#: Most of the time that candidates race at the end of training. Without a limit of time, they play at most as many env
-#: steps as training had.
+#: Share of the time for races.
 _RACE_SHARE = 0.05
 #: Training is saved after this time, s, and after at least this many times the duration of a save.
 _SAVE_EVERY, _SAVES_TAKE = 60.0, 20.0
 #: With env steps as the limit, it is saved after this share of them, and after at least this many. If an environment
 #: cannot be captured, a save begins new episodes, so that equal runs must save at the same places.
 _SAVE_SHARE, _LEAST_TO_SAVE = 0.02, 10_000
+
+
+class RaceLimit(NamedTuple):
+    """How much candidates may race at the end of training.
+
+    Args:
+        unit: "env_steps", by which equal runs race equally, or "seconds".
+        most: most of it.
+    """
+
+    unit: str
+    most: float
 
 
 class Budget:
@@ -47,7 +59,7 @@ class Budget:
         self._env_steps = math.inf if env_steps is None else float(env_steps)
         self._max_episodes, self._clock, self._began = max_episodes, clock, clock() - spent
         self._end = self._seconds if end is None else end  # s after the beginning
-        self._certificate_share = _LARGEST_SHARE
+        self._needed_share = math.inf  # of the certificates' episodes; not known
         self._saved_at, self._saved_after, self._save_took = spent, 0, 0.0  # s, env steps, s
 
     @property
@@ -66,8 +78,7 @@ class Budget:
         Args:
             seconds_per_seed: duration of an episode of student, teacher and random policy: s.
         """
-        share = _NUM_CANDIDATES * self._max_episodes * seconds_per_seed / self._seconds
-        self._certificate_share = min(max(share, _SMALLEST_SHARE), _LARGEST_SHARE)
+        self._needed_share = _NUM_CANDIDATES * self._max_episodes * seconds_per_seed / self._seconds
 
     def training_is_over(self, share: float, env_steps: int) -> bool:
         """Return whether this share of training is done; it has at least one iteration.
@@ -78,7 +89,8 @@ class Budget:
         """
         if env_steps == 0:
             return False
-        in_training = (1 - self._certificate_share) * self._seconds
+        kept = min(max(self._needed_share, _SMALLEST_SHARE), _LARGEST_SHARE)
+        in_training = (1 - kept) * self._seconds
         return self.seconds >= share * in_training or env_steps >= share * self._env_steps
 
     def is_save_due(self, env_steps: int) -> bool:
@@ -100,20 +112,15 @@ class Budget:
         """
         self._saved_at, self._saved_after, self._save_took = self.seconds, env_steps, took
 
-    def begin_race(self, env_steps: int) -> Callable[[int], bool]:
-        """Return what tells whether candidates may go on racing, after so many env steps of races.
-
-        Args:
-            env_steps: env steps of training.
-        """
-        began = self.seconds
-        if self.is_by_time:
-            return lambda raced: self.seconds - began < _RACE_SHARE * self._seconds
-        return lambda raced: raced < env_steps
+    def race_limit(self, env_steps: int) -> RaceLimit:
+        """Return how much candidates may race after so many env steps of training: at most as many, without a time."""
+        return (
+            RaceLimit("seconds", _RACE_SHARE * self._seconds) if self.is_by_time else RaceLimit("env_steps", env_steps)
+        )
 
     def begin_certificate(self) -> None:
         """End training and validation: from now on, time is for the certificate."""
-        least = min(_LEAST_SHARE, self._certificate_share)
+        least = min(_LEAST_SHARE, self._needed_share)
         self._end = max(self._seconds, self.seconds + least * self._seconds)
 
     def episodes_left(self, num_candidates: int, seconds_per_seed: float, *, least: float = 0.0) -> float:

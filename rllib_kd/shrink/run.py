@@ -133,7 +133,8 @@ class Run:
             self._show("teacher and random policy play" + self._budget.left())
             self._keep(checks=self._games.validation_baselines(FIRST_CHECK, _NUM_CHECKS).tolist())
         self._checks = np.array(self.state["checks"])
-        self._budget.keep_for_certificate(self._games.seconds_per_seed)
+        if self.arena.certifies_where_it_chooses:
+            self._budget.keep_for_certificate(self._games.seconds_per_seed)
         self._new_test(np.empty(0))  # refuses stated bounds that are too narrow
         teacher, random = self._checks
         if doubt(self.teacher.source, self.arena.name, teacher, random, to_play_more="", same_seeds=True) is None:
@@ -219,8 +220,13 @@ class Run:
                 is_trained=is_settled or round_ + 1 == len(ROUNDS),
             )
         self._show("validation" + self._budget.left())
-        may_go_on = self._budget.begin_race(last) if self.arena.rows is None else None
-        tournament.finish(self.state["rounds"] - 1, copies or self._copies_at(last), last, may_go_on)
+        tournament.finish(
+            self.state["rounds"] - 1,
+            copies or self._copies_at(last),
+            last,
+            limit=self._budget.race_limit(last) if self.arena.rows is None else None,
+            save=lambda: self._keep(tournament=tournament.get_state()),
+        )
 
     def _training_is_over(self, share: float, trainer: Trainer | SpreadTrainer, env_steps: int | None = None) -> bool:
         """Return whether a part has trained for this share, after its env steps; None: all parts together."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.evaluation.validation import Validation
+from rllib_kd.shrink.budget import RaceLimit
 from rllib_kd.students.restarts import by_student
 
 #: How many snapshots of a size play on in a round.
@@ -28,9 +30,10 @@ _NUM_LAST = 2
 #: A size plays in a round if its best return ratio so far is at least `keep` minus this, in the order of the rounds.
 _SLACK = (math.inf, math.inf, 0.5, 0.25, 0.1)
 #: While smaller sizes are below that, training does not end early before this round: they may learn later than others.
-#: From this round on, a size must also be above the worst one by this share of the distance from there to `keep`, but
-#: for a standard error: on some tasks even a poor student has nine tenths of the return.
-_FIRST_FINAL, _SHARE_ABOVE_WORST = 3, 0.5
+_FIRST_FINAL = 3
+#: From that round on, a size that plays is also, within a standard error, above the worst one by this share of the
+#: distance from there to `keep`, or to the best one: on some tasks even a poor student has nine tenths of the return.
+_SHARE_ABOVE_WORST = 0.75
 #: Candidates that are tested, at most.
 _NUM_TESTED = 3
 #: Larger sizes play on beside the smallest one that seems to be good enough, in case its certificate fails.
@@ -110,6 +113,8 @@ class Tournament:
         self._play, self._baselines, self._new_test = play, baselines, new_test
         self._keep, self._scale, self._looks = keep, scale, looks
         self._played = np.empty((2, 0))  # returns of teacher and random policy
+        self._spent = {"episodes": 0, "env_steps": 0, "seconds": 0.0}  # by snapshots
+        self._raced = 0.0  # in the unit of the race's limit
 
     def round(self, number: int, copies: Mapping[str, Any], env_steps: int) -> None:
         """Let the copies of promising sizes play.
@@ -174,8 +179,9 @@ class Tournament:
         """Return the sizes that play in a round: neither far too bad so far, nor larger than what is needed."""
         slack = _SLACK[min(number, len(_SLACK) - 1)]
         best = {size: self.best(size) for size in self.sizes}
-        worst = min((self.ratio(one) for one in best.values() if one is not None), default=-math.inf)
-        needed = worst + _SHARE_ABOVE_WORST * (self._keep - worst) if number >= _FIRST_FINAL else -math.inf
+        needed = -math.inf
+        if number >= _FIRST_FINAL and (known := [self.ratio(one) for one in best.values() if one is not None]):
+            needed = min(known) + _SHARE_ABOVE_WORST * (min(self._keep, max(known)) - min(known))
 
         def is_able(one: Snapshot | None) -> bool:
             if one is None:
@@ -187,9 +193,9 @@ class Tournament:
         return able[: enough + 1 + _NUM_LARGER]
 
     def preferred(self, number: int) -> list[str]:
-        """Return the sizes that act more often on the way to a round: those that will play in it.
+        """Return the sizes that act more often on the way to a round.
 
-        Smaller ones do, too, as long as they may learn later than others: hardly anything is known of them.
+        Early, those that are not larger than what is needed: small ones may learn late. Later, those that play in it.
         """
         playing = self.playing(number)
         if number >= _FIRST_FINAL or not playing:
@@ -216,7 +222,9 @@ class Tournament:
         number: int,
         copies: Mapping[str, Any],
         env_steps: int,
-        may_go_on: Callable[[int], bool] | None = None,
+        *,
+        limit: RaceLimit | None = None,
+        save: Callable[[], None] = lambda: None,
     ) -> None:
         """Let the best snapshots of each size that is left play further episodes, and larger ones if these fail.
 
@@ -228,9 +236,9 @@ class Tournament:
             number: number of the last round.
             copies: as in `round()`.
             env_steps: env steps of training.
-            may_go_on: whether there may be more races, after so many env steps of them; None: there is none.
+            limit: of the race; None: there is none.
+            save: called after episodes: the state may be saved.
         """
-        raced = 0
         while True:
             playing = self.playing(number)
             needed = playing if any(self.is_promising(self.best(size)) for size in playing) else self.sizes
@@ -241,12 +249,13 @@ class Tournament:
             short = [one for one in finalists if len(one.returns) < self._looks.last]
             if short:
                 self._let_play(short, self._looks.last)
-                continue
-            sizes = dict.fromkeys([*playing, *(one.size for one in self.candidates())])
-            rivals = [one for size in sizes for one in self._rivals(size)]
-            if not rivals or may_go_on is None or not may_go_on(raced):
+            elif limit is not None and (racing := self._racing(playing, limit)):
+                before = self._spent[limit.unit]
+                self._let_play(racing, self._looks.last)
+                self._raced += self._spent[limit.unit] - before
+            else:
                 return
-            raced += self._let_play(rivals, self._looks.last)
+            save()
 
     def best(self, size: str) -> Snapshot | None:
         """Return a size's candidate; None if it has not played."""
@@ -305,6 +314,8 @@ class Tournament:
         """Return everything but the modules, as JSON."""
         return {
             "num_episodes": self.num_episodes,
+            "spent": self._spent,
+            "raced": self._raced,
             "played": self._played.tolist(),
             "snapshots": [
                 {"size": one.size, "copy": one.copy, "env_steps": one.env_steps, "returns": list(one.returns.items())}
@@ -320,7 +331,7 @@ class Tournament:
             copies_at: returns the modules of all copies by ID, as they were after so many env steps of training.
         """
         modules = {env_steps: copies_at(env_steps) for env_steps in {one["env_steps"] for one in state["snapshots"]}}
-        self.num_episodes = state["num_episodes"]
+        self.num_episodes, self._spent, self._raced = state["num_episodes"], dict(state["spent"]), state["raced"]
         self._played = np.array(state["played"], dtype=float).reshape(2, -1)
         self.snapshots = [
             Snapshot(
@@ -329,10 +340,10 @@ class Tournament:
             for one in state["snapshots"]
         ]
 
-    def _let_play(self, snapshots: Sequence[Snapshot], num_episodes: int) -> int:
-        """Play episodes that are new to all; return the env steps of the snapshots."""
+    def _let_play(self, snapshots: Sequence[Snapshot], num_episodes: int) -> None:
+        """Play episodes that are new to all."""
         if not snapshots or not num_episodes:
-            return 0
+            return
         first = self.num_episodes
         self.num_episodes += num_episodes
         self._played = np.concatenate([self._played, self._baselines(first, num_episodes)], axis=1)
@@ -341,26 +352,43 @@ class Tournament:
         for name, one in named.items():
             own = map(float, played.returns[name])
             one.returns |= dict(zip(range(first, first + num_episodes), own, strict=True))
-        return played.env_steps
+        self._spent["episodes"] += num_episodes * len(snapshots)
+        self._spent["env_steps"] += played.env_steps
+        self._spent["seconds"] += played.seconds
 
     def _best_of(self, size: str, snapshots: Sequence[Snapshot], count: int) -> list[Snapshot]:
         """Return the best snapshots of a size, by return ratio less one standard error: few episodes prove little."""
         own = [one for one in snapshots if one.size == size and one.returns]
         return sorted(own, key=lambda one: self._standard_error(one) - self.ratio(one))[:count]
 
-    def _rivals(self, size: str) -> list[Snapshot]:
+    def _racing(self, playing: Sequence[str], limit: RaceLimit) -> list[Snapshot]:
+        """Return the snapshots that race now: as many as the limit admits, of each size those that may be its best.
+
+        It is a race (Maron and Moore 1993, "Hoeffding races") by standard errors.
+        """
+        sizes = dict.fromkeys([*playing, *(one.size for one in self.candidates())])
+        by_rank = zip_longest(*map(self._unsettled, sizes))
+        rivals = [one for rank in by_rank for one in rank if one is not None]
+        each = self._looks.last * self._spent[limit.unit] / self._spent["episodes"]
+        admitted = (
+            (limit.most - self._raced) / each - len(self._played) if each else math.inf
+        )  # the baselines play, too
+        return rivals[: int(min(max(admitted, 0), len(rivals)))]
+
+    def _unsettled(self, size: str) -> list[Snapshot]:
         """Return the snapshots of a size that may be its best one, by one standard error, and are not well known.
 
-        A return ratio is known if two standard errors are no more than what a student may lose. This is a race (Maron
-        and Moore 1993, "Hoeffding races") by standard errors.
+        A return ratio is known if two standard errors are no more than what a student may lose. Those with the highest
+        upper ends come first.
         """
         best, known = self.best(size), max(1 - self._keep, _LEAST_DIFFERENCE) / 2
-        return [
-            one
+        uppers = {
+            id(one): self.ratio(one) + self._standard_error(one)
             for one in self.snapshots
             if one.size == size and one.returns and self._standard_error(one) > known
-            if self.ratio(one) + self._standard_error(one) >= self.ratio(best)
-        ]
+        }
+        own = [one for one in self.snapshots if uppers.get(id(one), -math.inf) >= self.ratio(best)]
+        return sorted(own, key=lambda one: -uppers[id(one)])
 
     def _gains(self, snapshot: Snapshot) -> np.ndarray:
         """Return (student − teacher) / (mean teacher − mean random) of each episode."""

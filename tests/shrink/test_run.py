@@ -65,8 +65,9 @@ class Tournament:
     def is_settled(self, number):
         return number == self.settled_at
 
-    def finish(self, number, copies, env_steps, may_go_on):
-        self.finished, self.may_go_on = (number, env_steps), may_go_on
+    def finish(self, number, copies, env_steps, *, limit, save):
+        self.finished, self.limit = (number, env_steps), limit
+        save()
 
     def get_state(self):
         return {}
@@ -97,8 +98,7 @@ def test_rounds_are_spread_over_training(trained):
     tournament = trained(Trainer(), Tournament())
     assert tournament.rounds == list(enumerate(round(1_000 * share) for share in ROUNDS))
     assert tournament.finished == (4, 1_000)
-    assert tournament.may_go_on(999)
-    assert not tournament.may_go_on(1_000)
+    assert tournament.limit == ("env_steps", 1_000)
 
 
 def test_who_acts_follows_those_that_play(trained):
@@ -108,7 +108,7 @@ def test_who_acts_follows_those_that_play(trained):
 
 
 def test_held_out_rows_are_too_few_for_races(trained):
-    assert trained(Trainer(), Tournament(), rows="rows").may_go_on is None
+    assert trained(Trainer(), Tournament(), rows="rows").limit is None
 
 
 def test_training_ends_once_the_smallest_is_good_enough(trained):

@@ -57,6 +57,7 @@ class Grower:
     def __init__(self, obs: np.ndarray, labels: np.ndarray, *, seed: int):
         self._obs, self._labels, self._seed = obs, labels, seed
         self._costs = _without_unit(clipped(regrets(labels)))
+        self._added: tuple[str, ...] = ()  # to the entries: what was found is of these features
         self._found: dict[tuple[Any, ...], Any] = {}
 
     def grow(
@@ -76,15 +77,14 @@ class Grower:
             The tree. Its values are the means of the labels at each leaf, with the action of the least regret first.
         """
         features = Features(self._obs.shape[1]) if features is None else features
+        if features.added != self._added:  # what was found takes a hundred MiB and more
+            self._added, self._found = features.added, {}
         num_grown = (_LARGER if refine else 1) * max_leaf_nodes
         kept = np.arange(len(features))
         if len(features) > MAX_FEATURES:
             leaves = min(num_grown, _SCREENED_LEAVES)
-            key = "most used", features.added, leaves, weighting
-            kept = self._once(key, lambda: self._most_used(features, leaves, weighting))
-        bins = self._once(
-            ("bins", features.added, kept.tobytes()), lambda: Bins(_finite(features.values(self._obs, kept)))
-        )
+            kept = self._once(("most used", leaves, weighting), lambda: self._most_used(features, leaves, weighting))
+        bins = self._once(("bins", kept.tobytes()), lambda: Bins(_finite(features.values(self._obs, kept))))
         structure, _ = _split(bins, self._costs, num_grown, weighting)
         if refine:
             structure = refined(structure, bins, self._costs, max_leaf_nodes)
@@ -93,7 +93,7 @@ class Grower:
 
     def _most_used(self, features: Features, num_leaves: int, weighting: str) -> np.ndarray:
         """Return the indices of the features that a tree on some of the states uses most."""
-        rows, bins = self._once(("sample", features.added), lambda: self._sample(features))
+        rows, bins = self._once(("sample",), lambda: self._sample(features))
         _, gains = _split(bins, self._costs[rows], num_leaves, weighting)
         return np.sort(np.argsort(-gains, kind="stable")[:MAX_FEATURES])
 

@@ -19,7 +19,7 @@ _FIRST, _FACTOR = 1_000, 1.35
 MAX_STATES = 60_000
 #: The cost of growing a tree, in states that could be sampled in this time, at 10,000 a second: for each tree, and for
 #: each number that is read for it (measured: 10 ms and, in the mean of the variants, 0.13 µs with many features, and
-#: 0.36 µs with few). The next regrowth waits for this many states.
+#: 0.36 µs with few; a third less where trees share what is found once). The next regrowth waits for this many states.
 _STATES_PER_TREE, _STATES_PER_NUMBER = 100, 0.002
 #: How the copies of a tree are grown, in turn: what they weigh their states by, and whether their tests are refined by
 #: regret. docs/pages/trees.md has what was measured: no variant is the best everywhere.
@@ -49,7 +49,7 @@ class TreeStudent:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Return what tells this tree from others that are grown on the same states."""
+        """Return what tells this tree from another one that is grown on the same states."""
         shape = self.module.shape
         return shape.max_leaf_nodes, self.module.features.added, self.weighting, self.refine
 
@@ -111,18 +111,14 @@ class Trees:
         self._num_regrowths += 1
         parts = {student.part for student in self.students}
         due = [s for s in self.students if number == 0 or len(parts) < _PARTS or s.part == part]
-        twins: Counter[Any] = Counter()  # trees that would be the same on the same states
-        growers: list[Grower] = []
         cost = 0.0
-        for student in due:
-            draw = twins[student.kind]
-            twins[student.kind] += 1
-            if draw == len(growers):
-                rng = np.random.default_rng([self._seed, number, draw])
-                obs, labels = choose(rng, MAX_STATES)
-                growers.append(Grower(obs.cpu().numpy(), labels.cpu().numpy(), seed=int(rng.integers(2**31))))
-            student.regrow(growers[draw])
-            cost += _STATES_PER_TREE + _STATES_PER_NUMBER * numbers_read(len(obs), len(student.module.features))
+        for draw, students in enumerate(_without_twins(due)):
+            rng = np.random.default_rng([self._seed, number, draw])
+            obs, labels = choose(rng, MAX_STATES)
+            grower = Grower(obs.cpu().numpy(), labels.cpu().numpy(), seed=int(rng.integers(2**31)))
+            for student in students:
+                student.regrow(grower)
+                cost += _STATES_PER_TREE + _STATES_PER_NUMBER * numbers_read(len(obs), len(student.module.features))
         self._next = num_states + max(int(cost), int((_FACTOR - 1) * num_states))
         return [student.name for student in due]
 
@@ -133,3 +129,15 @@ class Trees:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `get_state()`."""
         self._seed, self._next, self._num_regrowths = state["seed"], state["next"], state["num_regrowths"]
+
+
+def _without_twins(students: Sequence[TreeStudent]) -> list[list[TreeStudent]]:
+    """Return groups of trees, of which no two would be the same on the same states."""
+    groups: list[list[TreeStudent]] = []
+    num_before: Counter[Any] = Counter()
+    for student in students:
+        if num_before[student.kind] == len(groups):
+            groups.append([])
+        groups[num_before[student.kind]].append(student)
+        num_before[student.kind] += 1
+    return groups

@@ -52,6 +52,19 @@ def test_the_copies_of_a_part_differ_and_every_weighting_comes_as_often_unless_t
     assert {student.weighting for student in students(weighting="uniform")} == {"uniform"}
 
 
+@pytest.mark.parametrize(("count", "settings"), [(12, {}), (16, {}), (12, {"weighting": "gap"})])
+def test_no_two_copies_are_twins(count, settings):
+    def draw(rng, most):
+        rows = rng.choice(len(OBS), 200, replace=False)
+        return OBS[rows], torch.from_numpy(LABELS[rows])
+
+    own = students(count, **settings)
+    grove = Trees(own, seed=0)
+    for number in range(4):
+        grove.regrow(1_000 * (number + 1), draw)
+        assert len(set(map(str, thresholds(own)))) == count
+
+
 def test_a_single_tree_is_regrown_each_time():
     grove = Trees(students(1), seed=0)
     assert [grove.regrow(count, choose) for count in (1_000, 2_000, 3_000)] == [["s"]] * 3

@@ -31,8 +31,8 @@ _NUM_LAST = 2
 _SLACK = (math.inf, math.inf, 0.5, 0.25, 0.1)
 #: While smaller sizes are below that, training does not end early before this round: they may learn later than others.
 _FIRST_FINAL = 3
-#: From that round on, a size that plays is also, within a standard error, above the worst one by this share of the
-#: distance from there to `keep`, or to the best one: on some tasks even a poor student has nine tenths of the return.
+#: A size acts more often from that round on if it is above the worst one by this share of the distance from there to
+#: `keep`, or to the best size.
 _SHARE_ABOVE_WORST = 0.75
 #: Candidates that are tested, at most.
 _NUM_TESTED = 3
@@ -179,28 +179,25 @@ class Tournament:
         """Return the sizes that play in a round: neither far too bad so far, nor larger than what is needed."""
         slack = _SLACK[min(number, len(_SLACK) - 1)]
         best = {size: self.best(size) for size in self.sizes}
-        needed = -math.inf
-        if number >= _FIRST_FINAL and (known := [self.ratio(one) for one in best.values() if one is not None]):
-            needed = min(known) + _SHARE_ABOVE_WORST * (min(self._keep, max(known)) - min(known))
-
-        def is_able(one: Snapshot | None) -> bool:
-            if one is None:
-                return True
-            return self.ratio(one) >= self._keep - slack and self.ratio(one) + self._standard_error(one) >= needed
-
-        able = [size for size in self.sizes if is_able(best[size])]
+        able = [size for size in self.sizes if best[size] is None or self.ratio(best[size]) >= self._keep - slack]
         enough = next((i for i, size in enumerate(able) if self.is_promising(best[size])), len(able))
         return able[: enough + 1 + _NUM_LARGER]
 
     def preferred(self, number: int) -> list[str]:
         """Return the sizes that act more often on the way to a round.
 
-        Early, those that are not larger than what is needed: small ones may learn late. Later, those that play in it.
+        Early, those that are not larger than what is needed: small ones may learn late. Later, those that will play and
+        are clearly better than the worst one, or may be: on some tasks even a poor student has nine tenths of the
+        return.
         """
         playing = self.playing(number)
-        if number >= _FIRST_FINAL or not playing:
-            return playing
-        return self.sizes[: self.sizes.index(playing[-1]) + 1]
+        if not playing:
+            return []
+        if number < _FIRST_FINAL:
+            return self.sizes[: self.sizes.index(playing[-1]) + 1]
+        ratios = [self.ratio(one) for one in self.candidate_of_each_size()]
+        needed = min(ratios) + _SHARE_ABOVE_WORST * (min(self._keep, max(ratios)) - min(ratios))
+        return [size for size in playing if self._upper(self.best(size)) >= needed]
 
     def is_settled(self, number: int) -> bool:
         """Return whether the smallest size that is left is good enough, also in further episodes: training may end.
@@ -376,19 +373,22 @@ class Tournament:
         return rivals[: int(min(max(admitted, 0), len(rivals)))]
 
     def _unsettled(self, size: str) -> list[Snapshot]:
-        """Return the snapshots of a size that may be its best one, by one standard error, and are not well known.
+        """Return the snapshots of a size that may be its best one, and are not well known, the most promising first.
 
-        A return ratio is known if two standard errors are no more than what a student may lose. Those with the highest
-        upper ends come first.
+        They are none if the size cannot be good enough, by two standard errors. A return ratio is known if two standard
+        errors are no more than what a student may lose.
         """
         best, known = self.best(size), max(1 - self._keep, _LEAST_DIFFERENCE) / 2
-        uppers = {
-            id(one): self.ratio(one) + self._standard_error(one)
-            for one in self.snapshots
-            if one.size == size and one.returns and self._standard_error(one) > known
-        }
-        own = [one for one in self.snapshots if uppers.get(id(one), -math.inf) >= self.ratio(best)]
-        return sorted(own, key=lambda one: -uppers[id(one)])
+        if best is None or self._upper(best, errors=2.0) < self._keep:
+            return []
+        own = [one for one in self.snapshots if one.size == size and one.returns and self._standard_error(one) > known]
+        return sorted((one for one in own if self._upper(one) >= self.ratio(best)), key=self._upper, reverse=True)
+
+    def _upper(self, snapshot: Snapshot | None, errors: float = 1.0) -> float:
+        """Return the upper end of the return ratio, so many standard errors above it; ∞ if nothing is known."""
+        if snapshot is None or not snapshot.returns:
+            return math.inf
+        return self.ratio(snapshot) + errors * self._standard_error(snapshot)
 
     def _gains(self, snapshot: Snapshot) -> np.ndarray:
         """Return (student − teacher) / (mean teacher − mean random) of each episode."""

@@ -87,20 +87,18 @@ def test_what_cannot_make_it_is_dropped_late():
     assert found.playing(4) == found.playing(9) == ["huge"]
 
 
-def test_where_all_have_most_of_the_return_those_that_are_hardly_above_the_worst_are_dropped():
-    found = tournament(Players())
-    found.round(0, copies(small=0.85, middle=0.9, large=0.95, huge=0.96), 1_000)
-    assert found.playing(2) == list(SIZES)
-    assert found.playing(3) == ["large", "huge"]  # above 0.9325: three quarters of the way from the worst to the best
-    near = tournament(Players())
-    near.round(0, copies(small=0.85, middle=0.92, large=0.95, huge=0.96), 1_000)
-    assert near.playing(3) == ["middle", "large", "huge"]  # within a standard error
-    good = tournament(Players())
-    good.round(0, copies(small=0.98, middle=0.98, large=1.0, huge=1.0), 1_000)
-    assert good.playing(3) == ["small", "middle"]
-    equal = tournament(Players())
-    equal.round(0, copies(small=0.9, middle=0.9), 1_000)
-    assert equal.playing(3) == list(SIZES)  # of two nothing is known
+def test_where_all_have_most_of_the_return_those_that_are_hardly_above_the_worst_act_less():
+    def preferred(number=3, **ratios):
+        found = tournament(Players())
+        found.round(0, copies(**ratios), 1_000)
+        return found.preferred(number)
+
+    # Three quarters of the way from 0.85 to 0.96 are at 0.9325.
+    assert preferred(small=0.9, middle=0.85, large=0.95, huge=0.96) == ["large", "huge"]
+    assert preferred(small=0.92, middle=0.85, large=0.95, huge=0.96) == ["small", "large", "huge"]  # a standard error
+    assert preferred(small=0.9, middle=0.85, large=0.95, huge=0.96, number=2) == list(SIZES)
+    assert preferred(small=0.98, middle=0.98, large=1.0, huge=1.0) == ["small", "middle"]
+    assert preferred(small=0.9, middle=0.9) == list(SIZES)  # nothing is known of two
 
 
 def test_those_that_play_act_and_at_first_smaller_ones_too():
@@ -255,7 +253,7 @@ LIMIT = RaceLimit("env_steps", 100_000)
 
 
 def num_right(limit):
-    return sum(after_finish(30.0, limit, seed).best("small").module == 1.0 for seed in range(20))
+    return sum(after_finish(45.0, limit, seed).best("small").module == 1.0 for seed in range(8))
 
 
 def test_where_episodes_are_noisy_a_race_finds_the_best_snapshot_and_not_the_luckiest():
@@ -276,12 +274,12 @@ def test_without_noise_there_is_no_race():
 
 def test_a_race_that_was_interrupted_goes_on_to_the_same_end():
     students = {name: 1.0 for size in SIZES for name in names_of(size, 4)}
-    whole, states = tournament(NoisyPlayers(50.0)), []
+    whole, states, limit = tournament(NoisyPlayers(50.0)), [], RaceLimit("env_steps", 20_000)
     whole.round(0, students, 1_000)
-    whole.finish(4, students, 1_000, limit=LIMIT, save=lambda: states.append(json.dumps(whole.get_state())))
-    assert len(states) > 5
+    whole.finish(4, students, 1_000, limit=limit, save=lambda: states.append(json.dumps(whole.get_state())))
+    assert len(states) > 2
     for state in states:
         resumed = tournament(NoisyPlayers(50.0))
         resumed.set_state(json.loads(state), lambda env_steps: students)
-        resumed.finish(4, students, 1_000, limit=LIMIT)
+        resumed.finish(4, students, 1_000, limit=limit)
         assert resumed.get_state() == whole.get_state()

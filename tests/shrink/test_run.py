@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from rllib_kd.certificates.games import Games, first_certificate_seed
+from rllib_kd.evaluation.played_environment import PlayedEnvironment
+from rllib_kd.shrink.arena import InEnvironment
 from rllib_kd.shrink.budget import Budget
 from rllib_kd.shrink.candidates import default_sizes, mlp
 from rllib_kd.shrink.progress import Progress
@@ -209,3 +211,19 @@ def test_settings_that_a_search_cannot_have_are_refused():
     config = training_config(teacher, "CartPole-v1", {"lr": 0.5}, [mlp(()), mlp((2,))], restarts=3, seed=7)
     assert (config.lr, config.seed, config.restarts, list(config.students)) == (0.5, 7, 3, ["linear", "units-2"])
     assert config.num_validation_episodes == 0  # saves would play them
+
+
+@pytest.mark.parametrize(
+    ("env", "in_pool", "knows"), [("CartPole-v1", False, True), ("envpool/A", False, False), ("envpool/A", True, True)]
+)
+def test_how_long_a_certificate_takes_is_known_where_its_episodes_are_like_those_that_choose(
+    env, in_pool, knows, tmp_path
+):
+    arena = InEnvironment(PlayedEnvironment(env, {}), None, None, in_pool=in_pool)
+    teacher, asked = SimpleNamespace(source="teacher"), SimpleNamespace(keep=0.9, confidence=0.95, bounds=None)
+    state = {"checks": [[100.0] * 100, [0.0] * 100]}
+    run = Run(teacher, arena, None, sizes=[], settings={}, progress=NoProgress(tmp_path), state=state, asked=asked)
+    run._games = SimpleNamespace(seconds_per_seed=0.001)
+    run._budget = Budget(minutes=10.0, env_steps=None, max_episodes=5_000, spent=400.0)
+    assert run._check_teacher() == ""
+    assert run._budget.training_is_over(1.0, 1) != knows  # of ten minutes, 55 % are over, and 85 % are not

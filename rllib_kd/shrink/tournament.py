@@ -328,7 +328,8 @@ class Tournament:
             copies_at: returns the modules of all copies by ID, as they were after so many env steps of training.
         """
         modules = {env_steps: copies_at(env_steps) for env_steps in {one["env_steps"] for one in state["snapshots"]}}
-        self.num_episodes, self._spent, self._raced = state["num_episodes"], dict(state["spent"]), state["raced"]
+        self.num_episodes = state["num_episodes"]
+        self._spent, self._raced = dict(state.get("spent", self._spent)), state.get("raced", 0.0)  # of older versions
         self._played = np.array(state["played"], dtype=float).reshape(2, -1)
         self.snapshots = [
             Snapshot(
@@ -366,11 +367,11 @@ class Tournament:
         sizes = dict.fromkeys([*playing, *(one.size for one in self.candidates())])
         by_rank = zip_longest(*map(self._unsettled, sizes))
         rivals = [one for rank in by_rank for one in rank if one is not None]
-        each = self._looks.last * self._spent[limit.unit] / self._spent["episodes"]
-        admitted = (
-            (limit.most - self._raced) / each - len(self._played) if each else math.inf
-        )  # the baselines play, too
-        return rivals[: int(min(max(admitted, 0), len(rivals)))]
+        each = self._looks.last * self._spent[limit.unit] / max(self._spent["episodes"], 1)
+        if not each:  # nothing has played, or in no time
+            return rivals
+        admitted = int((limit.most - self._raced) / each) - len(self._played)  # teacher and random policy play, too
+        return rivals[: max(admitted, 0)]
 
     def _unsettled(self, size: str) -> list[Snapshot]:
         """Return the snapshots of a size that may be its best one, and are not well known, the most promising first.

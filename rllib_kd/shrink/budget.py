@@ -12,8 +12,8 @@ from typing import NamedTuple
 _NUM_CANDIDATES, _SMALLEST_SHARE, _LARGEST_SHARE = 3, 0.15, 0.45
 #: The certificate has at least this share, or what those episodes take if that is less, also if all else took longer.
 _LEAST_SHARE = 0.25
-#: Share of the time for races.
-_RACE_SHARE = 0.05
+#: Share of the time for races: in proportion to what of training is done.
+_RACE_SHARE = 0.08
 #: Training is saved after this time, s, and after at least this many times the duration of a save.
 _SAVE_EVERY, _SAVES_TAKE = 60.0, 20.0
 #: With env steps as the limit, it is saved after this share of them, and after at least this many. If an environment
@@ -112,11 +112,16 @@ class Budget:
         """
         self._saved_at, self._saved_after, self._save_took = self.seconds, env_steps, took
 
-    def race_limit(self, env_steps: int) -> RaceLimit:
-        """Return how much candidates may race after so many env steps of training: at most as many, without a time."""
-        return (
-            RaceLimit("seconds", _RACE_SHARE * self._seconds) if self.is_by_time else RaceLimit("env_steps", env_steps)
-        )
+    def race_limit(self, env_steps: int, share: float = 1.0) -> RaceLimit:
+        """Return how much candidates may have raced in all, after so many env steps of training.
+
+        Args:
+            env_steps: env steps of training so far; without a limit of time, candidates race for as many.
+            share: share of training that is done, in (0, 1).
+        """
+        if self.is_by_time:
+            return RaceLimit("seconds", share * _RACE_SHARE * self._seconds)
+        return RaceLimit("env_steps", env_steps)
 
     def begin_certificate(self) -> None:
         """End training and validation: from now on, time is for the certificate."""

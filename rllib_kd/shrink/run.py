@@ -23,7 +23,7 @@ from rllib_kd.export.costs import Cost, measure, ranked
 from rllib_kd.relay import listening
 from rllib_kd.shrink import report
 from rllib_kd.shrink.arena import Arena
-from rllib_kd.shrink.budget import Budget
+from rllib_kd.shrink.budget import Budget, RaceLimit
 from rllib_kd.shrink.candidates import Size
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
 from rllib_kd.shrink.parts import Part
@@ -211,7 +211,7 @@ class Run:
                 self._save_training(trainer)
                 copies, last = trainer.copies(), trainer.env_steps
                 self.progress.save_copies(last, copies)
-                tournament.round(round_, copies, last)
+                tournament.round(round_, copies, last, limit=self._race_limit(last, ROUNDS[round_]))
             is_settled = tournament.is_settled(round_)
             self._keep(
                 rounds=round_ + 1,
@@ -224,9 +224,13 @@ class Run:
             self.state["rounds"] - 1,
             copies or self._copies_at(last),
             last,
-            limit=self._budget.race_limit(last) if self.arena.rows is None else None,
+            limit=self._race_limit(last),
             save=lambda: self._keep(tournament=tournament.get_state()),
         )
+
+    def _race_limit(self, env_steps: int, share: float = 1.0) -> RaceLimit | None:
+        """Return `Budget.race_limit()`; None for rows, of which there are too few."""
+        return self._budget.race_limit(env_steps, share) if self.arena.rows is None else None
 
     def _training_is_over(self, share: float, trainer: Trainer | SpreadTrainer, env_steps: int | None = None) -> bool:
         """Return whether a part has trained for this share, after its env steps; None: all parts together."""

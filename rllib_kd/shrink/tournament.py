@@ -31,9 +31,9 @@ _NUM_LAST = 2
 _SLACK = (math.inf, math.inf, 0.5, 0.25, 0.1)
 #: While smaller sizes are below that, training does not end early before this round: they may learn later than others.
 _FIRST_FINAL = 3
-#: A size acts more often from that round on if it is above the worst one by this share of the distance from there to
-#: `keep`, or to the best size.
-_SHARE_ABOVE_WORST = 0.75
+#: A size acts more often if it is above the worst one by this share of the distance from there to `keep`, or to the
+#: best size. Before that round those that are below `keep` by more than `_FAR` do not count, and act more often, too.
+_SHARE_ABOVE_WORST, _FAR = 0.75, 0.5
 #: Candidates that are tested, at most.
 _NUM_TESTED = 3
 #: Larger sizes play on beside the smallest one that seems to be good enough, in case its certificate fails.
@@ -116,17 +116,20 @@ class Tournament:
         self._spent = {"episodes": 0, "env_steps": 0, "seconds": 0.0}  # by snapshots
         self._raced = 0.0  # in the unit of the race's limit
 
-    def round(self, number: int, copies: Mapping[str, Any], env_steps: int) -> None:
-        """Let the copies of promising sizes play.
+    def round(self, number: int, copies: Mapping[str, Any], env_steps: int, *, limit: RaceLimit | None = None) -> None:
+        """Let the copies of promising sizes play, and then race: who acts next depends on what is known.
 
         Args:
             number: number of the round, from 0.
             copies: modules of all copies by ID, which do not change while a snapshot is in use.
             env_steps: env steps of training so far.
+            limit: of all races up to this one; None: there is none.
         """
         left = {name: copies[name] for name in self._copies_left(number, copies)}
         seen = self._look_again(number, left, env_steps)
         self._look(self.playing(number), left, env_steps, seen)
+        while self._race(self.playing(number + 1), limit):
+            pass
 
     def _copies_left(self, number: int, copies: Mapping[str, Any]) -> list[str]:
         """Return the copies that play in a round, in the order of `copies`."""
@@ -186,18 +189,19 @@ class Tournament:
     def preferred(self, number: int) -> list[str]:
         """Return the sizes that act more often on the way to a round.
 
-        Early, those that are not larger than what is needed: small ones may learn late. Later, those that will play and
-        are clearly better than the worst one, or may be: on some tasks even a poor student has nine tenths of the
-        return.
+        They are those that will play in it and are clearly better than the worst one, or may be: on some tasks even a
+        poor student has nine tenths of the return. Early, those that are far too bad act, too: they may learn late.
         """
         playing = self.playing(number)
-        if not playing:
-            return []
-        if number < _FIRST_FINAL:
-            return self.sizes[: self.sizes.index(playing[-1]) + 1]
-        ratios = [self.ratio(one) for one in self.candidate_of_each_size()]
+        best = {one.size: self.ratio(one) for one in self.candidate_of_each_size()}
+        if not playing or not best:
+            return playing
+        late = [size for size, ratio in best.items() if ratio < self._keep - _FAR] if number < _FIRST_FINAL else []
+        ratios = [ratio for size, ratio in best.items() if size not in late] or list(best.values())
         needed = min(ratios) + _SHARE_ABOVE_WORST * (min(self._keep, max(ratios)) - min(ratios))
-        return [size for size in playing if self._upper(self.best(size)) >= needed]
+        able = [size for size in playing if self._upper(self.best(size)) >= needed]
+        largest = self.sizes.index(playing[-1])
+        return [size for size in self.sizes[: largest + 1] if size in able or size in late]
 
     def is_settled(self, number: int) -> bool:
         """Return whether the smallest size that is left is good enough, also in further episodes: training may end.
@@ -233,7 +237,7 @@ class Tournament:
             number: number of the last round.
             copies: as in `round()`.
             env_steps: env steps of training.
-            limit: of the race; None: there is none.
+            limit: of all races; None: there is none.
             save: called after episodes: the state may be saved.
         """
         while True:
@@ -246,11 +250,7 @@ class Tournament:
             short = [one for one in finalists if len(one.returns) < self._looks.last]
             if short:
                 self._let_play(short, self._looks.last)
-            elif limit is not None and (racing := self._racing(playing, limit)):
-                before = self._spent[limit.unit]
-                self._let_play(racing, self._looks.last)
-                self._raced += self._spent[limit.unit] - before
-            else:
+            elif not self._race(playing, limit):
                 return
             save()
 
@@ -358,6 +358,15 @@ class Tournament:
         """Return the best snapshots of a size, by return ratio less one standard error: few episodes prove little."""
         own = [one for one in snapshots if one.size == size and one.returns]
         return sorted(own, key=lambda one: self._standard_error(one) - self.ratio(one))[:count]
+
+    def _race(self, playing: Sequence[str], limit: RaceLimit | None) -> bool:
+        """Let those that race play; return whether there are any."""
+        racing = [] if limit is None else self._racing(playing, limit)
+        if limit is not None and racing:
+            before = self._spent[limit.unit]
+            self._let_play(racing, self._looks.last)
+            self._raced += self._spent[limit.unit] - before
+        return bool(racing)
 
     def _racing(self, playing: Sequence[str], limit: RaceLimit) -> list[Snapshot]:
         """Return the snapshots that race now: as many as the limit admits, of each size those that may be its best.

@@ -57,8 +57,9 @@ class Tournament:
     def __init__(self, settled_at=None):
         self.settled_at, self.rounds, self.finished = settled_at, [], None
 
-    def round(self, number, copies, env_steps):
+    def round(self, number, copies, env_steps, *, limit):
         assert copies == {"linear": env_steps}
+        self.limits = [*getattr(self, "limits", []), limit]
         self.rounds.append((number, env_steps))
 
     def preferred(self, number):
@@ -100,6 +101,7 @@ def test_rounds_are_spread_over_training(trained):
     tournament = trained(Trainer(), Tournament())
     assert tournament.rounds == list(enumerate(round(1_000 * share) for share in ROUNDS))
     assert tournament.finished == (4, 1_000)
+    assert tournament.limits == [("env_steps", round(1_000 * share)) for share in ROUNDS]
     assert tournament.limit == ("env_steps", 1_000)
 
 
@@ -110,7 +112,8 @@ def test_who_acts_follows_those_that_play(trained):
 
 
 def test_held_out_rows_are_too_few_for_races(trained):
-    assert trained(Trainer(), Tournament(), rows="rows").limit is None
+    tournament = trained(Trainer(), Tournament(), rows="rows")
+    assert {tournament.limit, *tournament.limits} == {None}
 
 
 def test_training_ends_once_the_smallest_is_good_enough(trained):

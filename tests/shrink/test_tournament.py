@@ -87,30 +87,28 @@ def test_what_cannot_make_it_is_dropped_late():
     assert found.playing(4) == found.playing(9) == ["huge"]
 
 
-def test_where_all_have_most_of_the_return_those_that_are_hardly_above_the_worst_act_less():
-    def preferred(number=3, **ratios):
-        found = tournament(Players())
-        found.round(0, copies(**ratios), 1_000)
-        return found.preferred(number)
+def preferred(number=3, **ratios):
+    found = tournament(Players())
+    found.round(0, copies(**ratios), 1_000)
+    return found.preferred(number)
 
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_where_all_have_most_of_the_return_those_that_are_hardly_above_the_worst_act_less(number):
     # Three quarters of the way from 0.85 to 0.96 are at 0.9325.
-    assert preferred(small=0.9, middle=0.85, large=0.95, huge=0.96) == ["large", "huge"]
-    assert preferred(small=0.92, middle=0.85, large=0.95, huge=0.96) == ["small", "large", "huge"]  # a standard error
-    assert preferred(small=0.9, middle=0.85, large=0.95, huge=0.96, number=2) == list(SIZES)
-    assert preferred(small=0.98, middle=0.98, large=1.0, huge=1.0) == ["small", "middle"]
-    assert preferred(small=0.9, middle=0.9) == list(SIZES)  # nothing is known of two
+    assert preferred(number, small=0.9, middle=0.85, large=0.95, huge=0.96) == ["large", "huge"]
+    assert preferred(number, small=0.92, middle=0.85, large=0.95, huge=0.96) == ["small", "large", "huge"]  # an error
+    assert preferred(number, small=0.98, middle=0.98, large=1.0, huge=1.0) == ["small", "middle"]
+    assert preferred(number, small=0.9, middle=0.9) == list(SIZES)  # nothing is known of two
 
 
-def test_those_that_play_act_and_at_first_smaller_ones_too():
+def test_those_that_are_far_too_bad_act_at_first():
     found = tournament(Players())
     assert found.preferred(0) == list(SIZES)
-    found.round(0, copies(small=0.3, middle=0.9, large=1.0, huge=1.0), 1_000)
-    assert found.playing(2) == ["middle", "large", "huge"]
-    assert found.preferred(2) == list(SIZES)
-    assert found.preferred(3) == ["middle", "large", "huge"]
-    found.round(1, copies(small=0.3, middle=1.0, large=1.0, huge=1.0), 2_000)
-    assert found.preferred(2) == ["small", "middle", "large"]
-    assert found.preferred(3) == ["middle", "large"]
+    assert preferred(2, small=0.3, middle=0.9, large=1.0, huge=1.0) == ["small", "large", "huge"]
+    assert preferred(3, small=0.3, middle=0.9, large=1.0, huge=1.0) == ["middle", "large", "huge"]
+    assert preferred(2, small=0.3, middle=1.0, large=1.0, huge=1.0) == ["small", "middle", "large"]
+    assert preferred(3, small=0.3, middle=1.0, large=1.0, huge=1.0) == ["middle", "large"]
 
 
 def test_the_better_half_of_the_copies_plays_on():
@@ -258,6 +256,17 @@ def num_right(limit):
 
 def test_where_episodes_are_noisy_a_race_finds_the_best_snapshot_and_not_the_luckiest():
     assert num_right(LIMIT) >= num_right(None) + 3
+
+
+def test_a_round_ends_with_a_race_within_its_limit():
+    students = {name: 1.0 for size in SIZES for name in names_of(size, 4)}
+    counts = []
+    for limit in (None, RaceLimit("env_steps", 10_000), RaceLimit("env_steps", 30_000)):
+        found = tournament(NoisyPlayers(50.0))
+        found.round(0, students, 1_000, limit=limit)
+        assert found._raced <= (limit.most if limit else 0)
+        counts.append(sum(len(one.returns) for one in found.snapshots))
+    assert counts[0] < counts[1] < counts[2]
 
 
 @pytest.mark.parametrize("most", [0, 3_000, 10_000])

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-#: Share of the time that is kept for races and certificates: what the episodes of so many candidates take, within these
-#: limits. The rest is for training and comparing.
-_NUM_CANDIDATES, _SMALLEST_SHARE, _LARGEST_SHARE = 3, 0.15, 0.45
+#: Candidates that are tested, at most.
+NUM_TESTED = 3
+#: Share of the time that is kept for the certificate: what all episodes of so many candidates take, within these limits.
+#: The rest is for training and comparing.
+_SMALLEST_SHARE, _LARGEST_SHARE = 0.15, 0.45
 #: The certificate has at least this share, or what those episodes take if that is less, also if all else took longer.
 _LEAST_SHARE = 0.25
 #: Share of the time for races: in proportion to what of training is done.
@@ -78,7 +80,7 @@ class Budget:
         Args:
             seconds_per_seed: duration of an episode of student, teacher and random policy: s.
         """
-        self._needed_share = _NUM_CANDIDATES * self._max_episodes * seconds_per_seed / self._seconds
+        self._needed_share = NUM_TESTED * self._max_episodes * seconds_per_seed / self._seconds
 
     def training_is_over(self, share: float, env_steps: int) -> bool:
         """Return whether this share of training is done; it has at least one iteration.

@@ -17,7 +17,7 @@ import numpy as np
 
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.evaluation.validation import Validation
-from rllib_kd.shrink.budget import RaceLimit
+from rllib_kd.shrink.budget import NUM_TESTED, RaceLimit
 from rllib_kd.students.restarts import by_student
 
 #: How many snapshots of a size play on in a round.
@@ -34,8 +34,6 @@ _FIRST_FINAL = 3
 #: A size acts more often if it is above the worst one by this share of the distance from there to `keep`, or to the
 #: best size. Before that round those that are below `keep` by more than `_FAR` do not count, and act more often, too.
 _SHARE_ABOVE_WORST, _FAR = 0.75, 0.5
-#: Candidates that are tested, at most.
-_NUM_TESTED = 3
 #: Larger sizes play on beside the smallest one that seems to be good enough, in case its certificate fails.
 _NUM_LARGER = 1
 #: Differences of return ratios that do not matter, if `keep` is so high that none would be left.
@@ -293,7 +291,7 @@ class Tournament:
         best = [one for one in map(self.best, self.sizes) if one is not None]
         promising = [one for one in best if self.is_promising(one)]
         if promising:
-            smallest, others = promising[: _NUM_TESTED - 1], promising[_NUM_TESTED - 1 :]
+            smallest, others = promising[: NUM_TESTED - 1], promising[NUM_TESTED - 1 :]
             safest = sorted(others, key=lambda one: self._standard_error(one) - self.ratio(one))
             return smallest + safest[:1]
         if not best:

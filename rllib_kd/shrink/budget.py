@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 #: Candidates that are tested, at most.
 NUM_TESTED = 3
-#: Share of the time that is kept for the certificate: what all episodes of so many candidates take, within these limits.
+#: Share of the time that is kept for the certificate: what all episodes of so many candidates take, in these limits.
 #: The rest is for training and comparing.
 _SMALLEST_SHARE, _LARGEST_SHARE = 0.15, 0.45
 #: The certificate has at least this share, or what those episodes take if that is less, also if all else took longer.

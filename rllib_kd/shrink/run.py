@@ -133,8 +133,6 @@ class Run:
             self._show("teacher and random policy play" + self._budget.left())
             self._keep(checks=self._games.validation_baselines(FIRST_CHECK, _NUM_CHECKS).tolist())
         self._checks = np.array(self.state["checks"])
-        if self.arena.certifies_where_it_chooses:
-            self._budget.keep_for_certificate(self._games.seconds_per_seed)
         self._new_test(np.empty(0))  # refuses stated bounds that are too narrow
         teacher, random = self._checks
         if doubt(self.teacher.source, self.arena.name, teacher, random, to_play_more="", same_seeds=True) is None:
@@ -203,6 +201,7 @@ class Run:
         last, copies = self.state.get("compared", -1), dict[str, Any]()
         while not self.state.get("is_trained"):
             round_ = self.state.get("rounds", 0)
+            self._keep_time()
             trainer.prefer(tournament.preferred(round_))
             trainer.train(
                 partial(self._training_is_over, ROUNDS[round_], trainer), partial(self._after_iteration, trainer)
@@ -227,6 +226,11 @@ class Run:
             limit=self._race_limit(last),
             save=lambda: self._keep(tournament=tournament.get_state()),
         )
+
+    def _keep_time(self) -> None:
+        """Keep time for the certificate, by how long episodes have taken so far; the first ones take longer."""
+        if self.arena.certifies_where_it_chooses:
+            self._budget.keep_for_certificate(self._games.seconds_per_seed)
 
     def _race_limit(self, env_steps: int, share: float = 1.0) -> RaceLimit | None:
         """Return `Budget.race_limit()`; None for rows, of which there are too few."""

@@ -85,7 +85,7 @@ class Tournament:
 @pytest.fixture
 def trained(tmp_path):
     def train(trainer, tournament, interrupted=None, rows=None, **limit):
-        arena = SimpleNamespace(rows=rows)
+        arena = SimpleNamespace(rows=rows, certifies_where_it_chooses=True)
         run = Run(None, arena, None, sizes=[mlp(())], settings={}, progress=NoProgress(tmp_path), state={}, asked=None)
         run._budget = Budget(**{"minutes": None, "env_steps": 1_000, **limit}, max_episodes=100)
         run._games = Games(None, None, 0)
@@ -223,10 +223,8 @@ def test_how_long_a_certificate_takes_is_known_where_its_episodes_are_like_those
     env, in_pool, knows, tmp_path
 ):
     arena = InEnvironment(PlayedEnvironment(env, {}), None, None, in_pool=in_pool)
-    teacher, asked = SimpleNamespace(source="teacher"), SimpleNamespace(keep=0.9, confidence=0.95, bounds=None)
-    state = {"checks": [[100.0] * 100, [0.0] * 100]}
-    run = Run(teacher, arena, None, sizes=[], settings={}, progress=NoProgress(tmp_path), state=state, asked=asked)
+    run = Run(None, arena, None, sizes=[], settings={}, progress=NoProgress(tmp_path), state={}, asked=None)
     run._games = SimpleNamespace(seconds_per_seed=0.001)
     run._budget = Budget(minutes=10.0, env_steps=None, max_episodes=5_000, spent=400.0)
-    assert run._check_teacher() == ""
+    run._keep_time()
     assert run._budget.training_is_over(1.0, 1) != knows  # of ten minutes, 55 % are over, and 85 % are not

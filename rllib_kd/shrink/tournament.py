@@ -11,14 +11,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rllib_kd.certificates.certificate import RatioTest
-from rllib_kd.evaluation.validation import Validation
 from rllib_kd.shrink.budget import NUM_TESTED, RaceLimit
 from rllib_kd.students.restarts import by_student
+
+if TYPE_CHECKING:
+    from rllib_kd.evaluation.validation import Validation
 
 #: How many snapshots of a size play on in a round.
 _NUM_SECOND = 2
@@ -39,7 +41,7 @@ _NUM_LARGER = 1
 #: Differences of return ratios that do not matter, if `keep` is so high that none would be left.
 _LEAST_DIFFERENCE = 0.01
 #: Plays validation episodes: modules by name, number of the first episode, number of episodes.
-Play = Callable[[Mapping[str, Any], int, int], Validation]
+Play = Callable[[Mapping[str, Any], int, int], "Validation"]
 #: Returns of teacher and random policy, `[2, n]`, in validation episodes: number of the first one, number of episodes.
 Baselines = Callable[[int, int], np.ndarray]
 

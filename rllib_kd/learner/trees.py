@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from rllib_kd.students.restarts import copy_number
-from rllib_kd.students.trees.growing import Grower, numbers_read
+from rllib_kd.students.trees.growing import grow, numbers_read
 
 #: Labelled states before the first tree, and by how many times more there are at each further one: with a growing
 #: stream the share of its time that goes into growing falls.
@@ -19,7 +18,7 @@ _FIRST, _FACTOR = 1_000, 1.35
 MAX_STATES = 60_000
 #: The cost of growing a tree, in states that could be sampled in this time, at 10,000 a second: for each tree, and for
 #: each number that is read for it (measured: 10 ms and, in the mean of the variants, 0.13 µs with many features, and
-#: 0.36 µs with few; a third less where trees share what is found once). The next regrowth waits for this many states.
+#: 0.36 µs with few). The next regrowth waits for this many states.
 _STATES_PER_TREE, _STATES_PER_NUMBER = 100, 0.002
 #: How the copies of a tree are grown, in turn: what they weigh their states by, and whether their tests are refined by
 #: regret. docs/pages/trees.md has what was measured: no variant is the best everywhere.
@@ -47,19 +46,16 @@ class TreeStudent:
         weighting, self.refine = VARIANTS[number % len(VARIANTS)]
         self.weighting = module.shape.weighting or weighting
 
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Return what tells this tree from another one that is grown on the same states."""
-        shape = self.module.shape
-        return shape.max_leaf_nodes, self.module.features.added, self.weighting, self.refine
-
-    def regrow(self, grower: Grower) -> None:
-        """Grow the tree anew on the states of a `Grower`."""
+    def regrow(self, obs: np.ndarray, labels: np.ndarray, *, seed: int) -> None:
+        """Grow the tree anew on observations `[N, inputs]` and the teacher's outputs `[N, A]`."""
         module = self.module
-        module.tree = grower.grow(
+        module.tree = grow(
+            obs,
+            labels,
             features=module.features,
             max_leaf_nodes=module.shape.max_leaf_nodes,
             weighting=self.weighting,
+            seed=seed,
             refine=self.refine,
         )
 
@@ -82,7 +78,7 @@ class Trees:
 
     Args:
         students: the trees.
-        seed: seed of the states that trees are grown on; None: a random one.
+        seed: seed of the states that each is grown on; None: a random one.
     """
 
     NOT_SAVED: ClassVar = frozenset({"students"})  # their modules are
@@ -112,13 +108,11 @@ class Trees:
         parts = {student.part for student in self.students}
         due = [s for s in self.students if number == 0 or len(parts) < _PARTS or s.part == part]
         cost = 0.0
-        for draw, students in enumerate(_without_twins(due)):
-            rng = np.random.default_rng([self._seed, number, draw])
+        for place, student in enumerate(due):
+            rng = np.random.default_rng([self._seed, number, place])
             obs, labels = choose(rng, MAX_STATES)
-            grower = Grower(obs.cpu().numpy(), labels.cpu().numpy(), seed=int(rng.integers(2**31)))
-            for student in students:
-                student.regrow(grower)
-                cost += _STATES_PER_TREE + _STATES_PER_NUMBER * numbers_read(len(obs), len(student.module.features))
+            student.regrow(obs.cpu().numpy(), labels.cpu().numpy(), seed=int(rng.integers(2**31)))
+            cost += _STATES_PER_TREE + _STATES_PER_NUMBER * numbers_read(len(obs), len(student.module.features))
         self._next = num_states + max(int(cost), int((_FACTOR - 1) * num_states))
         return [student.name for student in due]
 
@@ -129,15 +123,3 @@ class Trees:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `get_state()`."""
         self._seed, self._next, self._num_regrowths = state["seed"], state["next"], state["num_regrowths"]
-
-
-def _without_twins(students: Sequence[TreeStudent]) -> list[list[TreeStudent]]:
-    """Return groups of trees, of which no two would be the same on the same states."""
-    groups: list[list[TreeStudent]] = []
-    num_before: Counter[Any] = Counter()
-    for student in students:
-        if num_before[student.kind] == len(groups):
-            groups.append([])
-        groups[num_before[student.kind]].append(student)
-        num_before[student.kind] += 1
-    return groups

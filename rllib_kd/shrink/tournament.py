@@ -385,17 +385,19 @@ class Tournament:
     def _unsettled(self, size: str) -> list[Snapshot]:
         """Return the snapshots of a size that may be its best one, and are not well known, the most promising first.
 
-        They are none if the size cannot be good enough, by two standard errors. A return ratio is known if two standard
-        errors are no more than what a student may lose.
+        They are none if the size cannot be good enough, by two standard errors, or is known to be. A return ratio is
+        known if two standard errors are no more than what a student may lose.
         """
         best, known = self.best(size), max(1 - self._keep, _LEAST_DIFFERENCE) / 2
         if best is None or self._upper(best, errors=2.0) < self._keep:
+            return []
+        if self._standard_error(best) <= known and self._upper(best, errors=-2.0) >= self._keep:
             return []
         own = [one for one in self.snapshots if one.size == size and one.returns and self._standard_error(one) > known]
         return sorted((one for one in own if self._upper(one) >= self.ratio(best)), key=self._upper, reverse=True)
 
     def _upper(self, snapshot: Snapshot | None, errors: float = 1.0) -> float:
-        """Return the upper end of the return ratio, so many standard errors above it; ∞ if nothing is known."""
+        """Return what is so many standard errors above the return ratio; ∞ if nothing is known."""
         if snapshot is None or not snapshot.returns:
             return math.inf
         return self.ratio(snapshot) + errors * self._standard_error(snapshot)

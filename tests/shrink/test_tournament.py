@@ -279,6 +279,10 @@ def test_a_race_keeps_its_limit(most):
 
 def test_without_noise_there_is_no_race():
     assert after_finish(0.0, LIMIT).num_episodes == after_finish(0.0, None).num_episodes
+    perfect = tournament(Players())
+    perfect.round(0, {name: 1.0 for size in SIZES for name in names_of(size, 4)}, 1_000)
+    assert min(len(one.returns) for one in perfect.snapshots) == 4  # which alone prove little
+    assert perfect._unsettled("small") == []
 
 
 def test_a_race_that_was_interrupted_goes_on_to_the_same_end():

@@ -34,6 +34,7 @@ class FamilyTurns:
         self._num_students, self._num_copies = num_students, num_copies
         #: Index of the acting copy in each environment, `[N]`.
         self.acting = (np.arange(num_envs) + offset) % (num_students * num_copies)
+        self._preferred: tuple[int, ...] = ()
         self._order = np.arange(num_students)  # in which students act
         self._places = self.students()  # there, of each environment
         self._running = np.zeros(num_envs)  # returns of the running episodes
@@ -54,12 +55,14 @@ class FamilyTurns:
 
     def prefer(self, students: Sequence[int]) -> None:
         """Let some students act in each rotation from now on, and the others in one of four; () prefers none."""
+        if tuple(students) == self._preferred:  # each request names them
+            return
+        self._preferred = tuple(students)
         others = [student for student in range(self._num_students) if student not in students]
         rotations = [sorted({*students, *others[place::_RARELY]}) for place in range(_RARELY)]
-        order = np.concatenate(rotations) if students else np.arange(self._num_students)
-        if not np.array_equal(order, self._order):
-            self._order = order
-            self._places = np.arange(len(self.acting)) * len(order) // len(self.acting)  # all over the order
+        self._order = np.concatenate(rotations) if students else np.arange(self._num_students)
+        num_envs = len(self.acting)
+        self._places = np.arange(num_envs) * len(self._order) // num_envs  # all over the order
 
     def step(self, rewards: np.ndarray, ended: np.ndarray) -> None:
         """Add the rewards `[N]` of a step, and let the next students act in environments with `ended` (`[N]`)."""

@@ -24,7 +24,7 @@ _SAVE_SHARE, _LEAST_TO_SAVE = 0.02, 10_000
 
 
 class RaceLimit(NamedTuple):
-    """How much candidates may race at the end of training.
+    """How much candidates may race, in all.
 
     Args:
         unit: "env_steps", by which equal runs race equally, or "seconds".
@@ -119,7 +119,7 @@ class Budget:
 
         Args:
             env_steps: env steps of training so far; without a limit of time, candidates race for as many.
-            share: share of training that is done, in (0, 1).
+            share: share of training that is done, in (0, 1].
         """
         if self.is_by_time:
             return RaceLimit("seconds", share * _RACE_SHARE * self._seconds)

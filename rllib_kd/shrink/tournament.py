@@ -199,7 +199,7 @@ class Tournament:
         late = [size for size, ratio in best.items() if ratio < self._keep - _FAR] if number < _FIRST_FINAL else []
         ratios = [ratio for size, ratio in best.items() if size not in late] or list(best.values())
         needed = min(ratios) + _SHARE_ABOVE_WORST * (min(self._keep, max(ratios)) - min(ratios))
-        able = [size for size in playing if self._upper(self.best(size)) >= needed]
+        able = [size for size in playing if self._bound(self.best(size)) >= needed]
         largest = self.sizes.index(playing[-1])
         return [size for size in self.sizes[: largest + 1] if size in able or size in late]
 
@@ -389,14 +389,14 @@ class Tournament:
         known if two standard errors are no more than what a student may lose.
         """
         best, known = self.best(size), max(1 - self._keep, _LEAST_DIFFERENCE) / 2
-        if best is None or self._upper(best, errors=2.0) < self._keep:
+        if best is None or self._bound(best, errors=2.0) < self._keep:
             return []
-        if self._standard_error(best) <= known and self._upper(best, errors=-2.0) >= self._keep:
+        if self._standard_error(best) <= known and self._bound(best, errors=-2.0) >= self._keep:
             return []
         own = [one for one in self.snapshots if one.size == size and one.returns and self._standard_error(one) > known]
-        return sorted((one for one in own if self._upper(one) >= self.ratio(best)), key=self._upper, reverse=True)
+        return sorted((one for one in own if self._bound(one) >= self.ratio(best)), key=self._bound, reverse=True)
 
-    def _upper(self, snapshot: Snapshot | None, errors: float = 1.0) -> float:
+    def _bound(self, snapshot: Snapshot | None, errors: float = 1.0) -> float:
         """Return what is so many standard errors above the return ratio; ∞ if nothing is known."""
         if snapshot is None or not snapshot.returns:
             return math.inf

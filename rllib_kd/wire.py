@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -48,6 +48,17 @@ def receive(columns: Any) -> Mapping[str, Any]:
         ray.exceptions.ObjectLostError: they were lost with the EnvRunner that sampled them.
     """
     return ray.get(columns) if isinstance(columns, ray.ObjectRef) else columns
+
+
+def receive_all(references: Sequence[Any] | None) -> list[Mapping[str, Any]]:
+    """Return the columns of several `hand_over()`. They come one by one: only those of a dead EnvRunner are lost."""
+    fragments = []
+    for reference in references or ():
+        try:
+            fragments.append(receive(reference))
+        except ray.exceptions.ObjectLostError as error:
+            logger.warning("A fragment was lost with the EnvRunner that sampled it: %s", error)
+    return fragments
 
 
 def pack_weights(weights: Mapping[str, Any]) -> Any:

@@ -32,7 +32,7 @@ from rllib_kd.algorithm.baselines import play_baselines
 from rllib_kd.algorithm.checkpoint import CheckpointedDQN
 from rllib_kd.algorithm.concrete import concrete_config
 from rllib_kd.algorithm.config import DistillationConfig
-from rllib_kd.algorithm.dead_learners import names_dead_learners
+from rllib_kd.algorithm.dead_learners import ask_learners, names_dead_learners
 from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
@@ -346,10 +346,27 @@ class DistillDQN(CheckpointedDQN):
         Raises:
             ValueError: there is no such student.
         """
+        self._sampling.preferred = self._places_in_family(names)
+
+    def rest_students(self, names: Sequence[str]) -> None:
+        """Let some students of a family rest from now on, and the others learn faster; () lets all of them learn.
+
+        Those that rest do not change, and do not act in new episodes. A checkpoint holds who rests.
+
+        Raises:
+            ValueError: there is no such student, or no other one.
+        """
+        places = self._places_in_family(names)
+        if places and len(places) == len(self.config.students):
+            raise ValueError("All students of the family would rest. Leave one out.")
+        ask_learners(self.learner_group, lambda learner: learner.rest(names))
+        self._sampling.resting = places
+
+    def _places_in_family(self, names: Sequence[str]) -> list[int]:
         students = list(self.config.students)
         if unknown := [name for name in names if name not in students]:
             raise ValueError(f"There is no student {unknown[0]!r}. The family has {', '.join(students) or 'none'}.")
-        self._sampling.preferred = sorted(map(students.index, names))
+        return sorted(map(students.index, set(names)))
 
     @property
     def num_env_steps(self) -> int:

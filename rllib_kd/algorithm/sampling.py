@@ -94,6 +94,7 @@ class Sampling:
         self._config = config
         self._group = group
         self.preferred: list[int] = []  # students of a family that act more often than the others
+        self.resting: list[int] = []  # those that do not act
         self._learner_group = learner_group
         self.requests = SampleRequests(group, max_staleness=config.max_staleness, timeout_s=config.sample_timeout_s)
         self._student: StudentState | None = None  # the newest for remote EnvRunners; None: the Learners are asked
@@ -170,9 +171,9 @@ class Sampling:
 
     def _request(self, env_steps: int) -> dict[str, Any]:
         config = self._config
-        preferred = {"preferred": self.preferred} if self.preferred else {}
+        turns = {"preferred": self.preferred, "resting": self.resting}
         return {
-            **preferred,
+            **{name: students for name, students in turns.items() if students},
             "teacher_fraction": config.teacher_fraction_at(env_steps),
             "epsilon": value_at(config.epsilon, env_steps) if config.explore else 0.0,
             "names": config.replay_columns,
@@ -260,6 +261,7 @@ class Sampling:
             self._group.local_env_runner.write_recorded()  # what is resumed records what comes after
         return {
             "preferred": self.preferred,
+            "resting": self.resting,
             "env_runner": None if self.is_remote else capture_sampling(self._group.local_env_runner),
             "random_state": None if self._config.seed is None else capture_random_state(),
         }
@@ -267,7 +269,7 @@ class Sampling:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Keep the state of `get_state()` until `resume()`, since restoring other parts changes generators."""
         self._to_put_back = dict(state)
-        self.preferred = state.get("preferred", [])  # older versions had none
+        self.preferred, self.resting = state.get("preferred", []), state.get("resting", [])  # older versions had none
 
     def resume(self, env_steps: int) -> None:
         """Continue sampling after a restore: a local EnvRunner exactly at its position, remote ones with new episodes.

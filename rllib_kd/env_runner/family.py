@@ -35,6 +35,7 @@ class FamilyTurns:
         #: Index of the acting copy in each environment, `[N]`.
         self.acting = (np.arange(num_envs) + offset) % (num_students * num_copies)
         self._preferred: tuple[int, ...] = ()
+        self._resting: tuple[int, ...] = ()
         self._order = np.arange(num_students)  # in which students act
         self._places = self.students()  # there, of each environment
         self._running = np.zeros(num_envs)  # returns of the running episodes
@@ -53,14 +54,21 @@ class FamilyTurns:
         """Return which student acts in each environment, `[N]`."""
         return self.acting // self._num_copies
 
-    def prefer(self, students: Sequence[int]) -> None:
-        """Let some students act in each rotation from now on, and the others in one of four; () prefers none."""
-        if tuple(students) == self._preferred:  # each request names them
+    def prefer(self, students: Sequence[int], resting: Sequence[int] = ()) -> None:
+        """Let some students act in each rotation from now on, and the others in one of four; () prefers none.
+
+        Args:
+            students: those that are preferred.
+            resting: those that act in none.
+        """
+        if (tuple(students), tuple(resting)) == (self._preferred, self._resting):  # each request names them
             return
-        self._preferred = tuple(students)
-        others = [student for student in range(self._num_students) if student not in students]
-        rotations = [sorted({*students, *others[place::_RARELY]}) for place in range(_RARELY)]
-        self._order = np.concatenate(rotations) if students else np.arange(self._num_students)
+        self._preferred, self._resting = tuple(students), tuple(resting)
+        awake = [student for student in range(self._num_students) if student not in resting]
+        often = [student for student in awake if student in students]
+        others = [student for student in awake if student not in students]
+        rotations = [sorted({*often, *others[place::_RARELY]}) for place in range(_RARELY)]
+        self._order = np.concatenate(rotations) if often else np.array(awake)
         num_envs = len(self.acting)
         self._places = np.arange(num_envs) * len(self._order) // num_envs  # all over the order
 

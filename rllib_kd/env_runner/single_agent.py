@@ -198,6 +198,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         names: Sequence[str],
         num_shards: int,
         preferred: Sequence[int] = (),
+        resting: Sequence[int] = (),
     ) -> tuple[list[Any], dict[str, Any]]:
         """Sample one fragment of `rollout_fragment_length` steps in every environment.
 
@@ -208,6 +209,7 @@ class DistillEnvRunner(RecordingEnvRunner):
                 state; otherwise only states in which an action was taken.
             num_shards: number of Learners that share the fragment, ≥ 1. Each gets the rows of different environments.
             preferred: students of a family that act more often than the others, by their places; as in `FamilyTurns`.
+            resting: students of a family that do not act, likewise.
 
         Returns:
             `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), as `hand_over()`
@@ -217,7 +219,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         max_regret = self._gaps.in_return_units(gaps)
         policy = BehaviorPolicy(teacher_fraction, epsilon, self._rng, max_regret, self.config.teacher_explores)
         if self._turns is not None:
-            self._turns.prefer(preferred)
+            self._turns.prefer(preferred, resting)
         with self._training():
             fragment = self._sample_fragment(policy)
             columns = fragment.columns()

@@ -16,13 +16,14 @@ from rllib_kd.learner import losses
 from rllib_kd.learner.label_statistics import QStatistics, agrees
 from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, ObservationStatistics
 from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay
-from rllib_kd.learner.student import StackedStudents, Student, members_of
+from rllib_kd.learner.stack import StackedStudents, members_of
+from rllib_kd.learner.student import Student
 from rllib_kd.learner.trees import Trees, TreeStudent
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID, observations
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.masks import MASK
-from rllib_kd.students.restarts import is_named
+from rllib_kd.students.restarts import is_named, student_of
 from rllib_kd.wire import ACTING, LOG_PROBS, TEACHER_FEATURES, TEACHER_Q, Outputs
 
 #: Columns that distillation needs (with most losses), and those that TD needs in addition.
@@ -58,7 +59,9 @@ class StudentGroup:
         device: torch.device | str,
         seed: int | None,
     ):
-        self.learners = list(learners)
+        self.learners = list(learners)  # those that are awake
+        self.all_learners = list(learners)
+        self.resting: list[str] = []  # students that rest, by name
         self.students: dict[str, Any] = {student.name: student for one in learners for student in members_of(one)}
         self.students |= {tree.name: tree for tree in trees}
         self.trees = Trees(trees, seed=seed)
@@ -80,6 +83,30 @@ class StudentGroup:
     def make_replay(self, *, device: torch.device | str, seed: int | None) -> ColumnarReplay:
         """Return the replay that the config describes."""
         return make_replay(self.config.replay_buffer_config, device=device, seed=seed)
+
+    def rest(self, students: Sequence[str]) -> None:
+        """Let students rest, with all of their restarts: they keep their weights, and the others learn faster."""
+        self.return_moments()
+        self.resting = list(students)
+        self.divide()
+
+    def divide(self) -> None:
+        """Divide what learns from what rests, with the optimizers of all as they are now."""
+        resting = {name for name in self.students if student_of(name) in self.resting}
+        self.trees.resting = resting
+        self.learners = []
+        for learner in self.all_learners:
+            awake = [student for student in members_of(learner) if student.name not in resting]
+            if len(awake) == len(members_of(learner)):
+                self.learners.append(learner)
+            elif awake and isinstance(learner, StackedStudents):
+                self.learners.append(learner.part(awake))
+
+    def return_moments(self) -> None:
+        """Put what the optimizers of those that are awake know into the optimizers of all, which are saved."""
+        for learner in self.learners:
+            if isinstance(learner, StackedStudents) and learner.whole is not None:
+                learner.whole.take_moments(learner)
 
     @property
     def is_waiting(self) -> bool:
@@ -287,6 +314,7 @@ class StudentGroup:
             "q_statistics": self.statistics.get_state(),
             "obs_statistics": self.obs_statistics.get_state(),
             "num_steps": self.num_steps,
+            "resting": self.resting,
             "trees": self.trees.get_state(),
             "students": {name: student.get_state() for name, student in self.students.items()},
         }
@@ -299,6 +327,7 @@ class StudentGroup:
         self.num_steps = state["num_steps"]
         if "trees" in state:  # not of a version without
             self.trees.set_state(state["trees"])
+        self.resting = list(state.get("resting", ()))  # older versions had none
         for name, student_state in state["students"].items():
             if name in self.students:
                 self.students[name].set_state(student_state)

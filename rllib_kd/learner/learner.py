@@ -16,7 +16,6 @@ from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.core import COMPONENT_OPTIMIZER, COMPONENT_RL_MODULE
 from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
 from ray.rllib.core.learner.training_data import TrainingData
-from ray.rllib.core.rl_module.apis import QNetAPI
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
@@ -34,14 +33,15 @@ from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.objective import Loss, Objective
 from rllib_kd.learner.optimizer_step import take_step, target_updates
 from rllib_kd.learner.sequences import kinds_of
-from rllib_kd.learner.student import StackedStudents, Student, forward, make_student, members_of, stackable
+from rllib_kd.learner.stack import StackedStudents, forward, members_of, stackable
+from rllib_kd.learner.student import Student, check_has_q_values, make_student
 from rllib_kd.learner.trees import TreeStudent
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.weights import Weights, set_weights, weights_of
 from rllib_kd.public import public
 from rllib_kd.schedules import value_at
 from rllib_kd.students.restarts import is_named
-from rllib_kd.wire import pack_weights, receive
+from rllib_kd.wire import pack_weights, receive, receive_all
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         for group_id, module_ids in self.config.student_groups(self.module.keys()).items():
             modules = {module_id: self.module[module_id].unwrapped() for module_id in module_ids}
             for module in modules.values():
-                _check_has_q_values(module)
+                check_has_q_values(module)
             config = self.config.get_config_for_module(module_ids[0])
             learners: list[Student | StackedStudents] = []
             own_loss = not self._overrides_loss
@@ -167,7 +167,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self.kd_coeff = self.kd_coeff if kd_coeff is None else kd_coeff
         self.td_coeff = self.td_coeff if td_coeff is None else td_coeff
         refs = training_data.batch_refs if training_data is not None else batch_refs
-        fragments = [self.config.by_group(fragment) for fragment in _resolve(refs)]
+        fragments = [self.config.by_group(fragment) for fragment in receive_all(refs)]
         reduce = self._sum_over_learners if self.distributed else None
         for group_id, group in self.groups.items():
             own = [fragment[group_id] for fragment in fragments if group_id in fragment]
@@ -178,8 +178,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             self._log_trees(group, group.regrow_trees() if self.kd_coeff else [])
             if num_steps:
                 self._learn(group, num_steps, env_steps)
-            for name in group.named:
-                self.metrics.log_value((name, NUM_GRADIENT_STEPS), num_steps, reduce="max", window=1)
+            self._log_steps(group, num_steps)
         self.after_gradient_based_update(timesteps=timesteps)
         results = self.metrics.reduce()
         if return_state:
@@ -226,6 +225,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         not_components: str | Collection[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        if self._check_component(COMPONENT_OPTIMIZER, components, not_components):
+            self._return_moments()
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(_DISTILLATION, components, not_components):
             state[_DISTILLATION] = {group_id: group.get_state() for group_id, group in self.groups.items()}
@@ -235,6 +236,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     @override(DQNTorchLearner)
     def set_state(self, state: dict[str, Any]) -> None:
         own = state.get(_DISTILLATION, {})
+        self._return_moments()  # of those that have no part in the state
         for group_id, group_state in own.items():
             for name, student_state in group_state["students"].items():
                 self.groups[group_id].students[name].restore_feature_map(student_state)
@@ -247,6 +249,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             self._forget_training_weights()
         for group_id, group_state in own.items():
             self.groups[group_id].set_state(group_state)
+        for group in self.groups.values():
+            group.divide()
         self.last_update_ts_by_mid.update(state.get(_TARGET_UPDATES, {}))
 
     def _with_states_of_stacks(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -255,7 +259,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             return state
         optimizers = dict(saved)
         for group in self.groups.values():
-            for stack in group.learners:
+            for stack in group.all_learners:
                 if isinstance(stack, StackedStudents) and (joined := stack.optimizer_state(saved)) is not None:
                     for student in stack.members:  # RLlib would make new optimizers
                         optimizers.pop(f"{student.name}_{DEFAULT_OPTIMIZER}", None)
@@ -310,7 +314,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         group = next(iter(self.groups.values()))
         return group.agreement(group.as_states(receive(rows)))
 
-    # --- Restarts -----------------------------------------------------------------------------------------------------
+    # --- Restarts, and students that rest -----------------------------------------------------------------------------
 
     def q_regret(self) -> dict[str, float]:
         """Return the mean regret of each module on states of the replay, in units of the labels; NaN without states."""
@@ -322,6 +326,15 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         for name, new in weights.items():
             set_weights(self.module[name], new)
         return had
+
+    def rest(self, students: Sequence[str]) -> None:
+        """Let students of a family rest, and the others learn, as in `StudentGroup.rest()`."""
+        for group in self.groups.values():
+            group.rest(students)
+
+    def _return_moments(self) -> None:
+        for group in self.groups.values():
+            group.return_moments()
 
     def _forget_training_weights(self) -> None:
         for group in self.groups.values():
@@ -450,6 +463,11 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         for name, agreement in found.items():
             self.metrics.log_dict(agreement | {"temperature": group.temperature}, key=name, window=1)
 
+    def _log_steps(self, group: StudentGroup, num_steps: int) -> None:
+        for name in group.named:
+            own_steps = 0 if name in group.resting else num_steps
+            self.metrics.log_value((name, NUM_GRADIENT_STEPS), own_steps, reduce="max", window=1)
+
     def _log_trees(self, group: StudentGroup, regrown: Sequence[str]) -> None:
         for student in group.trees.students:
             if is_named(student.name):
@@ -477,22 +495,3 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             self.metrics.log_value((student.name, NUM_MODULE_STEPS_TRAINED_LIFETIME), num_rows, reduce="lifetime_sum")
         self.metrics.log_value((ALL_MODULES, NUM_ENV_STEPS_TRAINED), num_rows, reduce="sum")
         self.metrics.log_value((ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME), num_rows, reduce="lifetime_sum")
-
-
-def _check_has_q_values(module: Any) -> None:
-    if not isinstance(module, QNetAPI):
-        raise ValueError(
-            f"The student must have Q-values, but {type(module).__name__} has no compute_q_values(). "
-            "Use RLlib's DQN module, or one that implements QNetAPI."
-        )
-
-
-def _resolve(batch_refs: Sequence[Any] | None) -> list[Mapping[str, Any]]:
-    """Return the fragments. References are resolved one by one: only those of an EnvRunner that has died are lost."""
-    fragments = []
-    for ref in batch_refs or ():
-        try:
-            fragments.append(receive(ref))
-        except ray.exceptions.ObjectLostError as error:
-            logger.warning("A fragment was lost with the EnvRunner that sampled it: %s", error)
-    return fragments

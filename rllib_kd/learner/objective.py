@@ -11,7 +11,8 @@ from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PR
 from torch import Tensor
 
 from rllib_kd.learner import losses
-from rllib_kd.learner.student import StackedStudents, Student
+from rllib_kd.learner.stack import StackedStudents
+from rllib_kd.learner.student import Student
 from rllib_kd.observations.masks import NEXT_MASK
 from rllib_kd.wire import ACTING, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 

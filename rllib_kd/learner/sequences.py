@@ -24,7 +24,8 @@ from rllib_kd.learner.group import MAX_METRIC_STATES, StudentGroup
 from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.learner.observation_scale import ObservationScale
 from rllib_kd.learner.replay import ColumnarReplay, default_capacity
-from rllib_kd.learner.student import StackedStudents, Student
+from rllib_kd.learner.stack import StackedStudents
+from rllib_kd.learner.student import Student
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.memories import StateLayout
 from rllib_kd.networks.recurrent import (
@@ -121,6 +122,7 @@ class RecurrentStudents(StackedStudents):
 
     def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
         """Put the weights that learn into the modules, whose parameters are `params`."""
+        self._follow_whole()
         for student in self.members:
             student.enter(scale, obs_scale)
         self.weights = [weight for student in self.members for weight in student.weights]
@@ -134,6 +136,18 @@ class RecurrentStudents(StackedStudents):
 
     def optimizer_state(self, saved: Mapping[str, Any]) -> None:
         """Return None: no earlier checkpoint has their optimizer in another form."""
+
+    def _moments(self) -> dict[str, Any]:
+        assert self.optimizer is not None
+        states = {student.name: [self.optimizer.state[param] for param in student.params] for student in self.members}
+        return {name: {kind: [state[kind] for state in own] for kind in own[0]} for name, own in states.items()}
+
+    def _set_moments(self, moments: Mapping[str, Any]) -> None:
+        assert self.optimizer is not None
+        for student in self.members:
+            for i, param in enumerate(student.params):
+                own = {kind: values[i].clone() for kind, values in moments[student.name].items()}
+                self.optimizer.state[param] = own
 
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `qf_preds` `[N, M, A]` of all members, inside an update."""

@@ -1,11 +1,8 @@
-"""One student, or a stack of students, inside and outside of an update."""
+"""One student, inside and outside of an update."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from functools import cached_property
-from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,8 +10,7 @@ import torch
 from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
 from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_TARGET_NEXT_PREDS
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
-from ray.rllib.utils.metrics import ALL_MODULES
+from ray.rllib.core.rl_module.apis import QNetAPI
 from torch import Tensor, nn
 
 from rllib_kd.learner.label_statistics import QScale
@@ -23,8 +19,8 @@ from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale,
 from rllib_kd.learner.own_states import OwnStates
 from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
 from rllib_kd.networks.dqn_module import QF_PREDS, first_linears, last_linear
-from rllib_kd.networks.quantization import RoundedMLP, check_can_round, round_linears, rounded_stack
-from rllib_kd.networks.stacking import PlainMLP, StackedMLPs, linears_of, stacking_key
+from rllib_kd.networks.quantization import RoundedMLP, check_can_round, round_linears
+from rllib_kd.networks.stacking import PlainMLP, linears_of
 from rllib_kd.networks.weights import weights_of
 from rllib_kd.students.restarts import student_of
 from rllib_kd.wire import ACTING
@@ -95,7 +91,7 @@ class Student:
         """Put the weights that learn into the module."""
         self.module.train()
         if self.unrounded is not None:
-            _copy_into(self.params, self.unrounded)
+            copy_into(self.params, self.unrounded)
             self.unrounded = None
         if self.first_layers:
             self.obs_scale = obs_scale
@@ -108,7 +104,7 @@ class Student:
         if self._averages:
             self.averages = [weight.clone() for weight in self.weights]
             if self.training_weights is not None:
-                _copy_into(self.params, self.training_weights)
+                copy_into(self.params, self.training_weights)
                 self._normalize()
 
     def leave(self) -> None:
@@ -116,7 +112,7 @@ class Student:
         self._denormalize()
         if self._averages:
             self.training_weights = [param.detach().clone() for param in self.params]
-            _copy_into(self.params, self.averages)
+            copy_into(self.params, self.averages)
             self._denormalize()
             self.averages = []
         if self.rounds:
@@ -250,140 +246,17 @@ class Student:
         return self.feature_map(self._features[:count].float())
 
 
-class StackedStudents:
-    """Several students that learn side by side (networks/stacking.py), with one loss, one backward pass, one optimizer.
+def check_has_q_values(module: Any) -> None:
+    """Check that a module can be a student.
 
-    Those with one `stacking_key()` are in one batch of matrices. The loss takes the outputs of all batches at once: on
-    small networks it costs as much as the networks.
-
-    Args:
-        members: students of the same observations and actions, without optimizers. They are sorted by batch.
+    Raises:
+        ValueError: it has no Q-values.
     """
-
-    is_one_batch: ClassVar[bool] = True
-
-    def __init__(self, members: Sequence[Student]):
-        by_key: dict[Any, list[Student]] = {}
-        for student in members:
-            by_key.setdefault(stacking_key(student.module), []).append(student)
-        self.members = [student for own in by_key.values() for student in own]
-        self._stacks = [_Stack(own) for own in by_key.values()]
-        self.params = [param for stack in self._stacks for param in stack.params]
-        self.weights = [param.detach() for param in self.params]
-        self.averages: list[Tensor] = []
-        self.optimizer: torch.optim.Optimizer | None = None  # of `params`, which must be there first
-        self.regret_coeff = self._regret_coeffs()
-
-    def _regret_coeffs(self) -> float | Tensor | None:
-        """Return what all members have, or the different ones as `[N, 1, 1]`."""
-        coeffs = [student.regret_coeff for student in self.members]
-        if len(set(coeffs)) == 1:
-            return coeffs[0]
-        return torch.tensor([coeff or 0.0 for coeff in coeffs], device=self.params[0].device).view(-1, 1, 1)
-
-    @cached_property
-    def own_states(self) -> OwnStates | None:
-        """The weights of states in the members' losses; None: all have the same."""
-        each = [student.own_states for student in self.members if student.own_states is not None]
-        return OwnStates.joined(each) if each else None
-
-    @property
-    def scale(self) -> QScale | None:
-        """Return the scale of the outputs inside an update, which is that of each member."""
-        return self.members[0].scale
-
-    def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
-        """Put the weights that learn into `params`."""
-        for student in self.members:
-            student.enter(scale, obs_scale)
-        _copy_into(self.params, [weight for stack in self._stacks for weight in stack.pack(stack.weights)])
-        if self.members[0].averages:
-            self.averages = [weight for stack in self._stacks for weight in stack.pack(stack.averages)]
-
-    def leave(self) -> None:
-        """Put the weights that act into the modules."""
-        averages = iter(self.averages)
-        for stack in self._stacks:
-            stack.unpack(stack.params, stack.weights)
-            if self.averages:
-                stack.unpack(list(islice(averages, len(stack.params))), stack.averages)
-        for student in self.members:
-            student.leave()
-
-    @property
-    def name(self) -> str:
-        """Return the names of all members."""
-        return "_".join(student.name for student in self.members)
-
-    @property
-    def optimizer_name(self) -> str:
-        """Return RLlib's name of the optimizer."""
-        return _optimizer_name(self.name)
-
-    def optimizer_state(self, saved: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the optimizer's state, made of those that each batch of matrices had in earlier checkpoints.
-
-        Args:
-            saved: states of optimizers by name, as RLlib saves them.
-
-        Returns:
-            None if the state is there already, or there are none of these.
-        """
-        if self.optimizer_name in saved:
-            return None
-        states = [state for stack in self._stacks for state in stack.optimizer_states(saved)]
-        if len(states) != len(self.params):
-            return None
-        assert self.optimizer is not None  # it is set as soon as there is one
-        return {"module_id": ALL_MODULES, "state": {**self.optimizer.state_dict(), "state": dict(enumerate(states))}}
-
-    def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return `qf_preds` `[N, B, A]` of all members, inside an update."""
-        inputs = batch[Columns.OBS if self.members[0].obs_scale is None else NORMALIZED_OBS]  # the same for all
-        q = [stack.q_values(self._forward_weights(stack), inputs) for stack in self._stacks]
-        return {QF_PREDS: q[0] if len(q) == 1 else torch.cat(q)}
-
-    def _forward_weights(self, stack: _Stack) -> list[Tensor]:
-        """Return the weights for a forward pass."""
-        return rounded_stack(stack.params, self.members[0].input_scale) if self.members[0].rounds else stack.params
-
-
-def _optimizer_name(members: str) -> str:
-    """Return RLlib's name of an optimizer of several students."""
-    return f"{ALL_MODULES}_{members}"
-
-
-class _Stack(StackedMLPs):
-    """Students in one batch of matrices, with its weights.
-
-    Args:
-        members: students with one `stacking_key()`.
-    """
-
-    def __init__(self, members: Sequence[Student]):
-        super().__init__([student.module for student in members])
-        self._members = members
-        self.names = [student.name for student in members]
-        self.params = [weight.requires_grad_() for weight in self.pack(self.weights)]
-
-    def optimizer_states(self, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the state of each of `params` in an optimizer of this stack alone, or of its only student."""
-        of_stack = saved.get(_optimizer_name("_".join(self.names)))
-        of_student = saved.get(f"{self.names[0]}_{DEFAULT_OPTIMIZER}") if len(self.names) == 1 else None
-        if of_stack is not None or of_student is None:
-            return [] if of_stack is None else list(of_stack["state"]["state"].values())
-        states = of_student["state"]["state"].values()
-        packed = {
-            key: self.pack([[torch.as_tensor(state[key]) for state in states]]) for key in ("exp_avg", "exp_avg_sq")
-        }
-        return [
-            {**state, **{key: tensors[place] for key, tensors in packed.items()}} for place, state in enumerate(states)
-        ]
-
-    @property
-    def averages(self) -> list[list[Tensor]]:
-        """Return for each member the averages of its weights, inside an update."""
-        return [student.averages for student in self._members]
+    if not isinstance(module, QNetAPI):
+        raise ValueError(
+            f"The student must have Q-values, but {type(module).__name__} has no compute_q_values(). "
+            "Use RLlib's DQN module, or one that implements QNetAPI."
+        )
 
 
 def make_student(
@@ -424,40 +297,6 @@ def _own_states(modules: Mapping[str, Any], config: Any, name: str) -> OwnStates
     return OwnStates.of(list(config.students).index(student_of(name)), len(config.students), device=device)
 
 
-def stackable(modules: Mapping[str, Any], config: Any, *, own_loss: bool) -> list[list[str]]:
-    """Sort students, by module ID, into lists of those that can learn side by side.
-
-    Args:
-        modules: modules of the students of one teacher, by ID.
-        config: config of the modules.
-        own_loss: whether the loss is this package's, which takes several students at once.
-    """
-    plain = own_loss and not config.uses_td and config.feature_coeff == 0.0 and config.grad_clip is None
-    stacks: dict[Any, list[str]] = {}
-    for module_id, module in modules.items():
-        can_be_stacked = plain and (module.is_stateful() or stacking_key(module) is not None)
-        stacks.setdefault(None if can_be_stacked else module_id, []).append(module_id)
-    return list(stacks.values())
-
-
-def forward(
-    learner: Student | StackedStudents, batch: Mapping[str, Tensor], *, config: Any, uses_td: bool
-) -> dict[str, Tensor]:
-    """Return the students' outputs for the loss of a batch, in float32, computed in bfloat16 if the config has it."""
-    bf16 = torch.autocast(learner.params[0].device.type, torch.bfloat16) if config.bf16 else nullcontext()
-    with bf16:
-        if uses_td and isinstance(learner, Student):  # what learns by TD is never stacked
-            fwd_out = learner.td_outputs(batch, double_q=config.double_q)
-        else:
-            fwd_out = learner.outputs(batch)
-    return {name: output.float() for name, output in fwd_out.items()} if config.bf16 else fwd_out
-
-
-def members_of(learner: Student | StackedStudents) -> list[Student]:
-    """Return the students of a learner: itself, or the members of a stack."""
-    return learner.members if isinstance(learner, StackedStudents) else [learner]
-
-
 def _weights_of_pairs(module: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Return weights and running statistics of the target networks, and in the same order of their networks."""
     pairs = [
@@ -470,7 +309,8 @@ def _weights_of_pairs(module: Any) -> tuple[list[Tensor], list[Tensor]]:
 
 
 @torch.no_grad()
-def _copy_into(params: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+def copy_into(params: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Copy weights into parameters, in the same order."""
     for param, weight in zip(params, weights, strict=True):
         param.copy_(weight)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -81,10 +81,11 @@ class Trees:
         seed: seed of the states that each is grown on; None: a random one.
     """
 
-    NOT_SAVED: ClassVar = frozenset({"students"})  # their modules are
+    NOT_SAVED: ClassVar = frozenset({"students", "resting"})  # their modules are, and by the group who rests
 
     def __init__(self, students: Sequence[TreeStudent], *, seed: int | None):
         self.students = list(students)
+        self.resting: Collection[str] = ()  # those that are not regrown
         self._seed = int(np.random.default_rng(seed).integers(2**31))
         self._next = _FIRST  # labelled states at the next regrowth
         self._num_regrowths = 0
@@ -107,6 +108,7 @@ class Trees:
         self._num_regrowths += 1
         parts = {student.part for student in self.students}
         due = [s for s in self.students if number == 0 or len(parts) < _PARTS or s.part == part]
+        due = [s for s in due if s.name not in self.resting]
         cost = 0.0
         for place, student in enumerate(due):
             rng = np.random.default_rng([self._seed, number, place])

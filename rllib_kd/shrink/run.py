@@ -20,6 +20,7 @@ from rllib_kd.evaluation.seeds import FIRST_CHECK, VALIDATION_SEED
 from rllib_kd.evaluation.validation import Validation
 from rllib_kd.experiment.interrupts import saving_on_interrupt
 from rllib_kd.export.costs import Cost, measure, ranked
+from rllib_kd.networks.weights import have_same_weights
 from rllib_kd.relay import listening
 from rllib_kd.shrink import report
 from rllib_kd.shrink.arena import Arena
@@ -187,6 +188,7 @@ class Run:
             keep=self.asked.keep,
             scale=float(teacher.mean() - random.mean()),
             looks=self.arena.looks,
+            is_same=have_same_weights,
         )
         self._copies_at = partial(self.progress.load_copies, like=first)
         if "tournament" in self.state:
@@ -202,7 +204,7 @@ class Run:
         while not self.state.get("is_trained"):
             round_ = self.state.get("rounds", 0)
             self._keep_time()
-            trainer.prefer(tournament.preferred(round_))
+            trainer.prefer(tournament.preferred(round_), resting=tournament.resting(round_))
             trainer.train(
                 partial(self._training_is_over, ROUNDS[round_], trainer), partial(self._after_iteration, trainer)
             )

@@ -99,10 +99,11 @@ class Worker:
         names = self._part.renamed()
         return {names[name]: module for name, module in self._trainer.copies().items()}
 
-    def prefer(self, sizes: Sequence[str]) -> None:
-        """Let these sizes, of those that the part has, act more often than the others from now on."""
+    def prefer(self, sizes: Sequence[str], resting: Sequence[str]) -> None:
+        """Do what `Trainer.prefer()` does, with the sizes that the part has; if all would rest, none does."""
         own = self._trainer.shapes()
-        self._trainer.prefer([size for size in sizes if size in own])
+        rests = [size for size in own if size in resting]
+        self._trainer.prefer([size for size in own if size in sizes], resting=rests if len(rests) < len(own) else ())
 
     def shapes(self) -> dict[str, dict[str, Any]]:
         """Return the model config of each size."""
@@ -171,7 +172,7 @@ class Crew:
         self._groups = [self._resources(teacher, task, part) for part in parts]
         self._deaths = [0] * len(self.parts)
         self._saved: tuple[Path, list[float]] | None = None
-        self._preferred: list[str] = []
+        self._preferred: tuple[list[str], list[str]] = [], []  # sizes that act more often, and those that rest
         self._actors = [self._started(place) for place in range(len(self.parts))]
 
     @staticmethod
@@ -216,12 +217,12 @@ class Crew:
         self._actors[place] = self._started(place)
         if self._saved is not None and (file := self._saved[0] / file_of(place)).exists():  # not after training
             self.begin(place, "restore", file.read_bytes(), self._saved[1])
-            self.begin(place, "prefer", self._preferred)
+            self.begin(place, "prefer", *self._preferred)
 
-    def prefer(self, sizes: Sequence[str]) -> None:
-        """Let these sizes act more often than the others from now on."""
-        self._preferred = list(sizes)
-        self.ask_all("prefer", [(self._preferred,)] * len(self.parts))
+    def prefer(self, sizes: Sequence[str], resting: Sequence[str]) -> None:
+        """Let these sizes act more often than the others from now on, and some neither act nor learn."""
+        self._preferred = list(sizes), list(resting)
+        self.ask_all("prefer", [self._preferred] * len(self.parts))
 
     def ask_all(self, method: str, arguments: Sequence[Sequence[Any]] | None = None) -> list[Any]:
         """Call a method of each actor, with its arguments; return the results in the order of the parts."""
@@ -345,9 +346,9 @@ class SpreadTrainer:
         contents = [(folder / file_of(place)).read_bytes() for place in range(len(self._crew.parts))]
         self._standings = self._crew.ask_all("restore", [(content, state["returns"]) for content in contents])
 
-    def prefer(self, sizes: Sequence[str]) -> None:
-        """Let these sizes act more often than the others from now on, in all parts that have them."""
-        self._crew.prefer(sizes)
+    def prefer(self, sizes: Sequence[str], *, resting: Sequence[str]) -> None:
+        """Do what `Trainer.prefer()` does, in all parts that have these sizes."""
+        self._crew.prefer(sizes, resting)
 
     def copies(self) -> dict[str, Any]:
         """Return the modules of all copies by ID, as they are now."""

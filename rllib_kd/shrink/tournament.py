@@ -94,6 +94,7 @@ class Tournament:
         keep: return ratio that is asked for.
         scale: mean return of the teacher less that of the random policy, > 0.
         looks: how many episodes snapshots play.
+        is_same: whether two modules of a copy have the same weights: it has rested, and there is a snapshot already.
     """
 
     def __init__(
@@ -106,12 +107,13 @@ class Tournament:
         keep: float,
         scale: float,
         looks: Looks = EPISODES,
+        is_same: Callable[[Any, Any], bool] = lambda module, other: module is other,
     ):
         self.sizes = list(sizes)
         self.snapshots: list[Snapshot] = []
         self.num_episodes = 0  # validation episodes with seeds of their own, so far
         self._play, self._baselines, self._new_test = play, baselines, new_test
-        self._keep, self._scale, self._looks = keep, scale, looks
+        self._keep, self._scale, self._looks, self._is_same = keep, scale, looks, is_same
         self._played = np.empty((2, 0))  # returns of teacher and random policy
         self._spent = {"episodes": 0, "env_steps": 0, "seconds": 0.0}  # by snapshots
         self._raced = 0.0  # in the unit of the race's limit
@@ -125,11 +127,16 @@ class Tournament:
             env_steps: env steps of training so far.
             limit: of all races up to this one; None: there is none.
         """
-        left = {name: copies[name] for name in self._copies_left(number, copies)}
+        left = {name: copies[name] for name in self._copies_left(number, copies) if self._is_new(name, copies[name])}
         seen = self._look_again(number, left, env_steps)
         self._look(self.playing(number), left, env_steps, seen)
         while self._race(self.playing(number + 1), limit):
             pass
+
+    def _is_new(self, copy: str, module: Any) -> bool:
+        """Return whether a copy has changed since its last snapshot; trees that were not regrown have not, either."""
+        last = next((one for one in reversed(self.snapshots) if one.copy == copy), None)
+        return last is None or not self._is_same(last.module, module)
 
     def _copies_left(self, number: int, copies: Mapping[str, Any]) -> list[str]:
         """Return the copies that play in a round, in the order of `copies`."""
@@ -203,6 +210,18 @@ class Tournament:
         largest = self.sizes.index(playing[-1])
         return [size for size in self.sizes[: largest + 1] if size in able or size in late]
 
+    def resting(self, number: int) -> list[str]:
+        """Return the sizes that neither learn nor act on the way to a round, so that the others learn faster.
+
+        They are those that are larger than the smallest one that seems to be good enough: what they have learned is
+        there if it is not. Once those that learn late have had their time, they are also those that are not preferred.
+        """
+        best = {size: self.best(size) for size in self.sizes}
+        enough = next((i for i, size in enumerate(self.sizes) if self.is_promising(best[size])), len(self.sizes))
+        preferred = self.preferred(number) if number >= _FIRST_FINAL else self.sizes
+        left = [size for size in self.sizes[: enough + 1] if size in preferred]
+        return [size for size in self.sizes if size not in left] if left else []
+
     def is_settled(self, number: int) -> bool:
         """Return whether the smallest size that is left is good enough, also in further episodes: training may end.
 
@@ -244,7 +263,8 @@ class Tournament:
             playing = self.playing(number)
             needed = playing if any(self.is_promising(self.best(size)) for size in playing) else self.sizes
             seen = {one.size for one in self.snapshots if one.env_steps == env_steps}
-            self._look([size for size in needed if size not in seen], copies, env_steps)
+            new = {name: module for name, module in copies.items() if self._is_new(name, module)}
+            self._look([size for size in needed if size not in seen], new, env_steps)
             playing = self.playing(number)
             finalists = [one for size in playing for one in self._best_of(size, self.snapshots, _NUM_LAST)]
             short = [one for one in finalists if len(one.returns) < self._looks.last]

@@ -165,9 +165,10 @@ class Trainer:
         """Return the modules of all copies by ID, as they are now; training does not change them."""
         return {name: copy.deepcopy(module) for name, module in self._algo.get_copies().items()}
 
-    def prefer(self, sizes: Sequence[str]) -> None:
-        """Let these sizes act more often than the others from now on."""
+    def prefer(self, sizes: Sequence[str], *, resting: Sequence[str]) -> None:
+        """Let these sizes act more often than the others from now on, and some neither act nor learn."""
         self._algo.prefer_students(sizes)
+        self._algo.rest_students(resting)
 
     def pipeline(self) -> ObservationPipeline:
         """Return the pipeline from the environment's observations to the modules' inputs."""

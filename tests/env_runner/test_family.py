@@ -7,6 +7,7 @@ import torch
 
 from rllib_kd import DistillDQN
 from rllib_kd.learner import losses
+from rllib_kd.networks.weights import weights_of
 from tests.env_runner.runners import sample
 from tests.learner.learners import RAW, config_of, fragment, make_learner
 
@@ -220,3 +221,26 @@ def test_preferred_students_act_more_often_and_after_a_restore_too(cartpole_conf
     again.train()
     for one in (algo, again):
         assert np.bincount(one.env_runner._turns._order).tolist() == [1, 1, 4]
+
+
+def test_resting_students_neither_learn_nor_act_and_after_a_restore_neither(cartpole_config, build, tmp_path):
+    config = family_config(cartpole_config)
+    algo, again = build(config), build(config)
+    with pytest.raises(ValueError, match="There is no student 's5'"):
+        algo.rest_students(["s5"])
+    with pytest.raises(ValueError, match="All students of the family would rest"):
+        algo.rest_students(list(WIDTHS))
+    algo.train()
+    algo.rest_students(["s16"])
+    algo.save_to_path(tmp_path)
+    again.restore_from_path(tmp_path)
+    for one in (algo, again):
+        before = {name: weights_of(module) for name, module in one.get_copies().items()}
+        one.train()
+        after = {name: weights_of(module) for name, module in one.get_copies().items()}
+        changed = {name for name in WIDTHS if any((after[name][key] != old).any() for key, old in before[name].items())}
+        assert changed == {"s4", "linear"}
+        assert sorted(one.env_runner._turns._order) == [0, 2]
+    algo.rest_students([])
+    algo.train()
+    assert sorted(algo.env_runner._turns._order) == [0, 1, 2]

@@ -12,7 +12,8 @@ from rllib_kd.learner import losses
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.learner.objective import Objective
-from rllib_kd.learner.student import StackedStudents, Student
+from rllib_kd.learner.stack import StackedStudents
+from rllib_kd.learner.student import Student
 from tests.conftest import make_q_module, states
 from tests.learner.learners import PRIORITIZED, config_of, fragment, group_of, make_learner, q_values
 

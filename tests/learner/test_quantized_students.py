@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_kd.learner.student import StackedStudents
+from rllib_kd.learner.stack import StackedStudents
 from rllib_kd.networks.quantization import RoundedMLP, rounded
 from rllib_kd.networks.stacking import linears_of
 from tests.learner.learners import config_of, fragment, make_learner, q_values, student_of

@@ -12,7 +12,8 @@ from rllib_kd import DistillDQNConfig
 from rllib_kd.learner import losses
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.learner.observation_scale import ObservationStatistics
-from rllib_kd.learner.student import StackedStudents, Student, stackable
+from rllib_kd.learner.stack import StackedStudents, stackable
+from rllib_kd.learner.student import Student
 from tests.conftest import make_q_module, states
 from tests.networks.test_stacking import linear
 

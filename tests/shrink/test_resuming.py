@@ -61,7 +61,7 @@ class Training:
             self.env_steps += 50
             report()
 
-    def prefer(self, sizes):
+    def prefer(self, sizes, *, resting):
         pass
 
     @property

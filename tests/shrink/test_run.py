@@ -32,8 +32,8 @@ class Trainer:
             self.at_step(self.env_steps)
             report()
 
-    def prefer(self, sizes):
-        self.preferred = [*getattr(self, "preferred", []), sizes]
+    def prefer(self, sizes, *, resting):
+        self.preferred = [*getattr(self, "preferred", []), (sizes, resting)]
 
     def copies(self):
         return {"linear": self.env_steps}
@@ -64,6 +64,9 @@ class Tournament:
 
     def preferred(self, number):
         return ["linear"] * number
+
+    def resting(self, number):
+        return ["huge"] * number
 
     def is_settled(self, number):
         return number == self.settled_at
@@ -108,7 +111,7 @@ def test_rounds_are_spread_over_training(trained):
 def test_who_acts_follows_those_that_play(trained):
     trainer = Trainer()
     trained(trainer, Tournament())
-    assert trainer.preferred == [["linear"] * number for number in range(5)]
+    assert trainer.preferred == [(["linear"] * number, ["huge"] * number) for number in range(5)]
 
 
 def test_held_out_rows_are_too_few_for_races(trained):

@@ -100,7 +100,7 @@ class Actor:
         if method == "restore":
             self.env_steps, self.preferred = int(args[0]), None
         if method == "prefer":
-            (self.preferred,) = args
+            self.preferred = args
         return {
             "iterate": (self.env_steps, [-1.0 - self.place, 5.0]),
             "restore": (self.env_steps, []),
@@ -175,12 +175,12 @@ def test_a_part_that_dies_trains_on_from_its_last_save_to_the_same_end(monkeypat
     trainer = SpreadTrainer(crew)
     trainer.train(lambda env_steps: env_steps >= 100, lambda: None)
     trainer.save(tmp_path / "training-201")
-    trainer.prefer(["linear"])
+    trainer.prefer(["linear"], resting=["huge"])
     assert (tmp_path / "training-201" / file_of(1)).read_bytes() == b"101"
     trainer.train(lambda env_steps: env_steps >= 350, lambda: None)
     assert trainer.copies() == {"copy-0": 400, "copy-1": 404}
     assert len(actors) == 2 + len(numbers)
-    assert all(actor.preferred == ["linear"] for actor in crew._actors)
+    assert all(actor.preferred == (["linear"], ["huge"]) for actor in crew._actors)
 
 
 def test_a_part_that_dies_without_a_save_begins_again(monkeypatch):

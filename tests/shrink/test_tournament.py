@@ -111,6 +111,35 @@ def test_those_that_are_far_too_bad_act_at_first():
     assert preferred(3, small=0.3, middle=1.0, large=1.0, huge=1.0) == ["middle", "large"]
 
 
+def resting(number, **ratios):
+    found = tournament(Players())
+    found.round(0, copies(**ratios), 1_000)
+    return found.resting(number)
+
+
+def test_larger_ones_than_the_smallest_that_is_good_enough_rest():
+    assert tournament(Players()).resting(0) == []
+    for number in (1, 2):
+        assert resting(number, small=0.9, middle=0.9, large=1.0, huge=1.0) == ["huge"]
+        assert resting(number, small=0.3, middle=1.0, large=1.0, huge=1.0) == ["large", "huge"]
+        assert resting(number, small=0.3, middle=0.5, large=0.8, huge=0.9) == []
+
+
+def test_those_that_are_not_preferred_rest_when_late_ones_have_had_their_time():
+    assert resting(3, small=0.3, middle=0.9, large=1.0, huge=1.0) == ["small", "huge"]
+    assert resting(3, small=0.3, middle=1.0, large=1.0, huge=1.0) == ["small", "large", "huge"]
+    assert resting(9, small=0.1, middle=0.1, large=0.1, huge=0.1) == []  # none would be left
+
+
+def test_there_is_no_snapshot_of_what_has_not_changed():
+    found, own = tournament(Players()), copies(small=0.8, middle=1.0)
+    found.round(0, own, 1_000)
+    found.round(1, {**own, "small": 0.7}, 2_000)
+    assert [one.copy for one in found.snapshots if one.env_steps == 2_000] == ["small"]
+    found.finish(1, {**own, "small": 0.7}, 3_000)
+    assert [one.copy for one in found.snapshots if one.env_steps == 3_000] == []
+
+
 def test_the_better_half_of_the_copies_plays_on():
     found = tournament(Players(), keep=1.0)
     names = names_of("small", 8)
@@ -120,7 +149,7 @@ def test_the_better_half_of_the_copies_plays_on():
     assert [one.copy for one in found.snapshots[8:]] == names[4:]
     few = tournament(Players(), keep=1.0)
     for number in range(2):
-        few.round(number, dict.fromkeys(names[:4], 0.7), 1_000)
+        few.round(number, dict.fromkeys(names[:4], 0.7 + number), 1_000)
     assert len(few.snapshots) == 4 + 3
 
 

@@ -1,0 +1,256 @@
+"""Students side by side: what can be one batch of matrices is, with one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from itertools import islice
+from typing import Any, ClassVar
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
+from ray.rllib.utils.metrics import ALL_MODULES
+from torch import Tensor
+
+from rllib_kd.learner.label_statistics import QScale
+from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale
+from rllib_kd.learner.own_states import OwnStates
+from rllib_kd.learner.student import Student, copy_into
+from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.networks.quantization import rounded_stack
+from rllib_kd.networks.stacking import StackedMLPs, stacking_key
+
+#: What Adam knows of a student: of each weight its moments, and the steps made.
+_Moments = Mapping[str, Sequence[Tensor]]
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class StackedStudents:
+    """Several students that learn side by side (networks/stacking.py), with one loss, one backward pass, one optimizer.
+
+    Those with one `stacking_key()` are in one batch of matrices. The loss takes the outputs of all batches at once: on
+    small networks it costs as much as the networks.
+
+    Args:
+        members: students of the same observations and actions, without optimizers. They are sorted by batch.
+    """
+
+    is_one_batch: ClassVar[bool] = True
+    #: The stack that this one is a part of, while other members of it rest.
+    whole: StackedStudents | None = None
+
+    def __init__(self, members: Sequence[Student]):
+        by_key: dict[Any, list[Student]] = {}
+        for student in members:
+            by_key.setdefault(stacking_key(student.module), []).append(student)
+        self.members = [student for own in by_key.values() for student in own]
+        self._stacks = [_Stack(own) for own in by_key.values()]
+        self.params = [param for stack in self._stacks for param in stack.params]
+        self.weights = [param.detach() for param in self.params]
+        self.averages: list[Tensor] = []
+        self.optimizer: torch.optim.Optimizer | None = None  # of `params`, which must be there first
+        self.regret_coeff = self._regret_coeffs()
+
+    def _regret_coeffs(self) -> float | Tensor | None:
+        """Return what all members have, or the different ones as `[N, 1, 1]`."""
+        coeffs = [student.regret_coeff for student in self.members]
+        if len(set(coeffs)) == 1:
+            return coeffs[0]
+        return torch.tensor([coeff or 0.0 for coeff in coeffs], device=self.params[0].device).view(-1, 1, 1)
+
+    @cached_property
+    def own_states(self) -> OwnStates | None:
+        """The weights of states in the members' losses; None: all have the same."""
+        each = [student.own_states for student in self.members if student.own_states is not None]
+        return OwnStates.joined(each) if each else None
+
+    @property
+    def scale(self) -> QScale | None:
+        """Return the scale of the outputs inside an update, which is that of each member."""
+        return self.members[0].scale
+
+    def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
+        """Put the weights that learn into `params`."""
+        self._follow_whole()
+        for student in self.members:
+            student.enter(scale, obs_scale)
+        copy_into(self.params, [weight for stack in self._stacks for weight in stack.pack(stack.weights)])
+        if self.members[0].averages:
+            self.averages = [weight for stack in self._stacks for weight in stack.pack(stack.averages)]
+
+    def _follow_whole(self) -> None:
+        """Take the learning rate of the stack that this one is a part of, which RLlib sets by its schedule."""
+        if self.whole is not None:
+            assert self.optimizer is not None
+            assert self.whole.optimizer is not None
+            self.optimizer.param_groups[0]["lr"] = self.whole.optimizer.param_groups[0]["lr"]
+
+    def leave(self) -> None:
+        """Put the weights that act into the modules."""
+        averages = iter(self.averages)
+        for stack in self._stacks:
+            stack.unpack(stack.params, stack.weights)
+            if self.averages:
+                stack.unpack(list(islice(averages, len(stack.params))), stack.averages)
+        for student in self.members:
+            student.leave()
+
+    @property
+    def name(self) -> str:
+        """Return the names of all members."""
+        return "_".join(student.name for student in self.members)
+
+    @property
+    def optimizer_name(self) -> str:
+        """Return RLlib's name of the optimizer."""
+        return _optimizer_name(self.name)
+
+    def optimizer_state(self, saved: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the optimizer's state, made of those that each batch of matrices had in earlier checkpoints.
+
+        Args:
+            saved: states of optimizers by name, as RLlib saves them.
+
+        Returns:
+            None if the state is there already, or there are none of these.
+        """
+        if self.optimizer_name in saved:
+            return None
+        states = [state for stack in self._stacks for state in stack.optimizer_states(saved)]
+        if len(states) != len(self.params):
+            return None
+        assert self.optimizer is not None  # it is set as soon as there is one
+        return {"module_id": ALL_MODULES, "state": {**self.optimizer.state_dict(), "state": dict(enumerate(states))}}
+
+    def part(self, members: Sequence[Student]) -> StackedStudents:
+        """Return a stack of some members, as narrow as they are, with an optimizer that goes on from this one's."""
+        assert self.optimizer is not None  # it has one as soon as it is made
+        part = type(self)(members)
+        part.whole = self
+        part.optimizer = type(self.optimizer)(part.params, **self.optimizer.defaults)
+        part.take_moments(self)
+        return part
+
+    def take_moments(self, other: StackedStudents) -> None:
+        """Take what another stack's optimizer knows of the members that both have."""
+        assert self.optimizer is not None
+        assert other.optimizer is not None
+        if not other.optimizer.state:  # it has made no step
+            return
+        taken = other._moments()
+        own = self._moments() if self.optimizer.state else taken
+        self._set_moments({student.name: taken.get(student.name) or own[student.name] for student in self.members})
+
+    def _moments(self) -> dict[str, _Moments]:
+        """Return the optimizer's state by member."""
+        assert self.optimizer is not None
+        return {name: own for stack in self._stacks for name, own in stack.moments(self.optimizer).items()}
+
+    def _set_moments(self, moments: Mapping[str, _Moments]) -> None:
+        assert self.optimizer is not None
+        for stack in self._stacks:
+            stack.set_moments(self.optimizer, moments)
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `qf_preds` `[N, B, A]` of all members, inside an update."""
+        inputs = batch[Columns.OBS if self.members[0].obs_scale is None else NORMALIZED_OBS]  # the same for all
+        q = [stack.q_values(self._forward_weights(stack), inputs) for stack in self._stacks]
+        return {QF_PREDS: q[0] if len(q) == 1 else torch.cat(q)}
+
+    def _forward_weights(self, stack: _Stack) -> list[Tensor]:
+        """Return the weights for a forward pass."""
+        return rounded_stack(stack.params, self.members[0].input_scale) if self.members[0].rounds else stack.params
+
+
+def _optimizer_name(members: str) -> str:
+    """Return RLlib's name of an optimizer of several students."""
+    return f"{ALL_MODULES}_{members}"
+
+
+class _Stack(StackedMLPs):
+    """Students in one batch of matrices, with its weights.
+
+    Args:
+        members: students with one `stacking_key()`.
+    """
+
+    def __init__(self, members: Sequence[Student]):
+        super().__init__([student.module for student in members])
+        self._members = members
+        self.names = [student.name for student in members]
+        self.params = [weight.requires_grad_() for weight in self.pack(self.weights)]
+
+    def optimizer_states(self, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the state of each of `params` in an optimizer of this stack alone, or of its only student."""
+        of_stack = saved.get(_optimizer_name("_".join(self.names)))
+        of_student = saved.get(f"{self.names[0]}_{DEFAULT_OPTIMIZER}") if len(self.names) == 1 else None
+        if of_stack is not None or of_student is None:
+            return [] if of_stack is None else list(of_stack["state"]["state"].values())
+        states = of_student["state"]["state"].values()
+        packed = {
+            key: self.pack([[torch.as_tensor(state[key]) for state in states]]) for key in ("exp_avg", "exp_avg_sq")
+        }
+        return [
+            {**state, **{key: tensors[place] for key, tensors in packed.items()}} for place, state in enumerate(states)
+        ]
+
+    def moments(self, optimizer: torch.optim.Optimizer) -> dict[str, _Moments]:
+        """Return an optimizer's state of each member."""
+        states = [optimizer.state[param] for param in self.params]
+        found = {}
+        for kind in _MOMENTS:
+            found[kind] = [[torch.empty_like(weight) for weight in own] for own in self.weights]
+            self.unpack([state[kind] for state in states], found[kind])
+        return {
+            name: {"step": [state["step"] for state in states], **{kind: own[i] for kind, own in found.items()}}
+            for i, name in enumerate(self.names)
+        }
+
+    def set_moments(self, optimizer: torch.optim.Optimizer, moments: Mapping[str, _Moments]) -> None:
+        """Restore results of `moments()`, by member; all have made as many steps as the one with most of them."""
+        own = [moments[name] for name in self.names]
+        packed = {kind: self.pack([one[kind] for one in own]) for kind in _MOMENTS}
+        steps = [torch.stack(each).max() for each in zip(*(one["step"] for one in own), strict=True)]
+        for i, (param, step) in enumerate(zip(self.params, steps, strict=True)):
+            optimizer.state[param] = {"step": step.clone(), **{kind: own[i] for kind, own in packed.items()}}
+
+    @property
+    def averages(self) -> list[list[Tensor]]:
+        """Return for each member the averages of its weights, inside an update."""
+        return [student.averages for student in self._members]
+
+
+def stackable(modules: Mapping[str, Any], config: Any, *, own_loss: bool) -> list[list[str]]:
+    """Sort students, by module ID, into lists of those that can learn side by side.
+
+    Args:
+        modules: modules of the students of one teacher, by ID.
+        config: config of the modules.
+        own_loss: whether the loss is this package's, which takes several students at once.
+    """
+    plain = own_loss and not config.uses_td and config.feature_coeff == 0.0 and config.grad_clip is None
+    stacks: dict[Any, list[str]] = {}
+    for module_id, module in modules.items():
+        can_be_stacked = plain and (module.is_stateful() or stacking_key(module) is not None)
+        stacks.setdefault(None if can_be_stacked else module_id, []).append(module_id)
+    return list(stacks.values())
+
+
+def forward(
+    learner: Student | StackedStudents, batch: Mapping[str, Tensor], *, config: Any, uses_td: bool
+) -> dict[str, Tensor]:
+    """Return the students' outputs for the loss of a batch, in float32, computed in bfloat16 if the config has it."""
+    bf16 = torch.autocast(learner.params[0].device.type, torch.bfloat16) if config.bf16 else nullcontext()
+    with bf16:
+        if uses_td and isinstance(learner, Student):  # what learns by TD is never stacked
+            fwd_out = learner.td_outputs(batch, double_q=config.double_q)
+        else:
+            fwd_out = learner.outputs(batch)
+    return {name: output.float() for name, output in fwd_out.items()} if config.bf16 else fwd_out
+
+
+def members_of(learner: Student | StackedStudents) -> list[Student]:
+    """Return the students of a learner: itself, or the members of a stack."""
+    return learner.members if isinstance(learner, StackedStudents) else [learner]

@@ -346,27 +346,24 @@ class DistillDQN(CheckpointedDQN):
         Raises:
             ValueError: there is no such student.
         """
-        self._sampling.preferred = self._places_in_family(names)
+        self._sampling.preferred = _places(names, list(self.config.students))
 
-    def rest_students(self, names: Sequence[str]) -> None:
-        """Let some students of a family rest from now on, and the others learn faster; () lets all of them learn.
+    def rest_copies(self, names: Sequence[str]) -> None:
+        """Let some copies of a family rest from now on, and the others learn faster; () lets all of them learn.
 
         Those that rest do not change, and do not act in new episodes. A checkpoint holds who rests.
 
+        Args:
+            names: IDs as in `get_copies()`: without restarts, names of students.
+
         Raises:
-            ValueError: there is no such student, or no other one.
+            ValueError: there is no such copy, or no other one.
         """
-        places = self._places_in_family(names)
-        if places and len(places) == len(self.config.students):
-            raise ValueError("All students of the family would rest. Leave one out.")
+        places = _places(names, list(self.config.members))
+        if places and len(places) == len(self.config.members):
+            raise ValueError("All of the family would rest. Leave one out.")
         ask_learners(self.learner_group, lambda learner: learner.rest(names))
         self._sampling.resting = places
-
-    def _places_in_family(self, names: Sequence[str]) -> list[int]:
-        students = list(self.config.students)
-        if unknown := [name for name in names if name not in students]:
-            raise ValueError(f"There is no student {unknown[0]!r}. The family has {', '.join(students) or 'none'}.")
-        return sorted(map(students.index, set(names)))
 
     @property
     def num_env_steps(self) -> int:
@@ -381,6 +378,13 @@ class DistillDQN(CheckpointedDQN):
     def __repr__(self) -> str:
         # Ray calls it after __init__ has failed in an actor, before there is a config: an error would hide the first.
         return super().__repr__() if self.config is not None else type(self).__name__
+
+
+def _places(names: Sequence[str], family: Sequence[str]) -> list[int]:
+    """Return the places of students or copies in their family."""
+    if unknown := [name for name in names if name not in family]:
+        raise ValueError(f"There is no student {unknown[0]!r}. The family has {', '.join(family) or 'none'}.")
+    return sorted(map(family.index, set(names)))
 
 
 register_trainable("DistillDQN", DistillDQN)

@@ -94,7 +94,7 @@ class Sampling:
         self._config = config
         self._group = group
         self.preferred: list[int] = []  # students of a family that act more often than the others
-        self.resting: list[int] = []  # those that do not act
+        self.resting: list[int] = []  # copies that do not act
         self._learner_group = learner_group
         self.requests = SampleRequests(group, max_staleness=config.max_staleness, timeout_s=config.sample_timeout_s)
         self._student: StudentState | None = None  # the newest for remote EnvRunners; None: the Learners are asked

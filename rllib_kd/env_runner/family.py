@@ -36,6 +36,7 @@ class FamilyTurns:
         self.acting = (np.arange(num_envs) + offset) % (num_students * num_copies)
         self._preferred: tuple[int, ...] = ()
         self._resting: tuple[int, ...] = ()
+        self._awake = np.arange(num_students * num_copies).reshape(num_students, -1).tolist()  # copies of each student
         self._order = np.arange(num_students)  # in which students act
         self._places = self.students()  # there, of each environment
         self._running = np.zeros(num_envs)  # returns of the running episodes
@@ -59,12 +60,14 @@ class FamilyTurns:
 
         Args:
             students: those that are preferred.
-            resting: those that act in none.
+            resting: copies that act in none.
         """
         if (tuple(students), tuple(resting)) == (self._preferred, self._resting):  # each request names them
             return
         self._preferred, self._resting = tuple(students), tuple(resting)
-        awake = [student for student in range(self._num_students) if student not in resting]
+        copies = np.arange(self._num_students * self._num_copies).reshape(self._num_students, -1)
+        self._awake = [[copy for copy in own if copy not in resting] for own in copies.tolist()]
+        awake = [student for student, own in enumerate(self._awake) if own]
         often = [student for student in awake if student in students]
         others = [student for student in awake if student not in students]
         rotations = [sorted({*often, *others[place::_RARELY]}) for place in range(_RARELY)]
@@ -81,7 +84,8 @@ class FamilyTurns:
         self._running += rewards
         for env in np.flatnonzero(ended):
             self._take_in(self.acting[env], self._running[env])
-            pair = self._order[self._places[env]] * self._num_copies + self._rng.integers(self._num_copies, size=2)
+            awake = np.array(self._awake[self._order[self._places[env]]])
+            pair = awake[self._rng.integers(len(awake), size=2)]
             self.acting[env] = pair[np.argmax(self._returns[pair])]
             self._running[env] = 0.0
 

@@ -209,7 +209,7 @@ class DistillEnvRunner(RecordingEnvRunner):
                 state; otherwise only states in which an action was taken.
             num_shards: number of Learners that share the fragment, ≥ 1. Each gets the rows of different environments.
             preferred: students of a family that act more often than the others, by their places; as in `FamilyTurns`.
-            resting: students of a family that do not act, likewise.
+            resting: copies of a family that do not act, likewise.
 
         Returns:
             `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), as `hand_over()`

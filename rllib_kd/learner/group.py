@@ -61,7 +61,7 @@ class StudentGroup:
     ):
         self.learners = list(learners)  # those that are awake
         self.all_learners = list(learners)
-        self.resting: list[str] = []  # students that rest, by name
+        self.resting: list[str] = []  # module IDs of those that rest
         self.students: dict[str, Any] = {student.name: student for one in learners for student in members_of(one)}
         self.students |= {tree.name: tree for tree in trees}
         self.trees = Trees(trees, seed=seed)
@@ -84,23 +84,27 @@ class StudentGroup:
         """Return the replay that the config describes."""
         return make_replay(self.config.replay_buffer_config, device=device, seed=seed)
 
-    def rest(self, students: Sequence[str]) -> None:
-        """Let students rest, with all of their restarts: they keep their weights, and the others learn faster."""
+    def rest(self, names: Sequence[str]) -> None:
+        """Let students rest, or copies of them: they keep their weights, and the others learn faster."""
         self.return_moments()
-        self.resting = list(students)
+        self.resting = list(names)
         self.divide()
 
     def divide(self) -> None:
         """Divide what learns from what rests, with the optimizers of all as they are now."""
-        resting = {name for name in self.students if student_of(name) in self.resting}
-        self.trees.resting = resting
+        self.trees.resting = self.resting
         self.learners = []
         for learner in self.all_learners:
-            awake = [student for student in members_of(learner) if student.name not in resting]
+            awake = [student for student in members_of(learner) if student.name not in self.resting]
             if len(awake) == len(members_of(learner)):
                 self.learners.append(learner)
             elif awake and isinstance(learner, StackedStudents):
                 self.learners.append(learner.part(awake))
+
+    @property
+    def learning(self) -> set[str]:
+        """Return the students of which a copy learns by gradient steps."""
+        return {student_of(student.name) for learner in self.learners for student in members_of(learner)}
 
     def return_moments(self) -> None:
         """Put what the optimizers of those that are awake know into the optimizers of all, which are saved."""

@@ -327,10 +327,10 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             set_weights(self.module[name], new)
         return had
 
-    def rest(self, students: Sequence[str]) -> None:
-        """Let students of a family rest, and the others learn, as in `StudentGroup.rest()`."""
+    def rest(self, names: Sequence[str]) -> None:
+        """Let modules of a family rest, by ID, and the others learn, as in `StudentGroup.rest()`."""
         for group in self.groups.values():
-            group.rest(students)
+            group.rest(names)
 
     def _return_moments(self) -> None:
         for group in self.groups.values():
@@ -464,8 +464,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             self.metrics.log_dict(agreement | {"temperature": group.temperature}, key=name, window=1)
 
     def _log_steps(self, group: StudentGroup, num_steps: int) -> None:
+        learning = group.learning
         for name in group.named:
-            own_steps = 0 if name in group.resting else num_steps
+            own_steps = num_steps if name in learning else 0
             self.metrics.log_value((name, NUM_GRADIENT_STEPS), own_steps, reduce="max", window=1)
 
     def _log_trees(self, group: StudentGroup, regrown: Sequence[str]) -> None:

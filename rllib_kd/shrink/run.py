@@ -174,6 +174,7 @@ class Run:
         """Measure the sizes, and put training and tournament where they were when the run was interrupted."""
         self._pipeline, self._shapes = trainer.pipeline(), trainer.shapes()
         first = trainer.copies()
+        self._names = list(first)
         if "costs" not in self.state:
             self._show("sizes are measured" + self._budget.left())
             costs = measure({size: first[size] for size in self._shapes}, self._pipeline, self.asked.minimize)
@@ -204,7 +205,7 @@ class Run:
         while not self.state.get("is_trained"):
             round_ = self.state.get("rounds", 0)
             self._keep_time()
-            trainer.prefer(tournament.preferred(round_), resting=tournament.resting(round_))
+            trainer.prefer(tournament.preferred(round_), resting=tournament.resting(round_, self._names))
             trainer.train(
                 partial(self._training_is_over, ROUNDS[round_], trainer), partial(self._after_iteration, trainer)
             )

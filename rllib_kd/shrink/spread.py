@@ -100,10 +100,11 @@ class Worker:
         return {names[name]: module for name, module in self._trainer.copies().items()}
 
     def prefer(self, sizes: Sequence[str], resting: Sequence[str]) -> None:
-        """Do what `Trainer.prefer()` does, with the sizes that the part has; if all would rest, none does."""
-        own = self._trainer.shapes()
-        rests = [size for size in own if size in resting]
-        self._trainer.prefer([size for size in own if size in sizes], resting=rests if len(rests) < len(own) else ())
+        """Do what `Trainer.prefer()` does, with what the part has of the family; if all would rest, none does."""
+        names = self._part.renamed()
+        rests = [name for name, whole in names.items() if whole in resting]
+        own = [size for size in self._trainer.shapes() if size in sizes]
+        self._trainer.prefer(own, resting=rests if len(rests) < len(names) else ())
 
     def shapes(self) -> dict[str, dict[str, Any]]:
         """Return the model config of each size."""
@@ -172,7 +173,7 @@ class Crew:
         self._groups = [self._resources(teacher, task, part) for part in parts]
         self._deaths = [0] * len(self.parts)
         self._saved: tuple[Path, list[float]] | None = None
-        self._preferred: tuple[list[str], list[str]] = [], []  # sizes that act more often, and those that rest
+        self._preferred: tuple[list[str], list[str]] = [], []  # sizes that act more often, and copies that rest
         self._actors = [self._started(place) for place in range(len(self.parts))]
 
     @staticmethod
@@ -220,7 +221,7 @@ class Crew:
             self.begin(place, "prefer", *self._preferred)
 
     def prefer(self, sizes: Sequence[str], resting: Sequence[str]) -> None:
-        """Let these sizes act more often than the others from now on, and some neither act nor learn."""
+        """Let these sizes act more often than the others from now on, and some copies neither act nor learn."""
         self._preferred = list(sizes), list(resting)
         self.ask_all("prefer", [self._preferred] * len(self.parts))
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.shrink.budget import NUM_TESTED, RaceLimit
-from rllib_kd.students.restarts import by_student
+from rllib_kd.students.restarts import by_student, student_of
 
 if TYPE_CHECKING:
     from rllib_kd.evaluation.validation import Validation
@@ -127,7 +127,8 @@ class Tournament:
             env_steps: env steps of training so far.
             limit: of all races up to this one; None: there is none.
         """
-        left = {name: copies[name] for name in self._copies_left(number, copies) if self._is_new(name, copies[name])}
+        left = {name: copies[name] for name in self._copies_left(number, list(copies))}
+        left = {name: module for name, module in left.items() if self._is_new(name, module)}
         seen = self._look_again(number, left, env_steps)
         self._look(self.playing(number), left, env_steps, seen)
         while self._race(self.playing(number + 1), limit):
@@ -138,8 +139,8 @@ class Tournament:
         last = next((one for one in reversed(self.snapshots) if one.copy == copy), None)
         return last is None or not self._is_same(last.module, module)
 
-    def _copies_left(self, number: int, copies: Mapping[str, Any]) -> list[str]:
-        """Return the copies that play in a round, in the order of `copies`."""
+    def _copies_left(self, number: int, copies: Sequence[str]) -> list[str]:
+        """Return the copies that may play in a round, in the order of `copies`."""
         if number < _FIRST_OF_HALF:
             return list(copies)
         left: set[str] = set()
@@ -210,12 +211,18 @@ class Tournament:
         largest = self.sizes.index(playing[-1])
         return [size for size in self.sizes[: largest + 1] if size in able or size in late]
 
-    def resting(self, number: int) -> list[str]:
-        """Return the sizes that neither learn nor act on the way to a round, so that the others learn faster.
+    def resting(self, number: int, copies: Sequence[str]) -> list[str]:
+        """Return the copies that neither learn nor act on the way to a round, so that the others learn faster.
 
-        They are those that are larger than the smallest one that seems to be good enough: what they have learned is
-        there if it is not. Once those that learn late have had their time, they are also those that are not preferred.
+        They are those that will not play, and all of sizes that rest: of those that are larger than the smallest one
+        that seems to be good enough (what they have learned is there if it is not), and, once those that learn late
+        have had their time, of those that are not preferred.
         """
+        out = self._resting_sizes(number)
+        left = [name for name in self._copies_left(number, copies) if student_of(name) not in out]
+        return [name for name in copies if name not in left] if left else []
+
+    def _resting_sizes(self, number: int) -> list[str]:
         best = {size: self.best(size) for size in self.sizes}
         enough = next((i for i, size in enumerate(self.sizes) if self.is_promising(best[size])), len(self.sizes))
         preferred = self.preferred(number) if number >= _FIRST_FINAL else self.sizes

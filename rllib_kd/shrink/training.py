@@ -166,9 +166,9 @@ class Trainer:
         return {name: copy.deepcopy(module) for name, module in self._algo.get_copies().items()}
 
     def prefer(self, sizes: Sequence[str], *, resting: Sequence[str]) -> None:
-        """Let these sizes act more often than the others from now on, and some neither act nor learn."""
+        """Let these sizes act more often than the others from now on, and some copies neither act nor learn."""
         self._algo.prefer_students(sizes)
-        self._algo.rest_students(resting)
+        self._algo.rest_copies(resting)
 
     def pipeline(self) -> ObservationPipeline:
         """Return the pipeline from the environment's observations to the modules' inputs."""

@@ -227,11 +227,11 @@ def test_resting_students_neither_learn_nor_act_and_after_a_restore_neither(cart
     config = family_config(cartpole_config)
     algo, again = build(config), build(config)
     with pytest.raises(ValueError, match="There is no student 's5'"):
-        algo.rest_students(["s5"])
-    with pytest.raises(ValueError, match="All students of the family would rest"):
-        algo.rest_students(list(WIDTHS))
+        algo.rest_copies(["s5"])
+    with pytest.raises(ValueError, match="All of the family would rest"):
+        algo.rest_copies(list(WIDTHS))
     algo.train()
-    algo.rest_students(["s16"])
+    algo.rest_copies(["s16"])
     algo.save_to_path(tmp_path)
     again.restore_from_path(tmp_path)
     for one in (algo, again):
@@ -241,6 +241,6 @@ def test_resting_students_neither_learn_nor_act_and_after_a_restore_neither(cart
         changed = {name for name in WIDTHS if any((after[name][key] != old).any() for key, old in before[name].items())}
         assert changed == {"s4", "linear"}
         assert sorted(one.env_runner._turns._order) == [0, 2]
-    algo.rest_students([])
+    algo.rest_copies([])
     algo.train()
     assert sorted(algo.env_runner._turns._order) == [0, 1, 2]

@@ -134,13 +134,15 @@ def test_preferred_students_act_four_times_as_often_as_others(num_copies):
         turns.prefer([1, 3])  # as each request does
         counts += np.bincount(turns.students(), minlength=5)
     assert counts.tolist() == [60, 240, 60, 240, 60]
-    turns.prefer([1, 3], [0, 3])
+    resting = [*range(num_copies), *range(3 * num_copies, 4 * num_copies), *range(4 * num_copies + 1, 5 * num_copies)]
+    turns.prefer([1, 3], resting)
     counts[:] = 0
     for _ in range(6 * 20):  # a rotation of four has 4 + 2 turns
         turns.step(np.ones(3), ends)
         counts += np.bincount(turns.students(), minlength=5)
+        assert not set(turns.acting) & set(resting)
     assert counts.tolist() == [0, 240, 60, 0, 60]
-    turns.prefer((), [2])
+    turns.prefer((), range(2 * num_copies, 3 * num_copies))
     for _ in range(10):
         turns.step(np.ones(3), ends)
         assert 2 not in turns.students()

@@ -65,7 +65,8 @@ class Tournament:
     def preferred(self, number):
         return ["linear"] * number
 
-    def resting(self, number):
+    def resting(self, number, copies):
+        assert copies == ["linear"]
         return ["huge"] * number
 
     def is_settled(self, number):
@@ -93,7 +94,8 @@ def trained(tmp_path):
         run._budget = Budget(**{"minutes": None, "env_steps": 1_000, **limit}, max_episodes=100)
         run._games = Games(None, None, 0)
         run._show = lambda text: None
-        run._tournament, run._interrupted = tournament, interrupted or threading.Event()
+        run._tournament, run._names = tournament, ["linear"]
+        run._interrupted = interrupted or threading.Event()
         run._train(trainer)
         return tournament
 

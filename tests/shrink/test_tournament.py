@@ -9,7 +9,7 @@ from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.evaluation.validation import Validation
 from rllib_kd.shrink.budget import RaceLimit
 from rllib_kd.shrink.tournament import Tournament
-from rllib_kd.students.restarts import names_of
+from rllib_kd.students.restarts import by_student, names_of
 
 SIZES = ("small", "middle", "large", "huge")
 TEACHER, RANDOM = 100.0, 0.0
@@ -112,13 +112,16 @@ def test_those_that_are_far_too_bad_act_at_first():
 
 
 def resting(number, **ratios):
-    found = tournament(Players())
-    found.round(0, copies(**ratios), 1_000)
-    return found.resting(number)
+    """Sizes of which all copies rest, after one round; there are three of each, and at least so many play."""
+    found, names = tournament(Players()), [name for size in SIZES for name in names_of(size, 3)]
+    found.round(0, {name: ratios.get(name.partition("__")[0], 0.0) for name in names}, 1_000)
+    rests = by_student(found.resting(number, names))
+    assert all(rests[size] == names_of(size, 3) for size in rests)
+    return list(rests)
 
 
 def test_larger_ones_than_the_smallest_that_is_good_enough_rest():
-    assert tournament(Players()).resting(0) == []
+    assert tournament(Players()).resting(0, list(SIZES)) == []
     for number in (1, 2):
         assert resting(number, small=0.9, middle=0.9, large=1.0, huge=1.0) == ["huge"]
         assert resting(number, small=0.3, middle=1.0, large=1.0, huge=1.0) == ["large", "huge"]
@@ -129,6 +132,13 @@ def test_those_that_are_not_preferred_rest_when_late_ones_have_had_their_time():
     assert resting(3, small=0.3, middle=0.9, large=1.0, huge=1.0) == ["small", "huge"]
     assert resting(3, small=0.3, middle=1.0, large=1.0, huge=1.0) == ["small", "large", "huge"]
     assert resting(9, small=0.1, middle=0.1, large=0.1, huge=0.1) == []  # none would be left
+
+
+def test_copies_that_will_not_play_rest():
+    found, names = tournament(Players()), [name for size in SIZES for name in names_of(size, 8)]
+    found.round(0, {name: 0.5 + 0.01 * (i % 8) for i, name in enumerate(names)}, 1_000)
+    assert found.resting(0, names) == []
+    assert found.resting(1, names) == [name for size in SIZES for name in names_of(size, 4)]
 
 
 def test_there_is_no_snapshot_of_what_has_not_changed():

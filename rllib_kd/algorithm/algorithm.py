@@ -32,7 +32,7 @@ from rllib_kd.algorithm.baselines import play_baselines
 from rllib_kd.algorithm.checkpoint import CheckpointedDQN
 from rllib_kd.algorithm.concrete import concrete_config
 from rllib_kd.algorithm.config import DistillationConfig
-from rllib_kd.algorithm.dead_learners import ask_learners, names_dead_learners
+from rllib_kd.algorithm.dead_learners import names_dead_learners
 from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
@@ -359,11 +359,11 @@ class DistillDQN(CheckpointedDQN):
         Raises:
             ValueError: there is no such copy, or no other one.
         """
-        places = _places(names, list(self.config.members))
-        if places and len(places) == len(self.config.members):
+        family = list(self.config.members)
+        places = _places(names, family)
+        if places and len(places) == len(family):
             raise ValueError("All of the family would rest. Leave one out.")
-        ask_learners(self.learner_group, lambda learner: learner.rest(names))
-        self._sampling.resting = places
+        self._sampling.rest([family[place] for place in places])
 
     @property
     def num_env_steps(self) -> int:

@@ -229,12 +229,14 @@ class RecordedSampling(Sampling):
         """Return the position in the rows, and with a seed the global random generators."""
         return {
             "data": self._data.get_state(),
+            "resting": self.resting,
             "random_state": None if self._config.seed is None else capture_random_state(),
         }
 
     def resume(self, env_steps: int) -> None:
         """Continue at the position of a restored state."""
         state, self._to_put_back = self._to_put_back, {}
+        self.rest(self.resting)
         if "data" in state:
             self._data.set_state(state["data"])
         if state.get("random_state") is not None:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +19,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import answers, kill_the_hung, reason_in
+from rllib_kd.algorithm.dead_learners import ask_learners
 from rllib_kd.env_runner.capture import capture_sampling, put_back_sampling, restart_sampling
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.random_state import capture_random_state, put_back_random_state
@@ -94,7 +95,7 @@ class Sampling:
         self._config = config
         self._group = group
         self.preferred: list[int] = []  # students of a family that act more often than the others
-        self.resting: list[int] = []  # copies that do not act
+        self.resting: list[str] = []  # copies that neither act nor learn
         self._learner_group = learner_group
         self.requests = SampleRequests(group, max_staleness=config.max_staleness, timeout_s=config.sample_timeout_s)
         self._student: StudentState | None = None  # the newest for remote EnvRunners; None: the Learners are asked
@@ -116,6 +117,11 @@ class Sampling:
     def is_again(self) -> bool:
         """Return whether samples before learning were counted before a restore."""
         return False
+
+    def rest(self, names: Sequence[str]) -> None:
+        """Let copies of a family rest, by ID, here and in the Learners."""
+        ask_learners(self._learner_group, lambda learner: learner.rest(names))
+        self.resting = list(names)
 
     def before_learning(self) -> Iterator[list[Sample]]:
         """Yield samples that are learned from only when all are there: none of EnvRunners."""
@@ -171,7 +177,8 @@ class Sampling:
 
     def _request(self, env_steps: int) -> dict[str, Any]:
         config = self._config
-        turns = {"preferred": self.preferred, "resting": self.resting}
+        members = list(config.members)
+        turns = {"preferred": self.preferred, "resting": [members.index(name) for name in self.resting]}
         return {
             **{name: students for name, students in turns.items() if students},
             "teacher_fraction": config.teacher_fraction_at(env_steps),
@@ -279,6 +286,7 @@ class Sampling:
                 by it.
         """
         state, self._to_put_back = self._to_put_back, {}
+        self.rest(self.resting)
         if self.is_remote:
             self._group.foreach_env_runner(
                 lambda env_runner: restart_sampling(env_runner, env_steps), local_env_runner=False

@@ -84,14 +84,20 @@ class FamilyTurns:
         self._running += rewards
         for env in np.flatnonzero(ended):
             self._take_in(self.acting[env], self._running[env])
-            awake = np.array(self._awake[self._order[self._places[env]]])
-            pair = awake[self._rng.integers(len(awake), size=2)]
-            self.acting[env] = pair[np.argmax(self._returns[pair])]
+            self.acting[env] = self._draw(self._order[self._places[env]])
             self._running[env] = 0.0
 
+    def _draw(self, student: int) -> int:
+        """Return the better one of two copies of a student."""
+        awake = np.array(self._awake[student])
+        pair = awake[self._rng.integers(len(awake), size=2)]
+        return int(pair[np.argmax(self._returns[pair])])
+
     def begin_episodes(self) -> None:
-        """Begin all episodes anew: those that are running do not count."""
+        """Begin all episodes anew: those that are running do not count, and those that rest do not act in new ones."""
         self._running[:] = 0.0
+        for env in np.flatnonzero(np.isin(self.acting, self._resting)):
+            self.acting[env] = self._draw(self._order[self._places[env]])
 
     def _take_in(self, copy: int, episode_return: float) -> None:
         if not np.isfinite(episode_return):  # of an environment's reward that is not

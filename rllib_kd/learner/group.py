@@ -318,7 +318,6 @@ class StudentGroup:
             "q_statistics": self.statistics.get_state(),
             "obs_statistics": self.obs_statistics.get_state(),
             "num_steps": self.num_steps,
-            "resting": self.resting,
             "trees": self.trees.get_state(),
             "students": {name: student.get_state() for name, student in self.students.items()},
         }
@@ -331,7 +330,6 @@ class StudentGroup:
         self.num_steps = state["num_steps"]
         if "trees" in state:  # not of a version without
             self.trees.set_state(state["trees"])
-        self.resting = list(state.get("resting", ()))  # older versions had none
         for name, student_state in state["students"].items():
             if name in self.students:
                 self.students[name].set_state(student_state)

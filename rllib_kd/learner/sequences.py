@@ -139,13 +139,14 @@ class RecurrentStudents(StackedStudents):
 
     def _moments(self) -> dict[str, Any]:
         assert self.optimizer is not None
-        states = {student.name: [self.optimizer.state[param] for param in student.params] for student in self.members}
+        known = [student for student in self.members if student.params[0] in self.optimizer.state]
+        states = {student.name: [self.optimizer.state[param] for param in student.params] for student in known}
         return {name: {kind: [state[kind] for state in own] for kind in own[0]} for name, own in states.items()}
 
     def _set_moments(self, moments: Mapping[str, Any]) -> None:
         assert self.optimizer is not None
         for student in self.members:
-            for i, param in enumerate(student.params):
+            for i, param in enumerate(student.params if moments[student.name] is not None else ()):
                 own = {kind: values[i].clone() for kind, values in moments[student.name].items()}
                 self.optimizer.state[param] = own
 

@@ -129,7 +129,8 @@ class StackedStudents:
         assert self.optimizer is not None  # it has one as soon as it is made
         part = type(self)(members)
         part.whole = self
-        part.optimizer = type(self.optimizer)(part.params, **self.optimizer.defaults)
+        (group,) = self.optimizer.param_groups
+        part.optimizer = type(self.optimizer)(part.params, **{name: group[name] for name in self.optimizer.defaults})
         part.take_moments(self)
         return part
 
@@ -139,16 +140,17 @@ class StackedStudents:
         assert other.optimizer is not None
         if not other.optimizer.state:  # it has made no step
             return
-        taken = other._moments()
-        own = self._moments() if self.optimizer.state else taken
-        self._set_moments({student.name: taken.get(student.name) or own[student.name] for student in self.members})
+        own = self._moments() if self.optimizer.state else {}
+        known = own | other._moments()
+        self._set_moments({student.name: known.get(student.name) for student in self.members})
 
     def _moments(self) -> dict[str, _Moments]:
         """Return the optimizer's state by member."""
         assert self.optimizer is not None
         return {name: own for stack in self._stacks for name, own in stack.moments(self.optimizer).items()}
 
-    def _set_moments(self, moments: Mapping[str, _Moments]) -> None:
+    def _set_moments(self, moments: Mapping[str, _Moments | None]) -> None:
+        """Restore results of `_moments()`; None: the member has made no step."""
         assert self.optimizer is not None
         for stack in self._stacks:
             stack.set_moments(self.optimizer, moments)
@@ -208,13 +210,28 @@ class _Stack(StackedMLPs):
             for i, name in enumerate(self.names)
         }
 
-    def set_moments(self, optimizer: torch.optim.Optimizer, moments: Mapping[str, _Moments]) -> None:
-        """Restore results of `moments()`, by member; all have made as many steps as the one with most of them."""
-        own = [moments[name] for name in self.names]
-        packed = {kind: self.pack([one[kind] for one in own]) for kind in _MOMENTS}
-        steps = [torch.stack(each).max() for each in zip(*(one["step"] for one in own), strict=True)]
-        for i, (param, step) in enumerate(zip(self.params, steps, strict=True)):
-            optimizer.state[param] = {"step": step.clone(), **{kind: own[i] for kind, own in packed.items()}}
+    def set_moments(self, optimizer: torch.optim.Optimizer, moments: Mapping[str, _Moments | None]) -> None:
+        """Restore results of `moments()`, by member; None: it has made no step.
+
+        A stack counts its steps once. Members that have made fewer than the others get moments as large as if they had
+        made as many: Adam divides them by what is missing to a full average (Kingma and Ba 2015, section 3).
+        """
+        known = [moments[name] for name in self.names]
+        most = max(float(one["step"][0]) for one in known if one is not None)
+        (group,) = optimizer.param_groups
+        packed = {}
+        for kind, beta in zip(_MOMENTS, group["betas"], strict=True):
+            each = []
+            for one, weights in zip(known, self.weights, strict=True):
+                if one is None or not one["step"][0]:
+                    each.append([torch.zeros_like(weight) for weight in weights])
+                else:
+                    grown = (1 - beta**most) / (1 - beta ** float(one["step"][0]))
+                    each.append([moment * grown for moment in one[kind]])
+            packed[kind] = self.pack(each)
+        for i, param in enumerate(self.params):
+            step = torch.tensor(most, device=param.device)  # where a fused Adam has it
+            optimizer.state[param] = {"step": step, **{kind: own[i] for kind, own in packed.items()}}
 
     @property
     def averages(self) -> list[list[Tensor]]:

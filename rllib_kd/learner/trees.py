@@ -108,15 +108,17 @@ class Trees:
         self._num_regrowths += 1
         parts = {student.part for student in self.students}
         due = [s for s in self.students if number == 0 or len(parts) < _PARTS or s.part == part]
-        due = [s for s in due if s.name not in self.resting]
-        cost = 0.0
+        cost, regrown = 0.0, []
         for place, student in enumerate(due):
+            if number and student.name in self.resting:  # at first it has no tree
+                continue
             rng = np.random.default_rng([self._seed, number, place])
             obs, labels = choose(rng, MAX_STATES)
             student.regrow(obs.cpu().numpy(), labels.cpu().numpy(), seed=int(rng.integers(2**31)))
             cost += _STATES_PER_TREE + _STATES_PER_NUMBER * numbers_read(len(obs), len(student.module.features))
+            regrown.append(student.name)
         self._next = num_states + max(int(cost), int((_FACTOR - 1) * num_states))
-        return [student.name for student in due]
+        return regrown
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold beside the modules."""

@@ -17,7 +17,7 @@ from rllib_kd.teachers.base import Teacher
 #: Hidden layers of students of vectors. Plain MLPs of one depth and activation learn side by side, padded to the widest
 #: of them, so that the small ones have an activation of their own.
 _TINY = ((), (2,), (4,), (2, 2), (4, 4), (8,))
-_SMALL = ((16,), (32,), (64,))
+_SMALL = ((11,), (16,), (23,), (32,), (45,), (64,))  # each is 1.4 times as wide as the one before
 _TREES = (4, 8, 16, 32, 64)  # leaves
 #: Shares of an image teacher's parameters, and the presets where its network cannot be scaled.
 _COMPRESSIONS = (0.01, 0.03, 0.1, 0.3)

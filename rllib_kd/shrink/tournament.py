@@ -214,20 +214,15 @@ class Tournament:
     def resting(self, number: int, copies: Sequence[str]) -> list[str]:
         """Return the copies that neither learn nor act on the way to a round, so that the others learn faster.
 
-        They are those that will not play, and all of sizes that rest: of those that are larger than the smallest one
-        that seems to be good enough (what they have learned is there if it is not), and, once those that learn late
-        have had their time, of those that are not preferred.
+        They are those that will not play, whose sizes are larger than what is needed, or, once the smallest ones have
+        had time to learn, far too bad.
         """
-        out = self._resting_sizes(number)
-        left = [name for name in self._copies_left(number, copies) if student_of(name) not in out]
-        return [name for name in copies if name not in left] if left else []
-
-    def _resting_sizes(self, number: int) -> list[str]:
-        best = {size: self.best(size) for size in self.sizes}
-        enough = next((i for i, size in enumerate(self.sizes) if self.is_promising(best[size])), len(self.sizes))
-        preferred = self.preferred(number) if number >= _FIRST_FINAL else self.sizes
-        left = [size for size in self.sizes[: enough + 1] if size in preferred]
-        return [size for size in self.sizes if size not in left] if left else []
+        playing = self.playing(number)
+        if not playing:
+            return []
+        needed = playing if number > _FIRST_FINAL else self.sizes[: self.sizes.index(playing[-1]) + 1]
+        left = [name for name in self._copies_left(number, copies) if student_of(name) in needed]
+        return [name for name in copies if name not in left]
 
     def is_settled(self, number: int) -> bool:
         """Return whether the smallest size that is left is good enough, also in further episodes: training may end.

@@ -79,11 +79,13 @@ def test_a_part_is_as_narrow_as_its_members(cluster):
 def test_what_rests_is_saved_and_goes_on_as_it_would_have(cluster):
     own = learner_of()
     learn(own, 0)
-    own.rest(["wide", "narrow__restart_1"])
+    resting = ["wide", "narrow__restart_1"]
+    own.rest(resting)
     learn(own, 1)
     state, replay = own.get_state(), own.replay_arrays()
     other = learner_of()
     other.set_state(state)
+    other.rest(resting)  # the Algorithm knows who rests
     assert other.refill_replay([replay])
     for learner in (own, other):
         learn(learner, 2)
@@ -100,3 +102,40 @@ def test_the_learning_rate_of_a_part_follows_its_schedule(cluster):
     learner.update([ray.put(fragment())], num_gradient_steps=1, timesteps={"num_env_steps_sampled_lifetime": 1_000})
     learner.update([ray.put(fragment())], num_gradient_steps=1, timesteps={"num_env_steps_sampled_lifetime": 1_000})
     assert group.learners[0].optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
+def test_those_that_rest_from_the_start_can_be_saved_and_woken(cluster):
+    learner = learner_of()
+    before = weights(learner)
+    learner.rest(names_of("wide"))
+    learn(learner, 0)
+    assert learner.get_state()
+    learner.rest([])
+    learn(learner, 1)
+    assert any((weights(learner)["wide"][key] != value).any() for key, value in before["wide"].items())
+
+
+def test_the_first_steps_after_a_rest_are_no_larger_than_before(cluster):
+    """Adam's averages of few steps are small, and count as what they are."""
+    learner = learner_of(lr=1e-3)
+    learn(learner, 0)
+    (group,) = learner.groups.values()
+    (stack,) = group.learners
+    before = stack._moments()["wide"]
+    learner.rest(names_of("wide"))
+    for seed in range(1, 9):
+        learn(learner, seed)
+    learner.rest([])
+    after = stack._moments()["wide"]
+    assert [float(after["step"][0]), float(before["step"][0])] == [90, 10]
+    for kind, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.999)):
+        for old, new in zip(before[kind], after[kind], strict=True):
+            torch.testing.assert_close(new / (1 - beta**90), old / (1 - beta**10))
+
+
+def test_a_part_has_the_settings_of_the_loaded_optimizer(cluster):
+    learner = learner_of()
+    (group,) = learner.groups.values()
+    group.learners[0].optimizer.param_groups[0]["eps"] = 1e-2
+    learner.rest(names_of("wide"))
+    assert group.learners[0].optimizer.param_groups[0]["eps"] == 1e-2

@@ -103,6 +103,27 @@ def test_a_member_of_a_family_learns_what_it_would_learn_alone(grad_clip, num_le
             torch.testing.assert_close(family.module[name].state_dict()[key], value, msg=f"{name} {key}")
 
 
+def test_members_of_a_family_can_rest():
+    config = recurrent_config(regret_coeff=1.0).distillation(students=FAMILY)
+    all_learn, some = make_learner(config), make_learner(config)
+    data = sequences(20) | {
+        f"state_{part}": np.zeros((20, 1, size), dtype=np.float32) for part, size in (("h", 13), ("c", 10))
+    }
+    some.rest(["long"])
+    for learner in (all_learn, some):
+        learner.update([data], num_gradient_steps=3)
+    some.rest(["b"])
+    for learner in (all_learn, some):
+        learner.update([], num_gradient_steps=3)
+    some.rest([])
+    for learner in (all_learn, some):
+        learner.update([], num_gradient_steps=3)
+    first, second = all_learn.module, some.module
+    torch.testing.assert_close(second["gru"].state_dict(), first["gru"].state_dict())
+    for name in ("long", "b"):
+        assert any((second[name].state_dict()[key] != value).any() for key, value in first[name].state_dict().items())
+
+
 def transitions(count, *, seed=0, kind="lstm"):
     """`sequences()` with what TD needs beside them."""
     rng = np.random.default_rng(seed + 1)

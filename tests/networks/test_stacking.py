@@ -142,6 +142,10 @@ def test_preferred_students_act_four_times_as_often_as_others(num_copies):
         counts += np.bincount(turns.students(), minlength=5)
         assert not set(turns.acting) & set(resting)
     assert counts.tolist() == [0, 240, 60, 0, 60]
+    new = FamilyTurns(5, 3, num_copies=num_copies, seed=0)
+    new.prefer((), [0, 1])
+    new.begin_episodes()
+    assert not set(new.acting) & {0, 1}
     turns.prefer((), range(2 * num_copies, 3 * num_copies))
     for _ in range(10):
         turns.step(np.ones(3), ends)

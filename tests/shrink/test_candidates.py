@@ -33,8 +33,11 @@ def test_from_linear_up_by_parameters():
         "units-4": 56,
         "units-4x4": 76,
         "units-8": 108,
+        "units-11": 147,
         "units-16": 212,
+        "units-23": 303,
         "units-32": 420,
+        "units-45": 589,
         "units-64": 836,
     }
     assert [size.label for size in sizes[:3]] == ["2 units", "linear", "2 × 2 units"]
@@ -72,7 +75,7 @@ def test_discrete_observations_count_as_one_hot():
 
 
 def test_of_a_teacher_whose_parameters_are_not_known_all_sizes_are_smaller():
-    assert len(default_sizes(teacher(num_parameters=float("nan")), LUNAR_LANDER)) == 9
+    assert len(default_sizes(teacher(num_parameters=float("nan")), LUNAR_LANDER)) == 12
 
 
 def test_trees_from_4_to_64_leaves_that_are_smaller_than_the_teacher():

@@ -31,7 +31,7 @@ WRONG = {
     "few episodes": (["--episodes", "20"], "episodes must be an integer of at least 100"),
     "no copies": (["--restarts", "0"], "restarts must be an integer of at least 1"),
     "no parts": (["--parts", "0"], "parts must be an integer of at least 1"),
-    "parts without a cluster": (["--parts", "1000"], "18 parts need 18 CPUs, but Ray has"),
+    "parts without a cluster": (["--parts", "1000"], "24 parts need 24 CPUs, but Ray has"),
     "seed": (["--seed", "-1"], "seed must be an integer of at least 0"),
     "bounds in the wrong order": (["--bounds", "5", "1"], "the lowest first"),
     "unknown cost": (["--minimize", "byte"], "Did you mean 'bytes'?"),

@@ -50,7 +50,7 @@ class InEnvironment:
         """Return whether certificate episodes take as long as those that choose."""
         return self._in_pool or not is_pool(self.env)
 
-    def most_episodes(self, asked: int) -> int:
+    def most_episodes(self, asked: int | None) -> int | None:
         """Return as many as were asked for: there is no end of seeds."""
         return asked
 
@@ -85,9 +85,9 @@ class OnRows:
         """Return `RowGames`, in this process."""
         return RowGames(self.rows)
 
-    def most_episodes(self, asked: int) -> int:
+    def most_episodes(self, asked: int | None) -> int:
         """Return how many units certify: no more than there are."""
-        return min(asked, self.rows.test.num_units)
+        return min(asked or self.rows.test.num_units, self.rows.test.num_units)
 
     def strip_of(self, student: Teacher, seed: int) -> None:
         """Return None: no episode is played."""

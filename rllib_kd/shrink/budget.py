@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 #: Candidates that are tested, at most.
 NUM_TESTED = 3
+#: Certificate episodes of each candidate, if the user sets no number; and at most, where they take so little time that
+#: the smallest share is enough for more.
+_EPISODES, _MOST_EPISODES = 5_000, 20_000
 #: Share of the time that is kept for the certificate: what all episodes of so many candidates take, in these limits.
 #: The rest is for training and comparing.
 _SMALLEST_SHARE, _LARGEST_SHARE = 0.15, 0.45
@@ -41,7 +44,7 @@ class Budget:
     Args:
         minutes: limit of the whole run; None: not limited.
         env_steps: env steps of training, if `minutes` is None.
-        max_episodes: certificate episodes of each candidate.
+        max_episodes: most certificate episodes of each candidate; None: 5,000, and more where there is time.
         spent: time that the run took before it was interrupted, s.
         end: `end` of the interrupted run; None: its training had not ended.
         clock: returns a time, s.
@@ -52,14 +55,16 @@ class Budget:
         *,
         minutes: float | None,
         env_steps: int | None,
-        max_episodes: int,
+        max_episodes: int | None = None,
         spent: float = 0.0,
         end: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._seconds = math.inf if minutes is None else 60.0 * minutes
         self._env_steps = math.inf if env_steps is None else float(env_steps)
-        self._max_episodes, self._clock, self._began = max_episodes, clock, clock() - spent
+        self._max_episodes = _EPISODES if max_episodes is None else max_episodes
+        self._may_have_more = max_episodes is None
+        self._clock, self._began = clock, clock() - spent
         self._end = self._seconds if end is None else end  # s after the beginning
         self._needed_share = math.inf  # of the certificates' episodes; not known
         self._saved_at, self._saved_after, self._save_took = spent, 0, 0.0  # s, env steps, s
@@ -125,10 +130,21 @@ class Budget:
             return RaceLimit("seconds", share * _RACE_SHARE * self._seconds)
         return RaceLimit("env_steps", env_steps)
 
-    def begin_certificate(self) -> None:
-        """End training and validation: from now on, time is for the certificate."""
+    def begin_certificate(self, seconds_per_seed: float) -> int:
+        """End training and validation: from now on, time is for the certificate.
+
+        Args:
+            seconds_per_seed: as in `keep_for_certificate()`.
+
+        Returns:
+            The most episodes of each candidate.
+        """
         least = min(_LEAST_SHARE, self._needed_share)
         self._end = max(self._seconds, self.seconds + least * self._seconds)
+        if self.is_by_time and self._may_have_more:
+            in_time = _SMALLEST_SHARE * self._seconds / (NUM_TESTED * max(seconds_per_seed, 1e-9))
+            self._max_episodes = int(min(max(in_time, self._max_episodes), _MOST_EPISODES))
+        return self._max_episodes
 
     def episodes_left(self, num_candidates: int, seconds_per_seed: float, *, least: float = 0.0) -> float:
         """Return for how many more episodes of a candidate there is time; ∞ without a limit.

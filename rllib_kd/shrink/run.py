@@ -290,7 +290,7 @@ class Run:
         snapshots = self._tournament.snapshots
         if "candidates" not in self.state:
             training_took = round(self._budget.seconds, 1)
-            self._budget.begin_certificate()
+            most = self._budget.begin_certificate(self._games.seconds_per_seed)
             places = {id(one): place for place, one in enumerate(snapshots)}
             seen = [self.state["training"]["returns"], self._checks.ravel(), self._tournament.returns]
             self._keep(
@@ -298,6 +298,7 @@ class Run:
                 tournament=self._tournament.get_state(),
                 seen=np.concatenate(seen).tolist(),
                 tests=[],
+                most_episodes=most,
                 training_took=training_took,
             )
         return [snapshots[place] for place in self.state["candidates"]]
@@ -318,7 +319,7 @@ class Run:
             play,
             keep=self.asked.keep,
             alpha=1 - self.asked.confidence,
-            max_episodes=self.arena.most_episodes(self.asked.episodes),
+            max_episodes=self.state["most_episodes"],
             bounds=self.asked.bounds,
             new_test=self.arena.new_test,
             seen=np.array(self.state["seen"]),
@@ -370,7 +371,10 @@ class Run:
         facts = {
             "command": self.state["command"],
             "seed": asked.seed,
-            "budget": {name: getattr(asked, name) for name in ("minutes", "env_steps", "episodes")},
+            "budget": {
+                **{name: getattr(asked, name) for name in ("minutes", "env_steps")},
+                "episodes": self.state.get("most_episodes", asked.episodes),
+            },
             "bounds": None if asked.bounds is None else [float(bound) for bound in asked.bounds],
             "certify_in_pool": asked.certify_in_pool,
             "parts": max(1, len(self.parts)),

@@ -16,7 +16,6 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.settings import validate
 from rllib_kd.algorithm.student_config import student_config
-from rllib_kd.certificates.certification import MAX_EPISODES
 from rllib_kd.certificates.evidence import as_range
 from rllib_kd.certificates.fresh import check_fresh
 from rllib_kd.certificates.held_out import check_without_environment, hold_out_of
@@ -85,7 +84,8 @@ class Shrink:
             teacher with convolutions.
         trees: whether decision trees of 4 to 64 leaves are tried beside the default sizes (docs/pages/trees.md).
         restarts: copies of each size, ≥ 1; None: 8, or 1 for images.
-        episodes: most certificate episodes of each candidate, ≥ 100.
+        episodes: most certificate episodes of each candidate, ≥ 100; None: 5,000, or with `minutes` as many as take a
+            twentieth of the time, at most 20,000, if that is more.
         bounds: lowest and highest undiscounted return that an episode can have, if you know them; see
             docs/pages/certificates.md. None without an environment.
         minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors;
@@ -114,7 +114,7 @@ class Shrink:
     sizes: Mapping[str, Any] | None = None
     trees: bool = False
     restarts: int | None = None
-    episodes: int = MAX_EPISODES
+    episodes: int | None = None
     bounds: Sequence[float] | None = None
     minimize: str = "parameters"
     parts: int | None = None
@@ -138,7 +138,7 @@ class Shrink:
         least = {"env_steps": 1, "seed": 0, "restarts": 1, "episodes": _LEAST_EPISODES, "parts": 1}
         for name, low in least.items():
             value = getattr(self, name)
-            if value is None and name not in ("seed", "episodes"):
+            if value is None and name != "seed":
                 continue
             if not is_integer(value, low):
                 raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")

@@ -79,7 +79,7 @@ def test_wrong_use(refused, name, tmp_path):
         ({"confidence": None}, "confidence must be a number, got None"),
         ({"minutes": True}, "minutes must be a number, got True"),
         ({"seed": None}, "seed must be an integer of at least 0, got None"),
-        ({"episodes": None}, "episodes must be an integer of at least 100, got None"),
+        ({"episodes": 99}, "episodes must be an integer of at least 100, got 99"),
         ({"bounds": 5}, "bounds must be two finite returns, the lowest first, got 5"),
         ({"bounds": ("low", "high")}, "bounds must be two finite returns"),
         ({"sizes": ["linear"]}, r"sizes must be a dict such as {'small': .*got \['linear'\]"),

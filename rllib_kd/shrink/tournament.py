@@ -188,11 +188,14 @@ class Tournament:
 
     def playing(self, number: int) -> list[str]:
         """Return the sizes that play in a round: neither far too bad so far, nor larger than what is needed."""
-        slack = _SLACK[min(number, len(_SLACK) - 1)]
-        best = {size: self.best(size) for size in self.sizes}
-        able = [size for size in self.sizes if best[size] is None or self.ratio(best[size]) >= self._keep - slack]
-        enough = next((i for i, size in enumerate(able) if self.is_promising(best[size])), len(able))
+        able = self._able(number)
+        enough = next((i for i, size in enumerate(able) if self.is_promising(self.best(size))), len(able))
         return able[: enough + 1 + _NUM_LARGER]
+
+    def _able(self, number: int) -> list[str]:
+        """Return the sizes that are not far too bad so far, in a round."""
+        slack, best = _SLACK[min(number, len(_SLACK) - 1)], {size: self.best(size) for size in self.sizes}
+        return [size for size in self.sizes if best[size] is None or self.ratio(best[size]) >= self._keep - slack]
 
     def preferred(self, number: int) -> list[str]:
         """Return the sizes that act more often on the way to a round.
@@ -214,15 +217,16 @@ class Tournament:
     def resting(self, number: int, copies: Sequence[str]) -> list[str]:
         """Return the copies that neither learn nor act on the way to a round, so that the others learn faster.
 
-        They are those that will not play, whose sizes are larger than what is needed, or, once the smallest ones have
-        had time to learn, far too bad.
+        They are those that will not play; all of sizes that are larger than what is needed, if one is known to be good
+        enough; and, once the smallest sizes have had time to learn, all of those that are far too
+        bad.
         """
-        playing = self.playing(number)
-        if not playing:
-            return []
-        needed = playing if number > _FIRST_FINAL else self.sizes[: self.sizes.index(playing[-1]) + 1]
+        enough = next((i for i, size in enumerate(self.sizes) if self._is_good(size)), len(self.sizes))
+        needed = set(self.sizes[: enough + 1 + _NUM_LARGER])
+        if number > _FIRST_FINAL:
+            needed &= set(self._able(number))
         left = [name for name in self._copies_left(number, copies) if student_of(name) in needed]
-        return [name for name in copies if name not in left]
+        return [name for name in copies if name not in left] if left else []
 
     def is_settled(self, number: int) -> bool:
         """Return whether the smallest size that is left is good enough, also in further episodes: training may end.
@@ -410,13 +414,20 @@ class Tournament:
         They are none if the size cannot be good enough, by two standard errors, or is known to be. A return ratio is
         known if two standard errors are no more than what a student may lose.
         """
-        best, known = self.best(size), max(1 - self._keep, _LEAST_DIFFERENCE) / 2
-        if best is None or self._bound(best, errors=2.0) < self._keep:
+        best = self.best(size)
+        if best is None or self._bound(best, errors=2.0) < self._keep or self._is_good(size, errors=2.0):
             return []
-        if self._standard_error(best) <= known and self._bound(best, errors=-2.0) >= self._keep:
-            return []
-        own = [one for one in self.snapshots if one.size == size and one.returns and self._standard_error(one) > known]
+        own = [one for one in self.snapshots if one.size == size and one.returns and not self._is_known(one)]
         return sorted((one for one in own if self._bound(one) >= self.ratio(best)), key=self._bound, reverse=True)
+
+    def _is_known(self, snapshot: Snapshot) -> bool:
+        """Return whether two standard errors of a return ratio are no more than what a student may lose."""
+        return 2 * self._standard_error(snapshot) <= max(1 - self._keep, _LEAST_DIFFERENCE)
+
+    def _is_good(self, size: str, errors: float = 1.0) -> bool:
+        """Return whether a size is known to be good enough, by so many standard errors."""
+        best = self.best(size)
+        return best is not None and self._is_known(best) and self._bound(best, errors=-errors) >= self._keep
 
     def _bound(self, snapshot: Snapshot | None, errors: float = 1.0) -> float:
         """Return what is so many standard errors above the return ratio; ∞ if nothing is known."""

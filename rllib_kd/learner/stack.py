@@ -217,7 +217,7 @@ class _Stack(StackedMLPs):
         made as many: Adam divides them by what is missing to a full average (Kingma and Ba 2015, section 3).
         """
         known = [moments[name] for name in self.names]
-        most = max(float(one["step"][0]) for one in known if one is not None)
+        most = max((float(one["step"][0]) for one in known if one is not None), default=0.0)
         (group,) = optimizer.param_groups
         packed = {}
         for kind, beta in zip(_MOMENTS, group["betas"], strict=True):

@@ -107,7 +107,7 @@ def test_the_learning_rate_of_a_part_follows_its_schedule(cluster):
 def test_those_that_rest_from_the_start_can_be_saved_and_woken(cluster):
     learner = learner_of()
     before = weights(learner)
-    learner.rest(names_of("wide"))
+    learner.rest(names_of("wide", "smooth"))  # of the latter's depth and activation are no others
     learn(learner, 0)
     assert learner.get_state()
     learner.rest([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from rllib_kd.students.restarts import copy_number
-from rllib_kd.students.trees.growing import grow, numbers_read
+from rllib_kd.students.trees.growing import Grower, numbers_read
 
 #: Labelled states before the first tree, and by how many times more there are at each further one: with a growing
 #: stream the share of its time that goes into growing falls.
@@ -18,7 +19,7 @@ _FIRST, _FACTOR = 1_000, 1.35
 MAX_STATES = 60_000
 #: The cost of growing a tree, in states that could be sampled in this time, at 10,000 a second: for each tree, and for
 #: each number that is read for it (measured: 10 ms and, in the mean of the variants, 0.13 µs with many features, and
-#: 0.36 µs with few). The next regrowth waits for this many states.
+#: 0.36 µs with few; a third less where trees share what is found once). The next regrowth waits for this many states.
 _STATES_PER_TREE, _STATES_PER_NUMBER = 100, 0.002
 #: How the copies of a tree are grown, in turn: what they weigh their states by, and whether their tests are refined by
 #: regret. docs/pages/trees.md has what was measured: no variant is the best everywhere.
@@ -46,16 +47,19 @@ class TreeStudent:
         weighting, self.refine = VARIANTS[number % len(VARIANTS)]
         self.weighting = module.shape.weighting or weighting
 
-    def regrow(self, obs: np.ndarray, labels: np.ndarray, *, seed: int) -> None:
-        """Grow the tree anew on observations `[N, inputs]` and the teacher's outputs `[N, A]`."""
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Return what tells this tree from another one that is grown on the same states."""
+        shape = self.module.shape
+        return shape.max_leaf_nodes, self.module.features.added, self.weighting, self.refine
+
+    def regrow(self, grower: Grower) -> None:
+        """Grow the tree anew on the states of a `Grower`."""
         module = self.module
-        module.tree = grow(
-            obs,
-            labels,
+        module.tree = grower.grow(
             features=module.features,
             max_leaf_nodes=module.shape.max_leaf_nodes,
             weighting=self.weighting,
-            seed=seed,
             refine=self.refine,
         )
 
@@ -78,7 +82,7 @@ class Trees:
 
     Args:
         students: the trees.
-        seed: seed of the states that each is grown on; None: a random one.
+        seed: seed of the states that trees are grown on; None: a random one.
     """
 
     NOT_SAVED: ClassVar = frozenset({"students", "resting"})  # their modules are, and by the group who rests
@@ -109,14 +113,17 @@ class Trees:
         parts = {student.part for student in self.students}
         due = [s for s in self.students if number == 0 or len(parts) < _PARTS or s.part == part]
         cost, regrown = 0.0, []
-        for place, student in enumerate(due):
-            if number and student.name in self.resting:  # at first it has no tree
+        for draw, group in enumerate(_without_twins(due)):
+            students = [s for s in group if number == 0 or s.name not in self.resting]  # at first none has a tree
+            if not students:
                 continue
-            rng = np.random.default_rng([self._seed, number, place])
+            rng = np.random.default_rng([self._seed, number, draw])
             obs, labels = choose(rng, MAX_STATES)
-            student.regrow(obs.cpu().numpy(), labels.cpu().numpy(), seed=int(rng.integers(2**31)))
-            cost += _STATES_PER_TREE + _STATES_PER_NUMBER * numbers_read(len(obs), len(student.module.features))
-            regrown.append(student.name)
+            grower = Grower(obs.cpu().numpy(), labels.cpu().numpy(), seed=int(rng.integers(2**31)))
+            for student in students:
+                student.regrow(grower)
+                cost += _STATES_PER_TREE + _STATES_PER_NUMBER * numbers_read(len(obs), len(student.module.features))
+                regrown.append(student.name)
         self._next = num_states + max(int(cost), int((_FACTOR - 1) * num_states))
         return regrown
 
@@ -127,3 +134,15 @@ class Trees:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `get_state()`."""
         self._seed, self._next, self._num_regrowths = state["seed"], state["next"], state["num_regrowths"]
+
+
+def _without_twins(students: Sequence[TreeStudent]) -> list[list[TreeStudent]]:
+    """Return groups of trees, of which no two would be the same on the same states."""
+    groups: list[list[TreeStudent]] = []
+    num_before: Counter[Any] = Counter()
+    for student in students:
+        if num_before[student.kind] == len(groups):
+            groups.append([])
+        groups[num_before[student.kind]].append(student)
+        num_before[student.kind] += 1
+    return groups

@@ -31,7 +31,7 @@ from rllib_kd.certificates.games import Games
 from rllib_kd.evaluation.validation import play_validation
 from rllib_kd.learner.trees import MAX_STATES
 from rllib_kd.networks.dqn_module import student_module_spec
-from rllib_kd.students.trees.growing import grow
+from rllib_kd.students.trees.growing import Grower
 
 FEATURES: dict[str, Any] = {
     "entries": False,
@@ -78,8 +78,8 @@ def measure(env: str, teacher: str, *, leaves: int, env_steps: int, seeds: int) 
         chosen = np.random.default_rng(seed).choice(len(obs), min(MAX_STATES, len(obs)), replace=False)
         for name, oblique in FEATURES.items():
             module = new_module(algo.get_module(), {**tree, "oblique": oblique})
-            given = {"features": module.features, "max_leaf_nodes": leaves, "weighting": "uniform", "seed": seed}
-            module.tree = grow(obs[chosen], labels[chosen], **given)
+            given = {"features": module.features, "max_leaf_nodes": leaves, "weighting": "uniform"}
+            module.tree = Grower(obs[chosen], labels[chosen], seed=seed).grow(**given)
             modules[f"{name} {seed}"], keys[f"{name} {seed}"] = module, {"features": name, "seed": seed}
             print(f"{name}, seed {seed}: {module.tree.num_leaves} leaves", flush=True)
     assert players.make_env is not None

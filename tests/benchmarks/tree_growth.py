@@ -37,7 +37,7 @@ from rllib_kd.algorithm.restarts import Players
 from rllib_kd.certificates.games import Games
 from rllib_kd.evaluation.validation import play_validation
 from rllib_kd.learner.trees import MAX_STATES, VARIANTS
-from rllib_kd.students.trees.growing import grow, regrets
+from rllib_kd.students.trees.growing import Grower, regrets
 
 SHARE = 0.8
 
@@ -64,9 +64,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             count = min(most, int(SHARE * len(obs)))
             chosen = np.random.default_rng(seed).choice(len(obs), count, replace=False)
             name, module = f"{count} {weighting} {refine} {seed}", new_module(algo.get_module(), tree)
-            given = {"features": module.features, "max_leaf_nodes": args.leaves, "weighting": weighting, "seed": seed}
+            given = {"features": module.features, "max_leaf_nodes": args.leaves, "weighting": weighting}
             began = time.process_time()
-            module.tree = grow(obs[chosen], labels[chosen], refine=refine, **given)
+            module.tree = Grower(obs[chosen], labels[chosen], seed=seed).grow(refine=refine, **given)
             seconds = time.process_time() - began
             regret = q_regret(module, *(np.delete(array, chosen, axis=0) for array in (obs, labels)))
             row = {"grown_on": count, "weighting": weighting, "refine": refine, "seed": seed}

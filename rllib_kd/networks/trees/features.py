@@ -49,7 +49,7 @@ class Features:
     """
 
     def __init__(self, num_inputs: int, added: Sequence[str] = ()):
-        self.num_inputs = num_inputs
+        self.num_inputs, self.added = num_inputs, tuple(added)
         pairs = list(combinations(range(num_inputs), 2)) if added else []  # of 40,000 entries they fill the memory
         squares = [(index, index) for index in range(num_inputs)]
         self._all = [Feature(index, "", index) for index in range(num_inputs)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from rllib_kd.networks.trees.arrays import Tree
@@ -42,45 +45,69 @@ def clipped(costs: np.ndarray) -> np.ndarray:
     return costs if not len(positive) else np.minimum(costs, np.quantile(positive, _CLIP_QUANTILE))
 
 
-def grow(
-    obs: np.ndarray,
-    labels: np.ndarray,
-    *,
-    features: Features | None = None,
-    max_leaf_nodes: int,
-    weighting: str,
-    seed: int,
-    refine: bool = True,
-) -> Tree:
-    """Grow a tree.
+class Grower:
+    """Grows trees on the same labelled states. What several of them need is found once, such as features in bins.
 
     Args:
         obs: float32 `[N, inputs]`, N ≥ 1.
         labels: the teacher's outputs `[N, A]`; −inf marks illegal actions.
-        features: what the tree may compare; None: the entries of `obs`.
-        max_leaf_nodes: the most leaves, ≥ 2.
-        weighting: how states weigh while the tree is split: "gap", by the teacher's best minus worst output; "uniform";
-            or "regret", by which the costs of all actions are split, not the best action alone.
         seed: seed of the states by which, of many features, the most used are found.
-        refine: whether a larger tree is grown, pruned, and refined by regret; otherwise its tests are those that lower
-            the impurity most.
-
-    Returns:
-        The tree. Its values are the means of the labels at each leaf, with the action of the least regret first.
     """
-    features = Features(obs.shape[1]) if features is None else features
-    costs = _without_unit(clipped(regrets(labels)))
-    num_grown = (_LARGER if refine else 1) * max_leaf_nodes
-    kept = np.arange(len(features))
-    if len(features) > MAX_FEATURES:
-        kept = _most_used(features, obs, costs, num_grown, weighting, seed)
-    bins = Bins(_finite(features.values(obs, kept)))
-    structure, _ = _split(bins, costs, num_grown, weighting)
-    if refine:
-        structure = refined(structure, bins, costs, max_leaf_nodes)
-    place = structure.leaves(bins.features)
-    values = _leaf_values(place, structure.num_leaves, costs, labels)
-    return structure.with_features(kept).tree(values, len(features))
+
+    def __init__(self, obs: np.ndarray, labels: np.ndarray, *, seed: int):
+        self._obs, self._labels, self._seed = obs, labels, seed
+        self._costs = _without_unit(clipped(regrets(labels)))
+        self._added: tuple[str, ...] = ()  # to the entries: what was found is of these features
+        self._found: dict[tuple[Any, ...], Any] = {}
+
+    def grow(
+        self, *, features: Features | None = None, max_leaf_nodes: int, weighting: str, refine: bool = True
+    ) -> Tree:
+        """Grow a tree.
+
+        Args:
+            features: what the tree may compare; None: the entries of the observations.
+            max_leaf_nodes: the most leaves, ≥ 2.
+            weighting: how states weigh while the tree is split: "gap", by the teacher's best minus worst output;
+                "uniform"; or "regret", by which the costs of all actions are split, not the best action alone.
+            refine: whether a larger tree is grown, pruned, and refined by regret; otherwise its tests are those that
+                lower the impurity most.
+
+        Returns:
+            The tree. Its values are the means of the labels at each leaf, with the action of the least regret first.
+        """
+        features = Features(self._obs.shape[1]) if features is None else features
+        if features.added != self._added:  # what was found takes a hundred MiB and more
+            self._added, self._found = features.added, {}
+        num_grown = (_LARGER if refine else 1) * max_leaf_nodes
+        kept = np.arange(len(features))
+        if len(features) > MAX_FEATURES:
+            leaves = min(num_grown, _SCREENED_LEAVES)
+            kept = self._once(("most used", leaves, weighting), lambda: self._most_used(features, leaves, weighting))
+        bins = self._once(("bins", kept.tobytes()), lambda: Bins(_finite(features.values(self._obs, kept))))
+        structure, _ = _split(bins, self._costs, num_grown, weighting)
+        if refine:
+            structure = refined(structure, bins, self._costs, max_leaf_nodes)
+        values = _leaf_values(structure.leaves(bins.features), structure.num_leaves, self._costs, self._labels)
+        return structure.with_features(kept).tree(values, len(features))
+
+    def _most_used(self, features: Features, num_leaves: int, weighting: str) -> np.ndarray:
+        """Return the indices of the features that a tree on some of the states uses most."""
+        rows, bins = self._once(("sample",), lambda: self._sample(features))
+        _, gains = _split(bins, self._costs[rows], num_leaves, weighting)
+        return np.sort(np.argsort(-gains, kind="stable")[:MAX_FEATURES])
+
+    def _sample(self, features: Features) -> tuple[np.ndarray, Bins]:
+        """Return some of the states, and their features in bins."""
+        count = min(len(self._obs), max(_LEAST_SCREENED_STATES, _SCREENED_NUMBERS // len(features)))
+        rows = np.random.default_rng(self._seed).choice(len(self._obs), count, replace=False)
+        num_bins = min(MAX_BINS, max(_LEAST_SCREENED_BINS, count // _SCREENED_STATES_PER_BIN))
+        return rows, Bins(_finite(features.values(self._obs[rows])), num_bins)
+
+    def _once(self, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
+        if key not in self._found:
+            self._found[key] = find()
+        return self._found[key]
 
 
 def _without_unit(costs: np.ndarray) -> np.ndarray:
@@ -90,19 +117,6 @@ def _without_unit(costs: np.ndarray) -> np.ndarray:
 
 def _finite(compared: np.ndarray) -> np.ndarray:
     return np.nan_to_num(compared, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
-
-
-def _most_used(
-    features: Features, obs: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: str, seed: int
-) -> np.ndarray:
-    """Return the indices of the features that a tree on some of the states uses most."""
-    count = min(len(obs), max(_LEAST_SCREENED_STATES, _SCREENED_NUMBERS // len(features)))
-    rows = np.random.default_rng(seed).choice(len(obs), count, replace=False)
-    num_bins = min(MAX_BINS, max(_LEAST_SCREENED_BINS, count // _SCREENED_STATES_PER_BIN))
-    bins = Bins(_finite(features.values(obs[rows])), num_bins)
-    leaves = min(num_leaves, _SCREENED_LEAVES)
-    _, gains = _split(bins, costs[rows], leaves, weighting)
-    return np.sort(np.argsort(-gains, kind="stable")[:MAX_FEATURES])
 
 
 def numbers_read(num_states: int, num_features: int) -> int:

@@ -7,7 +7,7 @@ from rllib_kd.networks.trees.features import Features
 from rllib_kd.networks.trees.shape import WEIGHTINGS
 from rllib_kd.students.trees import growing
 from rllib_kd.students.trees.bins import MAX_BINS, Bins
-from rllib_kd.students.trees.growing import _split, clipped, grow, regrets
+from rllib_kd.students.trees.growing import Grower, _split, clipped, regrets
 from rllib_kd.students.trees.refining import Structure, filled, pruned, refined
 
 
@@ -27,7 +27,7 @@ def regret_of(tree, x, labels):
 @pytest.mark.parametrize("num_leaves", [2, 8, 32])
 def test_a_tree_has_few_leaves_and_little_regret(num_leaves, weighting):
     x, labels = data()
-    tree = grow(x, labels, max_leaf_nodes=num_leaves, weighting=weighting, seed=0)
+    tree = Grower(x, labels, seed=0).grow(max_leaf_nodes=num_leaves, weighting=weighting)
     assert 2 <= tree.num_leaves <= num_leaves
     assert len(np.unique(tree.leaves(x))) == tree.num_leaves  # each is reached
     best_constant = float((labels.max(-1, keepdims=True) - labels).mean(0).min())
@@ -38,11 +38,11 @@ def test_what_can_be_split_exactly_is():
     x = np.random.default_rng(0).uniform(-1, 1, size=(2_000, 4)).astype(np.float32)
     right = (x[:, 2] > 0.25) ^ (x[:, 0] > -0.5)
     labels = np.stack([right, ~right], axis=1).astype(float)
-    tree = grow(x, labels, max_leaf_nodes=4, weighting="gap", seed=0)
+    tree = Grower(x, labels, seed=0).grow(max_leaf_nodes=4, weighting="gap")
     assert regret_of(tree, x, labels) < 0.01
     for name, above in (("differences", x[:, 1] > x[:, 3]), ("sums", x[:, 1] + x[:, 3] > 0.5)):
         features, labels = Features(4, (name,)), np.stack([above, ~above], axis=1).astype(float)
-        tree = grow(x, labels, features=features, max_leaf_nodes=2, weighting="gap", seed=0)
+        tree = Grower(x, labels, seed=0).grow(features=features, max_leaf_nodes=2, weighting="gap")
         assert regret_of(tree, features.values(x), labels) == 0.0
 
 
@@ -53,7 +53,7 @@ def test_of_many_features_those_that_matter_are_kept(monkeypatch):
     right = (x[:, 57] > 0.25) ^ (x[:, 3] > -0.5)
     labels = np.stack([right, ~right], axis=1).astype(float)
     for refine in (False, True):
-        tree = grow(x, labels, max_leaf_nodes=6, weighting="gap", seed=0, refine=refine)
+        tree = Grower(x, labels, seed=0).grow(max_leaf_nodes=6, weighting="gap", refine=refine)
         assert {3, 57} <= set(tree.feature.tolist())
         assert regret_of(tree, x, labels) < 0.1
 
@@ -62,14 +62,14 @@ def test_the_same_seed_grows_the_same_tree(monkeypatch):
     monkeypatch.setattr(growing, "_LEAST_SCREENED_STATES", 100)
     monkeypatch.setattr(growing, "_SCREENED_NUMBERS", 0)
     x, labels = data(num_features=40)
-    first, again, other = (grow(x, labels, max_leaf_nodes=8, weighting="gap", seed=seed) for seed in (0, 0, 1))
+    first, again, other = (Grower(x, labels, seed=seed).grow(max_leaf_nodes=8, weighting="gap") for seed in (0, 0, 1))
     assert np.array_equal(first.threshold, again.threshold)
     assert not np.array_equal(first.threshold, other.threshold)
 
 
 def test_values_are_mean_labels_with_the_cheapest_action_first():
     x, labels = data()
-    tree = grow(x, labels, max_leaf_nodes=8, weighting="gap", seed=0)
+    tree = Grower(x, labels, seed=0).grow(max_leaf_nodes=8, weighting="gap")
     place = tree.leaves(x)
     for leaf in range(tree.num_leaves):
         own = labels[place == leaf]
@@ -81,7 +81,7 @@ def test_values_are_mean_labels_with_the_cheapest_action_first():
 def test_illegal_actions_are_never_taken_where_others_are_legal():
     x, labels = data()
     labels[x[:, 0] > 0, 2] = -np.inf
-    tree = grow(x, labels, max_leaf_nodes=16, weighting="gap", seed=0)
+    tree = Grower(x, labels, seed=0).grow(max_leaf_nodes=16, weighting="gap")
     assert np.isfinite(tree.values).all()
     illegal = np.isneginf(labels[np.arange(len(x)), tree.actions[tree.leaves(x)]])
     assert illegal.mean() < 0.02
@@ -90,18 +90,20 @@ def test_illegal_actions_are_never_taken_where_others_are_legal():
 @pytest.mark.parametrize("labels", [np.zeros((50, 2)), np.tile([1.0, 0.0], (50, 1))])
 def test_where_there_is_nothing_to_choose_a_tree_is_one_leaf(labels):
     x = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
-    tree = grow(x, labels, max_leaf_nodes=8, weighting="gap", seed=0)
+    tree = Grower(x, labels, seed=0).grow(max_leaf_nodes=8, weighting="gap")
     assert (tree.num_leaves, tree.actions.tolist()) == (1, [0])
 
 
 def test_one_state_and_numbers_that_are_none_are_no_obstacle():
     assert (
-        grow(np.ones((1, 2), np.float32), np.array([[0.0, 1.0]]), max_leaf_nodes=4, weighting="gap", seed=0).actions
+        Grower(np.ones((1, 2), np.float32), np.array([[0.0, 1.0]]), seed=0)
+        .grow(max_leaf_nodes=4, weighting="gap")
+        .actions
         == 1
     )
     x, labels = data()
     x[::7, 0], x[::11, 1], x[::13, 2] = np.nan, np.inf, -np.inf
-    tree = grow(x, labels, max_leaf_nodes=16, weighting="regret", seed=0)
+    tree = Grower(x, labels, seed=0).grow(max_leaf_nodes=16, weighting="regret")
     assert np.isfinite(tree.threshold).all()
 
 
@@ -110,7 +112,7 @@ def test_one_state_and_numbers_that_are_none_are_no_obstacle():
 def test_units_of_return_make_no_difference(weighting, refine):
     x, labels = data(count=500)
     trees = [
-        grow(x, labels * 2.0**unit, max_leaf_nodes=8, weighting=weighting, seed=0, refine=refine)
+        Grower(x, labels * 2.0**unit, seed=0).grow(max_leaf_nodes=8, weighting=weighting, refine=refine)
         for unit in (0, -40, 40)
     ]
     assert trees[0].num_leaves == 8
@@ -130,7 +132,7 @@ def test_entries_of_huge_numbers_warn_of_nothing(weighting):
     x, labels = data(count=500)
     x = x * np.float32([1e8, 1e-6, 1e30])
     features = Features(3, ("differences", "sums", "products"))
-    assert grow(x, labels, features=features, max_leaf_nodes=8, weighting=weighting, seed=0).num_leaves > 2
+    assert Grower(x, labels, seed=0).grow(features=features, max_leaf_nodes=8, weighting=weighting).num_leaves > 2
 
 
 def test_refining_lowers_the_regret_and_pruning_leaves_out_what_saves_least():
@@ -162,7 +164,7 @@ def test_without_refining_the_tests_are_those_of_scikit_learn():
 
     x, labels = data()
     x = x.round(1)  # so few values that each has a bin
-    plain = grow(x, labels, max_leaf_nodes=8, weighting="uniform", seed=0, refine=False)
+    plain = Grower(x, labels, seed=0).grow(max_leaf_nodes=8, weighting="uniform", refine=False)
     fitted = DecisionTreeClassifier(max_leaf_nodes=8, random_state=0).fit(x, labels.argmax(-1))
     own = fitted.tree_.threshold[fitted.tree_.children_left >= 0]
     assert sorted(plain.threshold) == pytest.approx(sorted(own), abs=1e-6)

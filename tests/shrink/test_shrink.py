@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 
-from rllib_kd import Shrink
+from rllib_kd import DistillDQN, Shrink
 from rllib_kd.cli.main import main
 from rllib_kd.locks import locked
 from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
@@ -291,9 +291,12 @@ class Uncapturable(Short):
 @pytest.mark.parametrize("env", [Short, Uncapturable])
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_certificate(cluster, tmp_path, monkeypatch, env):
     def shrink(name):
-        return Shrink("cartpole", env, out=tmp_path / name, seed=3, **SMALL)
+        return Shrink("cartpole", env, out=tmp_path / name, seed=3, **SMALL | {"restarts": 6})
 
+    rest, rested = DistillDQN.rest_copies, []
+    monkeypatch.setattr(DistillDQN, "rest_copies", lambda self, names: rested.append(names) or rest(self, names))
     shrink("whole").run()
+    assert any(rested)
     num_kills = run_killed(lambda: shrink("killed"), tmp_path / "killed", monkeypatch, after_writes=4)
     assert num_kills >= 2
     assert content(tmp_path / "killed") == content(tmp_path / "whole")

@@ -54,11 +54,11 @@ def one_line(text: object, *, limit: int | None = None) -> str:
     return printable(" ".join(str(text).split()), limit=limit)
 
 
-def for_html(text: object) -> str:
-    """Return `printable()` text, escaped for HTML."""
+def for_html(text: object, *, lines: bool = False) -> str:
+    """Return `printable()` text, escaped for HTML; `lines` as there."""
     import html  # which `rllib --help` does without
 
-    return html.escape(printable(text))
+    return html.escape(printable(text, lines=lines))
 
 
 def for_spreadsheet(value: str) -> str:

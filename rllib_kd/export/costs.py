@@ -29,6 +29,9 @@ from rllib_kd.teachers.base import Teacher
 _RESOLUTION = 0.05
 #: ... and longer at all in this share of the repeats.
 _LONGER_IN = 0.75
+#: Of a tree's test, numbers that a safetensors file lists in the description of the layers: the entry and two children;
+#: and the bytes that each of its numbers counts as, as a weight does.
+_LISTED, _BYTES_OF_NUMBER = 3, 4
 #: Observations by which integers are scaled, to count their bytes.
 _NUM_OBS = 4
 
@@ -92,7 +95,7 @@ def measure(modules: Mapping[str, Any], pipeline: ObservationPipeline, minimize:
                 return {name: Cost(count) for name, count in counts.items()}
             kind = {"int8_bytes": "C with integers", "multiply_adds": "C"}.get(minimize, "safetensors")
             raise ValueError(f"To minimize {minimize}, students must be exportable to {kind}: {error}") from error
-        sizes = {name: _num_bytes(file) for name, file in files.items()}
+        sizes = {name: _num_bytes(files[name], module) for name, module in modules.items()}
         times = latencies_ms(list(files.values())) if minimize == "latency" else [[] for _ in files]
     return {
         name: Cost(counts[name], sizes[name], tuple(own), work[name], integers.get(name))
@@ -140,10 +143,11 @@ def _is_longer(latencies: Sequence[float], others: Sequence[float]) -> bool:
     return statistics.median(ratios) > 1.0 + _RESOLUTION and in_share >= _LONGER_IN
 
 
-def _num_bytes(file: Path) -> int:
-    """Return the size of the tensors in a safetensors file: bytes."""
+def _num_bytes(file: Path, module: Any) -> int:
+    """Return the size of the tensors in a safetensors file: bytes. Of a tree, those of its tests' lists are added."""
     data = file.read_bytes()
-    return len(data) - 8 - int.from_bytes(data[:8], "little")
+    num_listed = _LISTED * module.tree.num_inner if isinstance(module, TreeRLModule) else 0
+    return len(data) - 8 - int.from_bytes(data[:8], "little") + _BYTES_OF_NUMBER * num_listed
 
 
 def _multiply_adds(student: Teacher, *, is_needed: bool) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from rllib_kd.numeric import is_integer
 from rllib_kd.students.restarts import copy_number
 from rllib_kd.students.trees.growing import Grower, numbers_read
 
@@ -132,7 +133,14 @@ class Trees:
         return {"seed": self._seed, "next": self._next, "num_regrowths": self._num_regrowths}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of `get_state()`."""
+        """Restore the state of `get_state()`.
+
+        Raises:
+            ValueError: it holds something else than integers from 0 on.
+        """
+        for name in ("seed", "next", "num_regrowths"):
+            if not is_integer(state[name], 0):
+                raise ValueError(f"The checkpoint has {name}={state[name]!r} for its trees: expected an integer ≥ 0.")
         self._seed, self._next, self._num_regrowths = state["seed"], state["next"], state["num_regrowths"]
 
 

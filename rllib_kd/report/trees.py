@@ -46,7 +46,7 @@ def _part(comparison: Comparison, number: int) -> str:
         title = f"Tree of {printable(name)}"
         drawing = svg(f"tree-{number}", title, partial(tree_plot, tree))
         drawn = f'<div class="scroll"><div class="broad">{drawing}</div></div>'
-    return f"{head}{drawn}<details><summary>Rules</summary><pre>{for_html(tree['rules'])}</pre></details>"
+    return f"{head}{drawn}<details><summary>Rules</summary><pre>{for_html(tree['rules'], lines=True)}</pre></details>"
 
 
 def tree_plot(tree: Mapping[str, Any]) -> Figure:

@@ -152,3 +152,10 @@ def test_trees_and_networks_learn_from_one_stream(cluster):
     again.set_state(state)
     assert np.array_equal(again.module["tree"].tree.threshold, learner.module["tree"].tree.threshold)
     assert group_of(again).trees.get_state() == group_of(learner).trees.get_state()
+
+
+@pytest.mark.parametrize(("name", "value"), [("next", None), ("seed", -1), ("num_regrowths", 1.5)])
+def test_a_state_of_other_values_is_refused(name, value):
+    trees = Trees([], seed=0)
+    with pytest.raises(ValueError, match=f"{name}=.*: expected an integer"):
+        trees.set_state(trees.get_state() | {name: value})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,12 +69,8 @@ class TreeShape:
             raise ValueError(
                 f"`weighting` of `{where}` must be one of {', '.join(WEIGHTINGS)}, or None, got {weighting!r}."
             )
-        added, names = _added(settings.get("oblique", False), where), settings.get("names") or ()
-        if isinstance(names, str) or not all(isinstance(name, str) and name and name.isprintable() for name in names):
-            raise ValueError(
-                f"`names` of `{where}` must be a list of a name for each entry, in one line, got {names!r}."
-            )
-        return cls(int(leaves), added, weighting, tuple(names))
+        added, names = _added(settings.get("oblique", False), where), _names(settings.get("names"), where)
+        return cls(int(leaves), added, weighting, names)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as a value of "tree" in a model config."""
@@ -102,6 +99,17 @@ class TreeShape:
             raise ValueError(
                 f"A tree has names of {len(self.names)} entries, but observations have {shape[0]}. Name all, or none."
             )
+
+
+def _names(names: Any, where: str) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    is_list = isinstance(names, Sequence) and not isinstance(names, str)
+    if not is_list or not all(isinstance(name, str) and name and name.isprintable() for name in names):
+        raise ValueError(f"`names` of `{where}` must be a list of a name for each entry, in one line, got {names!r}.")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"`names` of `{where}` has {twice[0]!r} twice. Give each entry a name of its own.")
+    return tuple(names)
 
 
 def _added(oblique: Any, where: str) -> tuple[str, ...]:

@@ -110,7 +110,8 @@ def test_trees_and_networks_of_a_family_act_together():
         ({"oblique": "differences"}, "True, False, or a list"),
         ({"oblique": ["quotients"]}, "differences, sums, products"),
         ({"weighting": "loss"}, "gap, regret, uniform"),
-        ({"names": "xyz"}, "a list of a name for each entry"),
+        *[({"names": names}, "a list of a name for each entry") for names in ("xyz", 4, 0, True, {"x": 1})],
+        ({"names": ["x", "y", "x"]}, "has 'x' twice"),
         ({"names": ["speed\nelse:", "x"]}, "in one line"),
     ],
 )

@@ -382,6 +382,8 @@ class DistillDQN(CheckpointedDQN):
 
 def _places(names: Sequence[str], family: Sequence[str]) -> list[int]:
     """Return the places of students or copies in their family."""
+    if isinstance(names, str):
+        raise ValueError(f"Expected a list of names, got {names!r}. Write [{names!r}].")
     if unknown := [name for name in names if name not in family]:
         raise ValueError(f"There is no student {unknown[0]!r}. The family has {', '.join(family) or 'none'}.")
     return sorted(map(family.index, set(names)))

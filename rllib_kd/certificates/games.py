@@ -18,12 +18,12 @@ from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 
 #: Certificate episodes of one run: the next `--seed` has others.
-_EPISODES_OF_A_SEED, _NUM_SEEDS = 100_000, 1_000
+EPISODES_OF_A_SEED, _NUM_SEEDS = 100_000, 1_000
 
 
 def first_certificate_seed(seed: int) -> int:
     """Return the seed of the first certificate episode of the run with this `--seed`."""
-    return CERTIFICATE_SEED + seed % _NUM_SEEDS * _EPISODES_OF_A_SEED
+    return CERTIFICATE_SEED + seed % _NUM_SEEDS * EPISODES_OF_A_SEED
 
 
 class Games:

@@ -46,7 +46,8 @@ class FamilyTurns:
         self._rng = policy_generator(seed)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_num_students"], len(state["acting"]))  # type: ignore[misc]  # for states without copies
+        num_copies = state.get("_num_copies", 1)  # older versions had none
+        self.__init__(state["_num_students"], len(state["acting"]), num_copies=num_copies)  # type: ignore[misc]
         vars(self).update(state)
         if "_places" not in state:  # nor preferred students
             self._places = self.students()

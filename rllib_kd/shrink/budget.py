@@ -134,7 +134,7 @@ class Budget:
         """End training and validation: from now on, time is for the certificate.
 
         Args:
-            seconds_per_seed: as in `keep_for_certificate()`.
+            seconds_per_seed: as in `keep_for_certificate()`; ∞ if it is not known.
 
         Returns:
             The most episodes of each candidate.

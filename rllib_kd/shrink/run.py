@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -290,7 +291,8 @@ class Run:
         snapshots = self._tournament.snapshots
         if "candidates" not in self.state:
             training_took = round(self._budget.seconds, 1)
-            most = self._budget.begin_certificate(self._games.seconds_per_seed)
+            is_known = self.arena.certifies_where_it_chooses
+            most = self._budget.begin_certificate(self._games.seconds_per_seed if is_known else math.inf)
             places = {id(one): place for place, one in enumerate(snapshots)}
             seen = [self.state["training"]["returns"], self._checks.ravel(), self._tournament.returns]
             self._keep(
@@ -319,7 +321,7 @@ class Run:
             play,
             keep=self.asked.keep,
             alpha=1 - self.asked.confidence,
-            max_episodes=self.state["most_episodes"],
+            max_episodes=self.state.get("most_episodes", self.asked.episodes),  # older versions always had the latter
             bounds=self.asked.bounds,
             new_test=self.arena.new_test,
             seen=np.array(self.state["seen"]),

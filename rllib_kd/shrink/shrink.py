@@ -18,6 +18,7 @@ from rllib_kd.algorithm.settings import validate
 from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.certificates.evidence import as_range
 from rllib_kd.certificates.fresh import check_fresh
+from rllib_kd.certificates.games import EPISODES_OF_A_SEED
 from rllib_kd.certificates.held_out import check_without_environment, hold_out_of
 from rllib_kd.environments.making import close, env_maker
 from rllib_kd.environments.own import settled, short_name
@@ -84,8 +85,8 @@ class Shrink:
             teacher with convolutions.
         trees: whether decision trees of 4 to 64 leaves are tried beside the default sizes (docs/pages/trees.md).
         restarts: copies of each size, ≥ 1; None: 8, or 1 for images.
-        episodes: most certificate episodes of each candidate, ≥ 100; None: 5,000, or with `minutes` as many as take a
-            twentieth of the time, at most 20,000, if that is more.
+        episodes: most certificate episodes of each candidate, 100 to 100,000; None: 5,000, or with `minutes` as many as
+            take a twentieth of the time, at most 20,000, if that is more.
         bounds: lowest and highest undiscounted return that an episode can have, if you know them; see
             docs/pages/certificates.md. None without an environment.
         minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors;
@@ -143,6 +144,11 @@ class Shrink:
             if not is_integer(value, low):
                 raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
             setattr(self, name, int(value))
+        if self.episodes is not None and self.episodes > EPISODES_OF_A_SEED:
+            raise ValueError(
+                f"episodes must be at most {EPISODES_OF_A_SEED:,}, got {self.episodes:,}: the next ones are those of "
+                "the next seed."
+            )
         if self.bounds is not None:
             as_range(self.bounds)
         if self.sizes is not None and self.trees:

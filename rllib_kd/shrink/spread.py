@@ -173,7 +173,8 @@ class Crew:
         self._groups = [self._resources(teacher, task, part) for part in parts]
         self._deaths = [0] * len(self.parts)
         self._saved: tuple[Path, list[float]] | None = None
-        self._preferred: tuple[list[str], list[str]] = [], []  # sizes that act more often, and copies that rest
+        #: Sizes that act more often, and copies that rest; None before training.
+        self._preferred: tuple[list[str], list[str]] | None = None
         self._actors = [self._started(place) for place in range(len(self.parts))]
 
     @staticmethod
@@ -216,8 +217,10 @@ class Crew:
             ) from error
         logger.warning("%s has died with its process, and starts again from its last save.", which)
         self._actors[place] = self._started(place)
-        if self._saved is not None and (file := self._saved[0] / file_of(place)).exists():  # not after training
+        file = None if self._saved is None else self._saved[0] / file_of(place)
+        if self._saved is not None and file is not None and file.exists():  # not after training
             self.begin(place, "restore", file.read_bytes(), self._saved[1])
+        if self._preferred is not None and (file is None or file.exists()):
             self.begin(place, "prefer", *self._preferred)
 
     def prefer(self, sizes: Sequence[str], resting: Sequence[str]) -> None:

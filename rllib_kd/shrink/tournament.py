@@ -27,6 +27,8 @@ _NUM_SECOND = 2
 #: From this round on, the better half of each size's copies play, by their best snapshots so far, and at least this
 #: many.
 _FIRST_OF_HALF, _LEAST_COPIES = 1, 3
+#: Before that they play on, up to so many episodes each, while this share of the races' limit is enough.
+_MOST_BEFORE_HALF, _SHARE_BEFORE_HALF = 32, 0.5
 #: How many snapshots of a size play once more at the end.
 _NUM_LAST = 2
 #: A size plays in a round if its best return ratio so far is at least `keep` minus this, in the order of the rounds.
@@ -131,6 +133,8 @@ class Tournament:
         left = {name: module for name, module in left.items() if self._is_new(name, module)}
         seen = self._look_again(number, left, env_steps)
         self._look(self.playing(number), left, env_steps, seen)
+        if limit is not None and number < _FIRST_OF_HALF and len(self._copies_left(number + 1, list(left))) < len(left):
+            self._look_longer(limit)
         while self._race(self.playing(number + 1), limit):
             pass
 
@@ -186,16 +190,21 @@ class Tournament:
         now = [*seen, *new]
         self._let_play([one for size in playing for one in self._best_of(size, now, _NUM_SECOND)], self._looks.second)
 
+    def _look_longer(self, limit: RaceLimit) -> None:
+        """Let all copies play on, where episodes cost little: by what they play, the worse half of them is left out."""
+        few = self._looks.first
+        while min(len(one.returns) for one in self.snapshots) + few <= _MOST_BEFORE_HALF:
+            if self._raced + few * len(self.snapshots) * self._episode(limit) > _SHARE_BEFORE_HALF * limit.most:
+                return
+            self._let_race(self.snapshots, few, limit)
+
     def playing(self, number: int) -> list[str]:
         """Return the sizes that play in a round: neither far too bad so far, nor larger than what is needed."""
-        able = self._able(number)
-        enough = next((i for i, size in enumerate(able) if self.is_promising(self.best(size))), len(able))
+        slack = _SLACK[min(number, len(_SLACK) - 1)]
+        best = {size: self.best(size) for size in self.sizes}
+        able = [size for size in self.sizes if best[size] is None or self.ratio(best[size]) >= self._keep - slack]
+        enough = next((i for i, size in enumerate(able) if self.is_promising(best[size])), len(able))
         return able[: enough + 1 + _NUM_LARGER]
-
-    def _able(self, number: int) -> list[str]:
-        """Return the sizes that are not far too bad so far, in a round."""
-        slack, best = _SLACK[min(number, len(_SLACK) - 1)], {size: self.best(size) for size in self.sizes}
-        return [size for size in self.sizes if best[size] is None or self.ratio(best[size]) >= self._keep - slack]
 
     def preferred(self, number: int) -> list[str]:
         """Return the sizes that act more often on the way to a round.
@@ -217,16 +226,14 @@ class Tournament:
     def resting(self, number: int, copies: Sequence[str]) -> list[str]:
         """Return the copies that neither learn nor act on the way to a round, so that the others learn faster.
 
-        They are those that will not play; all of sizes that are larger than what is needed, if one is known to be good
-        enough; and, once the smallest sizes have had time to learn, all of those that are far too
-        bad.
+        They are those that will not play, and all of sizes that are larger than what is needed, if one is known to be
+        good enough, and is likely to be certified.
         """
-        enough = next((i for i, size in enumerate(self.sizes) if self._is_good(size)), len(self.sizes))
-        needed = set(self.sizes[: enough + 1 + _NUM_LARGER])
-        if number > _FIRST_FINAL:
-            needed &= set(self._able(number))
+        is_enough = (self._is_good(size) and self.is_promising(self.best(size)) for size in self.sizes)
+        enough = next((i for i, found in enumerate(is_enough) if found), len(self.sizes))
+        needed = self.sizes[: enough + 1 + _NUM_LARGER]
         left = [name for name in self._copies_left(number, copies) if student_of(name) in needed]
-        return [name for name in copies if name not in left] if left else []
+        return [name for name in copies if name not in left]
 
     def is_settled(self, number: int) -> bool:
         """Return whether the smallest size that is left is good enough, also in further episodes: training may end.
@@ -389,10 +396,17 @@ class Tournament:
         """Let those that race play; return whether there are any."""
         racing = [] if limit is None else self._racing(playing, limit)
         if limit is not None and racing:
-            before = self._spent[limit.unit]
-            self._let_play(racing, self._looks.last)
-            self._raced += self._spent[limit.unit] - before
+            self._let_race(racing, self._looks.last, limit)
         return bool(racing)
+
+    def _let_race(self, snapshots: Sequence[Snapshot], num_episodes: int, limit: RaceLimit) -> None:
+        before = self._spent[limit.unit]
+        self._let_play(snapshots, num_episodes)
+        self._raced += self._spent[limit.unit] - before
+
+    def _episode(self, limit: RaceLimit) -> float:
+        """Return what an episode of a snapshot takes, in the unit of a limit."""
+        return self._spent[limit.unit] / max(self._spent["episodes"], 1)
 
     def _racing(self, playing: Sequence[str], limit: RaceLimit) -> list[Snapshot]:
         """Return the snapshots that race now: as many as the limit admits, of each size those that may be its best.
@@ -402,7 +416,7 @@ class Tournament:
         sizes = dict.fromkeys([*playing, *(one.size for one in self.candidates())])
         by_rank = zip_longest(*map(self._unsettled, sizes))
         rivals = [one for rank in by_rank for one in rank if one is not None]
-        each = self._looks.last * self._spent[limit.unit] / max(self._spent["episodes"], 1)
+        each = self._looks.last * self._episode(limit)
         if not each:  # nothing has played, or in no time
             return rivals
         admitted = int((limit.most - self._raced) / each) - len(self._played)  # teacher and random policy play, too

@@ -228,6 +228,8 @@ def test_resting_students_neither_learn_nor_act_and_after_a_restore_neither(cart
     algo, again = build(config), build(config)
     with pytest.raises(ValueError, match="There is no student 's5'"):
         algo.rest_copies(["s5"])
+    with pytest.raises(ValueError, match="Expected a list of names, got 's4'"):
+        algo.rest_copies("s4")
     with pytest.raises(ValueError, match="All of the family would rest"):
         algo.rest_copies(list(WIDTHS))
     algo.train()

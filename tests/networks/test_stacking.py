@@ -158,6 +158,18 @@ def test_preferred_students_act_four_times_as_often_as_others(num_copies):
     assert counts.tolist() == [30] * 5
 
 
+def test_turns_of_older_states_have_all_copies():
+    """They are of a version in which none rested."""
+    turns = FamilyTurns(2, 3, num_copies=4, seed=0)
+    state = {name: value for name, value in vars(turns).items() if name not in ("_awake", "_resting")}
+    again = FamilyTurns.__new__(FamilyTurns)
+    again.__setstate__(state)
+    for _ in range(50):
+        again.step(np.ones(3), np.full(3, True))
+        turns.step(np.ones(3), np.full(3, True))
+        assert again.acting.tolist() == turns.acting.tolist()
+
+
 def test_of_copies_the_better_ones_act_more_often():
     """Two students with eight copies each, whose returns are their numbers; episodes of three steps."""
     turns = FamilyTurns(2, 3, num_copies=8, seed=0)

@@ -129,6 +129,7 @@ def test_with_env_steps_equal_runs_are_saved_at_the_same_places():
         (None, {"minutes": 10.0}, 0.004, 7_500),
         (None, {"minutes": 30.0}, 0.004, 20_000),
         (300, {"minutes": 30.0}, 0.004, 300),
+        (None, {"minutes": 30.0}, math.inf, 5_000),  # not known
         (None, {"env_steps": 1_000}, 0.004, 5_000),  # equal runs have equal certificates
     ],
 )

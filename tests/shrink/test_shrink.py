@@ -80,6 +80,7 @@ def test_wrong_use(refused, name, tmp_path):
         ({"minutes": True}, "minutes must be a number, got True"),
         ({"seed": None}, "seed must be an integer of at least 0, got None"),
         ({"episodes": 99}, "episodes must be an integer of at least 100, got 99"),
+        ({"episodes": 100_001}, "episodes must be at most 100,000, got 100,001"),
         ({"bounds": 5}, "bounds must be two finite returns, the lowest first, got 5"),
         ({"bounds": ("low", "high")}, "bounds must be two finite returns"),
         ({"sizes": ["linear"]}, r"sizes must be a dict such as {'small': .*got \['linear'\]"),

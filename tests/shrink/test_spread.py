@@ -184,11 +184,13 @@ def test_a_part_that_dies_trains_on_from_its_last_save_to_the_same_end(monkeypat
 
 
 def test_a_part_that_dies_without_a_save_begins_again(monkeypatch):
-    crew, actors = crew_of(monkeypatch, 2, dying(3))
+    crew, actors = crew_of(monkeypatch, 2, dying(5))
     trainer = SpreadTrainer(crew)
+    trainer.prefer(["linear"], resting=[])
     trainer.train(lambda env_steps: env_steps >= 250, lambda: None)
     assert trainer.env_steps == 300 + 303
     assert len(actors) == 3
+    assert all(actor.preferred == (["linear"], []) for actor in crew._actors)
 
 
 def test_a_part_that_always_dies_ends_the_run(monkeypatch):

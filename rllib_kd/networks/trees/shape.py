@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,8 +106,6 @@ def _names(names: Any, where: str) -> tuple[str, ...]:
     is_list = isinstance(names, Sequence) and not isinstance(names, str)
     if not is_list or not all(isinstance(name, str) and name and name.isprintable() for name in names):
         raise ValueError(f"`names` of `{where}` must be a list of a name for each entry, in one line, got {names!r}.")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"`names` of `{where}` has {twice[0]!r} twice. Give each entry a name of its own.")
     return tuple(names)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,8 +13,10 @@ from rllib_kd.networks.trees.features import Feature, Features
 
 
 def names_of_entries(names: Sequence[str], num_inputs: int) -> list[str]:
-    """Return a name of each entry of an observation: those that the user gives, or "x[0]", "x[1]", ..."""
-    return list(names) if names else [f"x[{index}]" for index in range(num_inputs)]
+    """Return the names of the observation's entries, with their numbers where two have one name; or x[0], x[1], ..."""
+    counts = Counter(names)
+    numbered = [name if counts[name] == 1 else f"{name}[{index}]" for index, name in enumerate(names)]
+    return numbered or [f"x[{index}]" for index in range(num_inputs)]
 
 
 def short(number: float) -> str:

@@ -111,7 +111,6 @@ def test_trees_and_networks_of_a_family_act_together():
         ({"oblique": ["quotients"]}, "differences, sums, products"),
         ({"weighting": "loss"}, "gap, regret, uniform"),
         *[({"names": names}, "a list of a name for each entry") for names in ("xyz", 4, 0, True, {"x": 1})],
-        ({"names": ["x", "y", "x"]}, "has 'x' twice"),
         ({"names": ["speed\nelse:", "x"]}, "in one line"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 
 from rllib_kd.networks.trees.arrays import Tree
 from rllib_kd.networks.trees.features import Features
-from rllib_kd.students.trees.rules import rules
+from rllib_kd.students.trees.rules import names_of_entries, rules
 
 TREE = Tree([0, 3], [0.1, -2.0], [1, 2], [4, 3], [[0.0, 1.0], [1.0, 0.0], [0.0, 2.0]], num_features=4)
 
@@ -34,3 +34,8 @@ def test_a_tree_may_be_deeper_than_python_calls():
     lines = rules(tree, Features(3)).splitlines()
     assert len(lines) == 3 * 1_200 + 1
     assert lines[-1] == f"{1_200 * '    '}action 0"
+
+
+def test_entries_with_one_name_have_numbers():
+    assert names_of_entries(["a", "b", "a"], 3) == ["a[0]", "b", "a[2]"]
+    assert names_of_entries((), 2) == ["x[0]", "x[1]"]

@@ -384,7 +384,7 @@ def test_trees_are_drawn_with_their_rules_shares_and_regrets(tmp_path):
     text = write_report(students, tmp_path).read_text()
     shown = Page(text)
     assert shown.text.count("speed ≤ 0.1235") == 2
-    assert "if speed <= 0.123456:\n    action 0" in shown.text
+    assert "<pre>if speed &lt;= 0.123456:\n    action 0</pre>" in text
     assert "33.3 %, regret 0.25" in shown.text
     assert "tree: 3 leaves, depth 2" in shown.text
     assert 'aria-label="Tree of stump"' in text

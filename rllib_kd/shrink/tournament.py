@@ -429,7 +429,7 @@ class Tournament:
         known if two standard errors are no more than what a student may lose.
         """
         best = self.best(size)
-        if best is None or self._bound(best, errors=2.0) < self._keep or self._is_good(size, errors=2.0):
+        if best is None or self._bound(best, errors=2.0) < self._keep or self._is_good(size):
             return []
         own = [one for one in self.snapshots if one.size == size and one.returns and not self._is_known(one)]
         return sorted((one for one in own if self._bound(one) >= self.ratio(best)), key=self._bound, reverse=True)
@@ -438,10 +438,10 @@ class Tournament:
         """Return whether two standard errors of a return ratio are no more than what a student may lose."""
         return 2 * self._standard_error(snapshot) <= max(1 - self._keep, _LEAST_DIFFERENCE)
 
-    def _is_good(self, size: str, errors: float = 1.0) -> bool:
-        """Return whether a size is known to be good enough, by so many standard errors."""
+    def _is_good(self, size: str) -> bool:
+        """Return whether a size is known to be good enough, by two standard errors: the best of many is often lucky."""
         best = self.best(size)
-        return best is not None and self._is_known(best) and self._bound(best, errors=-errors) >= self._keep
+        return best is not None and self._is_known(best) and self._bound(best, errors=-2.0) >= self._keep
 
     def _bound(self, snapshot: Snapshot | None, errors: float = 1.0) -> float:
         """Return what is so many standard errors above the return ratio; ∞ if nothing is known."""

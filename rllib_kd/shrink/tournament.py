@@ -261,9 +261,9 @@ class Tournament:
     ) -> None:
         """Let the best snapshots of each size that is left play further episodes, and larger ones if these fail.
 
-        Larger sizes do not play in a round while a smaller one seems to be enough, but they go on learning. If the
-        smaller one is not enough after all, they play as they are now. At the end those race that may be candidates:
-        of many snapshots with few noisy episodes, the best one is mostly the luckiest.
+        Larger sizes do not play in a round while a smaller one seems to be enough. If it is not enough after all, they
+        play as they are now, unless they have rested. At the end those race that may be candidates: of many snapshots
+        with few noisy episodes, the best one is mostly the luckiest.
 
         Args:
             number: number of the last round.

@@ -346,7 +346,8 @@ class DistillDQN(CheckpointedDQN):
         Raises:
             ValueError: there is no such student.
         """
-        self._sampling.preferred = _places(names, list(self.config.students))
+        students = list(self.config.students)
+        self._sampling.preferred = [students.index(name) for name in _in_order(names, students)]
 
     def rest_copies(self, names: Sequence[str]) -> None:
         """Let some copies of a family rest from now on, and the others learn faster; () lets all of them learn.
@@ -360,10 +361,10 @@ class DistillDQN(CheckpointedDQN):
             ValueError: there is no such copy, or no other one.
         """
         family = list(self.config.members)
-        places = _places(names, family)
-        if places and len(places) == len(family):
+        resting = _in_order(names, family)
+        if resting and resting == family:
             raise ValueError("All of the family would rest. Leave one out.")
-        self._sampling.rest([family[place] for place in places])
+        self._sampling.rest(resting)
 
     @property
     def num_env_steps(self) -> int:
@@ -380,13 +381,13 @@ class DistillDQN(CheckpointedDQN):
         return super().__repr__() if self.config is not None else type(self).__name__
 
 
-def _places(names: Sequence[str], family: Sequence[str]) -> list[int]:
-    """Return the places of students or copies in their family."""
+def _in_order(names: Sequence[str], family: Sequence[str]) -> list[str]:
+    """Return names of students or copies in the order of their family, each once."""
     if isinstance(names, str):
         raise ValueError(f"Expected a list of names, got {names!r}. Write [{names!r}].")
     if unknown := [name for name in names if name not in family]:
         raise ValueError(f"There is no student {unknown[0]!r}. The family has {', '.join(family) or 'none'}.")
-    return sorted(map(family.index, set(names)))
+    return [name for name in family if name in names]
 
 
 register_trainable("DistillDQN", DistillDQN)

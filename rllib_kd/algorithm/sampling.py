@@ -177,8 +177,8 @@ class Sampling:
 
     def _request(self, env_steps: int) -> dict[str, Any]:
         config = self._config
-        members = list(config.members)
-        turns = {"preferred": self.preferred, "resting": [members.index(name) for name in self.resting]}
+        resting = [place for place, name in enumerate(config.members) if name in self.resting] if self.resting else []
+        turns = {"preferred": self.preferred, "resting": resting}
         return {
             **{name: students for name, students in turns.items() if students},
             "teacher_fraction": config.teacher_fraction_at(env_steps),

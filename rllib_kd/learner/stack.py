@@ -191,9 +191,7 @@ class _Stack(StackedMLPs):
         if of_stack is not None or of_student is None:
             return [] if of_stack is None else list(of_stack["state"]["state"].values())
         states = of_student["state"]["state"].values()
-        packed = {
-            key: self.pack([[torch.as_tensor(state[key]) for state in states]]) for key in ("exp_avg", "exp_avg_sq")
-        }
+        packed = {key: self.pack([[torch.as_tensor(state[key]) for state in states]]) for key in _MOMENTS}
         return [
             {**state, **{key: tensors[place] for key, tensors in packed.items()}} for place, state in enumerate(states)
         ]

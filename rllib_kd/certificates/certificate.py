@@ -22,8 +22,10 @@ MARGIN = 0.25
 #: A return counts as within stated bounds if it is beyond them by this share of the larger one: 40 rewards of -0.1 sum
 #: up to less than -4, and more so if they are 32-bit floats.
 _ROUNDING = 1e-6
-#: A student is not given up by a projection from fewer episodes.
+#: A student is not given up by a projection from fewer episodes, or from a smaller share of its budget: a look at a few
+#: episodes is often unlucky, and giving up then saves little.
 MIN_EPISODES_TO_GIVE_UP = 30
+SHARE_TO_GIVE_UP = 0.03
 #: The return ratios among which an interval is searched, and the steps of the bisection (each halves the error).
 _RATIOS, _STEPS = (-1.0, 2.0), 16
 
@@ -340,7 +342,7 @@ class RatioTest:
     def _hopeless_because(self) -> str | None:
         if self._is_below(self.keep):
             return f"its {self.measured.name} is below {self.keep:g}"
-        if self.num_episodes < MIN_EPISODES_TO_GIVE_UP:
+        if self.num_episodes < max(MIN_EPISODES_TO_GIVE_UP, SHARE_TO_GIVE_UP * (self.max_episodes or 0)):
             return None
         gaps = self._returns[1] - self._returns[2]
         if gaps.mean() + 2 * _standard_error(gaps) <= 0:

@@ -130,20 +130,17 @@ class Budget:
             return RaceLimit("seconds", share * _RACE_SHARE * self._seconds)
         return RaceLimit("env_steps", env_steps)
 
-    def begin_certificate(self, seconds_per_seed: float) -> int:
+    def begin_certificate(self) -> int:
         """End training and validation: from now on, time is for the certificate.
 
-        Args:
-            seconds_per_seed: as in `keep_for_certificate()`; ∞ if it is not known.
-
         Returns:
-            The most episodes of each candidate.
+            The most episodes of each candidate: more than usual, if `keep_for_certificate()` was told that they fit.
         """
         least = min(_LEAST_SHARE, self._needed_share)
         self._end = max(self._seconds, self.seconds + least * self._seconds)
         if self.is_by_time and self._may_have_more:
-            in_time = _SMALLEST_SHARE * self._seconds / (NUM_TESTED * max(seconds_per_seed, 1e-9))
-            self._max_episodes = int(min(max(in_time, self._max_episodes), _MOST_EPISODES))
+            as_many_times = max(1.0, _SMALLEST_SHARE / max(self._needed_share, 1e-9))
+            self._max_episodes = min(round(as_many_times * self._max_episodes), _MOST_EPISODES)
         return self._max_episodes
 
     def episodes_left(self, num_candidates: int, seconds_per_seed: float, *, least: float = 0.0) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -291,8 +290,8 @@ class Run:
         snapshots = self._tournament.snapshots
         if "candidates" not in self.state:
             training_took = round(self._budget.seconds, 1)
-            is_known = self.arena.certifies_where_it_chooses
-            most = self._budget.begin_certificate(self._games.seconds_per_seed if is_known else math.inf)
+            self._keep_time()
+            most = self._budget.begin_certificate()
             places = {id(one): place for place, one in enumerate(snapshots)}
             seen = [self.state["training"]["returns"], self._checks.ravel(), self._tournament.returns]
             self._keep(

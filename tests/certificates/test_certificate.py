@@ -141,6 +141,14 @@ def test_a_student_beyond_the_budget_is_given_up():
     assert "budget of 110" in limited.certificate().reason
 
 
+def test_a_student_with_a_large_budget_is_not_given_up_by_a_few_unlucky_episodes():
+    """50 of 5,000 episodes with 0.87 ± 0.04, two standard errors below `keep`: it was given up in a real run."""
+    unlucky = noisy(50, 0.87)
+    assert fed(**unlucky, max_episodes=1_000).is_hopeless
+    assert not fed(**unlucky, max_episodes=5_000).is_hopeless
+    assert fed(**noisy(150, 0.87), max_episodes=5_000).is_hopeless
+
+
 def test_the_projection_is_exact_without_noise():
     needed = constant(40).episodes_needed()
     assert needed > 50

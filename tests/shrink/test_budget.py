@@ -26,7 +26,7 @@ def test_minutes():
     assert budget.episodes_left(2, 0.1) == budget.episodes_left(3, 0.1) == pytest.approx(566.5 / 2 / 0.1)
     assert budget.max_episodes(0.1) == 2_700
     assert budget.max_episodes(0.001) == 5_000
-    budget.begin_certificate(0.1)
+    budget.begin_certificate()
     assert budget.left() == " · 566 s left"
     clock.now += 1_000.0
     assert budget.episodes_left(1, 0.1) == 0.0
@@ -46,7 +46,7 @@ def test_the_certificate_has_a_quarter_of_the_time_also_if_it_begins_late():
     clock = Clock()
     budget = Budget(minutes=10.0, env_steps=None, max_episodes=5_000, clock=clock)
     clock.now += 590.0
-    budget.begin_certificate(0.1)
+    budget.begin_certificate()
     assert budget.left() == " · 150 s left"
     clock.now += 150.0
     assert budget.episodes_left(1, 0.1) == 0.0
@@ -65,7 +65,7 @@ def test_cheap_episodes_leave_more_time_for_training(seconds_per_seed, training,
     clock.now += 2
     assert budget.training_is_over(1.0, 1)
     clock.now += 600
-    budget.begin_certificate(0.1)
+    budget.begin_certificate()
     assert budget.end - budget.seconds == pytest.approx(600 * certificate)
 
 
@@ -129,11 +129,13 @@ def test_with_env_steps_equal_runs_are_saved_at_the_same_places():
         (None, {"minutes": 10.0}, 0.004, 7_500),
         (None, {"minutes": 30.0}, 0.004, 20_000),
         (300, {"minutes": 30.0}, 0.004, 300),
-        (None, {"minutes": 30.0}, math.inf, 5_000),  # not known
+        (None, {"minutes": 30.0}, None, 5_000),  # not known
         (None, {"env_steps": 1_000}, 0.004, 5_000),  # equal runs have equal certificates
     ],
 )
 def test_a_certificate_has_as_many_episodes_as_the_time_that_is_kept_for_it(asked, limit, seconds_per_seed, expected):
     budget = Budget(**{"minutes": None, "env_steps": None, **limit}, max_episodes=asked, clock=Clock())
-    assert budget.max_episodes(seconds_per_seed) <= 5_000
-    assert budget.begin_certificate(seconds_per_seed) == expected
+    if seconds_per_seed is not None:
+        budget.keep_for_certificate(seconds_per_seed)
+        assert budget.max_episodes(seconds_per_seed) <= 5_000
+    assert budget.begin_certificate() == expected

@@ -23,6 +23,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
 from rllib_kd import _rllib
+from rllib_kd.allocator import keep_freed_memory
 from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
 from rllib_kd.env_runner.column_sampler import ExplainsFailures, fixed_seed, log_dropped, set_state_and_sample
 from rllib_kd.env_runner.fragment import as_rewards, count_not_finite, is_usable
@@ -94,6 +95,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
     NOT_SAVED: ClassVar = frozenset({"_teachers"})
 
     def __init__(self, **kwargs: Any):
+        keep_freed_memory()
         super().__init__(**kwargs)
         self._teachers: dict[str, Teacher] = {}
         self._gaps: dict[str, ActionGaps] = defaultdict(ActionGaps)  # by module

@@ -27,6 +27,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ENV_STEP_TIMER, SAMPLE_TIMER
 
 from rllib_kd import _rllib
+from rllib_kd.allocator import keep_freed_memory
 from rllib_kd.checkpoints.connectors import stages_of
 from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
 from rllib_kd.env_runner.column_sampler import (
@@ -110,6 +111,7 @@ class DistillEnvRunner(RecordingEnvRunner):
     )
 
     def __init__(self, **kwargs: Any):
+        keep_freed_memory()
         self.module: Any = None
         self._plain: PlainMLP | None = None
         self._turns: Any = None  # of a family's students

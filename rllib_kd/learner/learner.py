@@ -29,6 +29,7 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
+from rllib_kd.allocator import keep_freed_memory
 from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.objective import Loss, Objective
 from rllib_kd.learner.optimizer_step import take_step, target_updates
@@ -65,6 +66,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     @override(DQNTorchLearner)
     def build(self) -> None:
+        keep_freed_memory()
         #: By module ID in multi-agent settings; otherwise one.
         self.groups: dict[str, StudentGroup] = {}
         super().build()

@@ -139,36 +139,50 @@ def kl_to_target(
     regret_coeff: float | Tensor | None = None,
 ) -> Tensor:
     """Return what `policy_kl()` does."""
-    cost = None if regret_coeff is None else regret_coeff * target.regret
-    return _ForwardKL.apply(student_q, target.policy, target.log_policy, target.illegal, cost, student_temperature)
+    axis, parts = -1, [student_q, *target, regret_coeff]
+    if student_q.ndim > 2:  # a softmax over a short last axis takes up to ten times as long as over a first one
+        axis, parts = 0, [_actions_first(part, student_q.ndim) if isinstance(part, Tensor) else part for part in parts]
+    logits, policy, log_policy, illegal, regret, coeff = parts
+    cost = None if coeff is None else coeff * regret
+    return _ForwardKL.apply(logits, policy, log_policy, illegal, cost, student_temperature, axis)
+
+
+def _actions_first(values: Tensor, num_axes: int) -> Tensor:
+    """Return `[A, ..., B]` with so many axes, of values `[..., B, A]` that may have fewer."""
+    first = values.movedim(-1, 0).contiguous()
+    return first.view(len(first), *(1,) * (num_axes - first.ndim), *first.shape[1:])
 
 
 class _ForwardKL(torch.autograd.Function):
-    """Forward KL plus expected cost `[..., B]`. Autograd would need several times as many operations."""
+    """Forward KL plus expected cost `[..., B]`. Autograd would need several times as many operations.
+
+    `axis` is that of the actions, 0 or -1.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        student_q: Tensor,
+        logits: Tensor,
         teacher: Tensor,
         log_teacher: Tensor,
         illegal: Tensor,
         cost: Tensor | None,
         student_temperature: float,
+        axis: int,
     ) -> Tensor:
-        log_student = F.log_softmax(student_q.masked_fill(illegal, -_HUGE) / student_temperature, dim=-1)
+        log_student = F.log_softmax(logits.masked_fill(illegal, -_HUGE) / student_temperature, dim=axis)
         student = log_student.exp()
-        kl = (teacher * (log_teacher - log_student)).sum(-1)
-        ctx.student_temperature = student_temperature
+        kl = (teacher * (log_teacher - log_student)).sum(axis)
+        ctx.student_temperature, ctx.axis = student_temperature, axis
         if cost is None:
             ctx.save_for_backward(student, teacher)
             return kl
-        expected_cost = (student * cost).sum(-1, keepdim=True)
+        expected_cost = (student * cost).sum(axis, keepdim=True)
         ctx.save_for_backward(student, teacher, cost, expected_cost)
-        return kl.add_(expected_cost.squeeze(-1))
+        return kl.add_(expected_cost.squeeze(axis))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         if torch.is_grad_enabled():  # what was saved has no graph, so that it would be wrong silently
             raise RuntimeError("The forward KL has no second derivative here: call backward() without create_graph.")
         student, teacher, *costs = ctx.saved_tensors
@@ -176,7 +190,8 @@ class _ForwardKL(torch.autograd.Function):
         if costs:
             cost, expected_cost = costs
             of_logits.addcmul_(student, cost - expected_cost)
-        return of_logits.mul_(grad.unsqueeze(-1) / ctx.student_temperature), None, None, None, None, None
+        of_logits.mul_(grad.unsqueeze(ctx.axis) / ctx.student_temperature)
+        return of_logits, None, None, None, None, None, None
 
 
 def reverse_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, student_temperature: float = 1.0) -> Tensor:

@@ -1,8 +1,9 @@
 """The allocator of glibc: freed memory is kept for the next arrays of the same size.
 
-A Learner makes the same arrays at each gradient step, and an EnvRunner at each step of its environments. By default,
-glibc gives large ones back to the system when they are freed, which hands the next ones out page by page, filled with
-zeros: a family of 96 small students spent a third of its time so (docs/results/speed.md).
+A Learner makes the same arrays at each gradient step, and a teacher for each batch of images. By default, glibc gives
+large ones back to the system when they are freed, which hands the next ones out page by page, filled with zeros: it
+took a third of the time of a family of 96 small students, and two fifths of that of a student of Atari
+(docs/results/speed.md).
 """
 
 from __future__ import annotations

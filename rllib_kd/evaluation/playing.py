@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from rllib_kd.allocator import keep_freed_memory
 from rllib_kd.environments.making import EnvMaker, checked_call, close, name_in
 from rllib_kd.environments.masked import with_masks_in_infos
 from rllib_kd.environments.returned import unusable_mask
@@ -181,6 +182,7 @@ def play_chunk(
     Raises:
         ValueError: an episode does not end.
     """
+    keep_freed_memory()
     num_envs = envs.num_envs
     legal_actions = LegalActions(envs.single_observation_space, envs.single_action_space)
     obs, infos = checked_call(envs.reset, seed=seeds[:num_envs])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 
+from rllib_kd.allocator import keep_freed_memory
 from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.masks import MASK, features_space
 from rllib_kd.observations.pipeline import (
@@ -47,6 +48,7 @@ class Labeller:
     """
 
     def __init__(self, teacher: Teacher, *, also: Sequence[str] = (), device: str | None = None):
+        keep_freed_memory()
         _check_sees_rows(teacher)
         _check_has(teacher, also)
         self._teacher = teacher if device is None else teacher.to(device)

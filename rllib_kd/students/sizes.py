@@ -60,15 +60,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 #: Settings of the activations of dense layers, and of the widths of these layers.
 DENSE_ACTIVATIONS = {"fcnet_activation": "fcnet_hiddens", "head_fcnet_activation": "head_fcnet_hiddens"}
 
-#: Layers of fewer units than these have more of the return with tanh on some tasks, and as much on others: 4 × 4 units
-#: 1.02 instead of 0.40 on MountainCar, 16 units 0.95 instead of 0.91 on highway-fast (docs/results/studies.md,
-#: "Activations of small students"). With 64 units, relu is as good, and faster.
-_ENOUGH_FOR_RELU = 32
+#: Layers of up to so many units keep more of the return with tanh on some tasks, and as much on others: 4 × 4 units
+#: 1.02 instead of 0.40 on MountainCar, 16 units 0.95 instead of 0.90 on highway-fast (docs/results/studies.md,
+#: "Activations of small students"). With 64 units, relu is as good, and takes less time.
+_MOST_FOR_TANH = 32
 
 
 def activation_for(hiddens: Sequence[int]) -> str:
     """Return "relu", or "tanh" if one of these layers has few units."""
-    return "tanh" if min(hiddens, default=_ENOUGH_FOR_RELU) < _ENOUGH_FOR_RELU else "relu"
+    return "tanh" if hiddens and min(hiddens) <= _MOST_FOR_TANH else "relu"
 
 
 def compress(

@@ -228,6 +228,6 @@ def test_narrow_layers_have_no_relu_unless_it_is_wanted():
 
 
 def test_only_wide_layers_have_relu():
-    assert [activation_for(hiddens) for hiddens in ([], [8], [23], [32], [64, 4])] == [
+    assert [activation_for(hiddens) for hiddens in ([], [8], [32], [33], [64, 4])] == [
         *("relu", "tanh", "tanh", "relu", "tanh")
     ]

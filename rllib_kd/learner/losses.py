@@ -139,12 +139,14 @@ def kl_to_target(
     regret_coeff: float | Tensor | None = None,
 ) -> Tensor:
     """Return what `policy_kl()` does."""
-    axis, parts = -1, [student_q, *target, regret_coeff]
+    logits, coeff, axis = student_q, regret_coeff, -1
     if student_q.ndim > 2:  # a softmax over a short last axis takes up to ten times as long as over a first one
-        axis, parts = 0, [_actions_first(part, student_q.ndim) if isinstance(part, Tensor) else part for part in parts]
-    logits, policy, log_policy, illegal, regret, coeff = parts
-    cost = None if coeff is None else coeff * regret
-    return _ForwardKL.apply(logits, policy, log_policy, illegal, cost, student_temperature, axis)
+        axis, num_axes = 0, student_q.ndim
+        logits = _actions_first(student_q, num_axes)
+        target = PolicyTarget(*(_actions_first(part, num_axes) for part in target))
+        coeff = _actions_first(coeff, num_axes) if isinstance(coeff, Tensor) else coeff
+    cost = None if coeff is None else coeff * target.regret
+    return _ForwardKL.apply(logits, target.policy, target.log_policy, target.illegal, cost, student_temperature, axis)
 
 
 def _actions_first(values: Tensor, num_axes: int) -> Tensor:

@@ -5,7 +5,9 @@
 
 One run for each seed and activation trains all sizes, eight copies of each, as `rllib shrink` does. Then all copies
 play the same episodes, by which nothing was chosen. A row has the return ratios of a size's copies, in the order of the
-copies, and the standard error of one of them. ENV may be one of envpool's.
+copies, the standard error of one of them, and how many units of the first layer are 0 or below before their activation
+in all states of the teacher's episodes, of all copies: with relu, nothing reaches them any more. ENV may be one of
+envpool's.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import ray
+import torch
 
 from rllib_kd import Teacher, load_teacher
 from rllib_kd.certificates.games import Games
@@ -32,6 +35,7 @@ from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.playing import play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import VALIDATION_SEED
+from rllib_kd.networks.stacking import linears_of
 from rllib_kd.shrink.candidates import Size, mlp
 from rllib_kd.shrink.training import Trainer, training_config
 from rllib_kd.students.restarts import by_student
@@ -49,16 +53,14 @@ def rows_of(args: argparse.Namespace, activation: str, seed: int) -> Iterator[di
     trainer.train(lambda: trainer.env_steps >= args.env_steps, lambda: None)
     seconds, env_steps, modules = time.perf_counter() - began, trainer.env_steps, trainer.copies()
     trainer.stop()
+    seeds = range(VALIDATION_SEED + FIRST_EPISODE, VALIDATION_SEED + FIRST_EPISODE + args.episodes)
+    (states,) = play(make_env, GreedyQ(teacher), seeds, views=[teacher.start], chooses=True)[1]
     baseline, random = Games(make_env, teacher, seed).validation_baselines(FIRST_EPISODE, args.episodes)
     scale = baseline.mean() - random.mean()
     players = {name: Teacher(module, source=name) for name, module in modules.items()}
     fitted = dict(zip(players, check_players_fit(make_env, players), strict=True))
-    first = VALIDATION_SEED + FIRST_EPISODE
     for size, names in by_student(modules).items():
-        played = [
-            np.array(play(make_env, GreedyQ(fitted[name]), range(first, first + args.episodes), chooses=True)[0])
-            for name in names
-        ]
+        played = [np.array(play(make_env, GreedyQ(fitted[name]), seeds, chooses=True)[0]) for name in names]
         gains = [(returns - baseline) / scale for returns in played]
         ratios = [1 + float(np.mean(own)) for own in gains]
         yield {
@@ -72,8 +74,16 @@ def rows_of(args: argparse.Namespace, activation: str, seed: int) -> Iterator[di
             "mean": round(float(np.mean(ratios)), 3),
             "best": round(max(ratios), 3),
             "standard_error": round(float(np.mean([np.std(own) for own in gains])) / args.episodes**0.5, 3),
+            "silent_units": sum(silent_units(modules[name], states) for name in names),
             "ratios": " ".join(f"{one:.3f}" for one in ratios),
         }
+
+
+@torch.no_grad()
+def silent_units(module: Any, states: np.ndarray) -> int:
+    """Return how many units of the first layer are 0 or below before their activation in all states."""
+    outputs = linears_of(module)[0](torch.as_tensor(states).flatten(1))
+    return int((outputs.amax(0) <= 0).sum())
 
 
 def _with_activation(size: Size, activation: str) -> Size:

@@ -12,8 +12,9 @@ import numpy as np
 from rllib_kd.certificates.certificate import Certificate, RatioTest
 from rllib_kd.certificates.evidence import spend_alpha
 
-#: Episodes between two looks at the result.
-BATCH = 50
+#: Episodes between two looks at the result: so many, or this share of those played, if that is more. A look takes time
+#: in proportion to all episodes.
+BATCH, _BATCH_SHARE = 50, 0.05
 #: Most episodes of a candidate, by default.
 MAX_EPISODES = 5_000
 #: Plays a candidate: its place, number of the first certificate episode, number of episodes → returns of the student,
@@ -123,7 +124,8 @@ def certify(
                 continue
             # Time makes the budget smaller, so that a candidate that needs more is given up for the next one.
             test.max_episodes = one.max_episodes = int(min(max_episodes, num_played + max(left, BATCH)))
-            new = play(place, num_played, min(BATCH, max_episodes - num_played))
+            batch = int(min(max(BATCH, _BATCH_SHARE * num_played), max(left, BATCH), max_episodes - num_played))
+            new = play(place, num_played, batch)
             certificate = _add(new, test, one)
             save(played)
             report(place, certificate)

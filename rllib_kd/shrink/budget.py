@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 #: Candidates that are tested, at most.
 NUM_TESTED = 3
-#: Certificate episodes of each candidate, if the user sets no number; and at most, where they take so little time that
-#: the smallest share is enough for more.
+#: Certificate episodes of each candidate, if the user sets no number; and with a limit of time, which may allow fewer.
 _EPISODES, _MOST_EPISODES = 5_000, 20_000
 #: Share of the time that is kept for the certificate: what all episodes of so many candidates take, in these limits.
 #: The rest is for training and comparing.
@@ -44,7 +43,8 @@ class Budget:
     Args:
         minutes: limit of the whole run; None: not limited.
         env_steps: env steps of training, if `minutes` is None.
-        max_episodes: most certificate episodes of each candidate; None: 5,000, and more where there is time.
+        max_episodes: most certificate episodes of each candidate; None: 5,000, or 20,000 with a limit of time, for
+            which the time for 5,000 is kept.
         spent: time that the run took before it was interrupted, s.
         end: `end` of the interrupted run; None: its training had not ended.
         clock: returns a time, s.
@@ -134,13 +134,12 @@ class Budget:
         """End training and validation: from now on, time is for the certificate.
 
         Returns:
-            The most episodes of each candidate: more than usual, if `keep_for_certificate()` was told that they fit.
+            The most episodes of each candidate, for which there may be no time.
         """
         least = min(_LEAST_SHARE, self._needed_share)
         self._end = max(self._seconds, self.seconds + least * self._seconds)
         if self.is_by_time and self._may_have_more:
-            as_many_times = max(1.0, _SMALLEST_SHARE / max(self._needed_share, 1e-9))
-            self._max_episodes = min(round(as_many_times * self._max_episodes), _MOST_EPISODES)
+            self._max_episodes = _MOST_EPISODES
         return self._max_episodes
 
     def episodes_left(self, num_candidates: int, seconds_per_seed: float, *, least: float = 0.0) -> float:

@@ -14,8 +14,7 @@ from rllib_kd.observations.spaces import has_images, input_space
 from rllib_kd.students.sizes import activation_for
 from rllib_kd.teachers.base import Teacher
 
-#: Hidden layers of students of vectors. Plain MLPs of one depth and activation learn side by side, padded to the widest
-#: of them, so that the small ones have an activation of their own.
+#: Hidden layers of students of vectors. Plain MLPs of one depth and activation learn side by side, padded to one width.
 _TINY = ((), (2,), (4,), (2, 2), (4, 4), (8,))
 _SMALL = ((11,), (16,), (23,), (32,), (45,), (64,))  # each is 1.4 times as wide as the one before
 _TREES = (4, 8, 16, 32, 64)  # leaves

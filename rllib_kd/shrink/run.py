@@ -290,7 +290,6 @@ class Run:
         snapshots = self._tournament.snapshots
         if "candidates" not in self.state:
             training_took = round(self._budget.seconds, 1)
-            self._keep_time()
             most = self._budget.begin_certificate()
             places = {id(one): place for place, one in enumerate(snapshots)}
             seen = [self.state["training"]["returns"], self._checks.ravel(), self._tournament.returns]

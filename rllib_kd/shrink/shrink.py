@@ -85,8 +85,8 @@ class Shrink:
             teacher with convolutions.
         trees: whether decision trees of 4 to 64 leaves are tried beside the default sizes (docs/pages/trees.md).
         restarts: copies of each size, ≥ 1; None: 8, or 1 for images.
-        episodes: most certificate episodes of each candidate, 100 to 100,000; None: 5,000, or with `minutes` as many as
-            take a twentieth of the time, at most 20,000, if that is more.
+        episodes: most certificate episodes of each candidate, 100 to 100,000; None: 5,000, or with `minutes` as many
+            as there is time for, at most 20,000.
         bounds: lowest and highest undiscounted return that an episode can have, if you know them; see
             docs/pages/certificates.md. None without an environment.
         minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors;

@@ -1,5 +1,6 @@
 """The order of the tests, their shares of alpha, and when they end."""
 
+import itertools
 import json
 from dataclasses import asdict
 from itertools import count
@@ -52,6 +53,16 @@ def test_all_candidates_play_the_same_episodes_in_order():
     for place in (0, 1):
         spans = [(first, count) for at, first, count in play.played if at == place]
         assert [first for first, _ in spans] == [50 * i for i in range(len(spans))]
+
+
+def test_batches_grow_with_the_episodes():
+    """A look takes time in proportion to all of them."""
+    play = Episodes(0.975, noise=100.0)
+    run(play, max_episodes=20_000)
+    spans = [(first, count) for _, first, count in play.played]
+    assert spans[-1][0] > 2_000
+    assert all(count == max(50, first // 20) for first, count in spans)
+    assert all(first + count == after for (first, count), (after, _) in itertools.pairwise(spans))
 
 
 def test_returns_of_earlier_tests_widen_the_range_of_later_ones():

@@ -13,20 +13,23 @@ import os
 import platform
 from functools import cache
 
-#: Parameters of `mallopt()` (malloc.h), and their values, bytes: free memory at the end of the heap is given back from
-#: the first on, and arrays are never on the heap from the second on. 32 MiB is the largest that glibc accepts.
+#: Parameters of `mallopt()` (malloc.h), and their values, bytes. Free memory at the end of a heap is given back beyond the
+#: trim threshold. Arrays above the mmap threshold are never on a heap; 32 MiB is the largest that glibc accepts.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = (-1, 128 * 2**20), (-3, 32 * 2**20)
 #: With one of these, the user has chosen.
-_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Keep up to 128 MiB of freed memory in this process; return whether the allocator is glibc's, and obeys.
+    """Keep up to 128 MiB of freed memory at the end of each heap of this process; return whether glibc does.
 
-    Nothing changes with another C library, nor if an environment variable of glibc sets it.
+    Nothing changes with another C library, nor if environment variables of glibc set its allocator.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _VARIABLES):
+    is_chosen = any(name in os.environ for name in _VARIABLES) or "glibc.malloc." in os.environ.get(
+        "GLIBC_TUNABLES", ""
+    )
+    if is_chosen or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(parameter, value) for parameter, value in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))

@@ -277,7 +277,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
             td_coeff: weight of RLlib's TD loss; ≥ 0, a number or a schedule over env steps. 0 (default): distillation
                 alone.
             compression: size of the student, parameters / teacher's parameters, in (0, 1]: the teacher's architecture
-                with narrower layers; those of an MLP that have up to 32 units get tanh instead of relu, unless
+                with narrower layers; an MLP with a layer of up to 32 units gets tanh instead of relu, unless
                 `fcnet_activation` is set. None (default): 0.04, unless `student` or `rl_module(model_config=...)` sets
                 the shape.
             student: preset shape of the student: "linear", or one of the networks for 84 × 84 images of Rusu et al.

@@ -22,7 +22,7 @@ MARGIN = 0.25
 #: A return counts as within stated bounds if it is beyond them by this share of the larger one: 40 rewards of -0.1 sum
 #: up to less than -4, and more so if they are 32-bit floats.
 _ROUNDING = 1e-6
-#: A student is not given up by a projection from fewer episodes, or from a smaller share of its budget: a look at a few
+#: Nobody is given up by a mean of fewer episodes, nor by a projection from a smaller share of the budget: a look at a few
 #: episodes is often unlucky, and giving up then saves little.
 MIN_EPISODES_TO_GIVE_UP = 30
 SHARE_TO_GIVE_UP = 0.03
@@ -342,7 +342,7 @@ class RatioTest:
     def _hopeless_because(self) -> str | None:
         if self._is_below(self.keep):
             return f"its {self.measured.name} is below {self.keep:g}"
-        if self.num_episodes < max(MIN_EPISODES_TO_GIVE_UP, SHARE_TO_GIVE_UP * (self.max_episodes or 0)):
+        if self.num_episodes < MIN_EPISODES_TO_GIVE_UP:
             return None
         gaps = self._returns[1] - self._returns[2]
         if gaps.mean() + 2 * _standard_error(gaps) <= 0:
@@ -351,6 +351,8 @@ class RatioTest:
                 f"{self._returns[2].mean():g}, so that a return ratio has no meaning; check the teacher and its "
                 "environment"
             )
+        if self.num_episodes < SHARE_TO_GIVE_UP * (self.max_episodes or 0):
+            return None
         needed = self._once("optimistic", lambda: self._projection(slack=2.0))
         if needed is None:
             return f"no number of {self.measured.unit} would prove {self.measured.with_article} of {self.keep:g}"

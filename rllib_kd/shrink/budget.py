@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 #: Candidates that are tested, at most.
 NUM_TESTED = 3
-#: Certificate episodes of each candidate, if the user sets no number; and with a limit of time, which may allow fewer.
+#: Certificate episodes of each candidate, if the user sets no number. The second is with a limit of time, as far as
+#: there is time.
 _EPISODES, _MOST_EPISODES = 5_000, 20_000
 #: Share of the time that is kept for the certificate: what all episodes of so many candidates take, in these limits.
 #: The rest is for training and comparing.
@@ -134,7 +135,7 @@ class Budget:
         """End training and validation: from now on, time is for the certificate.
 
         Returns:
-            The most episodes of each candidate, for which there may be no time.
+            Each candidate has at most so many episodes, as far as there is time.
         """
         least = min(_LEAST_SHARE, self._needed_share)
         self._end = max(self._seconds, self.seconds + least * self._seconds)
@@ -159,7 +160,7 @@ class Budget:
         return left / 2 if num_candidates > 1 and left / 2 >= least else left
 
     def max_episodes(self, seconds_per_seed: float) -> int:
-        """Return how many episodes a certificate may have, in the time that is for it."""
+        """Return how many episodes of a candidate time is kept for: by these, candidates are chosen."""
         if not self.is_by_time:
             return self._max_episodes
         in_time = _LARGEST_SHARE * self._seconds / max(seconds_per_seed, 1e-9)

@@ -39,12 +39,13 @@ class Size(NamedTuple):
     shape: str | Mapping[str, Any]
 
 
-def default_sizes(teacher: Teacher, observation_space: gym.Space) -> list[Size]:
+def default_sizes(teacher: Teacher, observation_space: gym.Space, *, minimize: str = "parameters") -> list[Size]:
     """Return the sizes to try, smallest first; those with as many parameters as the teacher are left out.
 
     Args:
         teacher: the teacher.
         observation_space: of the environment.
+        minimize: as in `Shrink`. By "int8_bytes" all have relu, since tanh has a table of 514 bytes.
 
     Raises:
         ValueError: no size is smaller than the teacher.
@@ -56,7 +57,7 @@ def default_sizes(teacher: Teacher, observation_space: gym.Space) -> list[Size]:
     num_inputs = int(np.prod(inputs.shape or ()))
     by_parameters = sorted((*_TINY, *_SMALL), key=lambda hidden: num_parameters(num_inputs, hidden, num_actions))
     sizes = [
-        mlp(hidden)
+        mlp(hidden, "relu" if minimize == "int8_bytes" else None)
         for hidden in by_parameters
         if not num_parameters(num_inputs, hidden, num_actions) >= teacher.num_parameters  # NaN if it is not known
     ]
@@ -92,12 +93,12 @@ def default_restarts(observation_space: gym.Space) -> int:
     return _COPIES_FOR_IMAGES if has_images(input_space(observation_space)) else _COPIES
 
 
-def mlp(hidden: Sequence[int]) -> Size:
-    """Return a plain MLP with these hidden layers; none is a linear student."""
+def mlp(hidden: Sequence[int], activation: str | None = None) -> Size:
+    """Return a plain MLP with these hidden layers; none is a linear student. None: it has `activation_for()` them."""
     if not hidden:
         return Size("linear", "linear", {"fcnet_hiddens": []})
     name, label = "units-" + "x".join(map(str, hidden)), " × ".join(map(str, hidden)) + " units"
-    return Size(name, label, {"fcnet_hiddens": list(hidden), "fcnet_activation": activation_for(hidden)})
+    return Size(name, label, {"fcnet_hiddens": list(hidden), "fcnet_activation": activation or activation_for(hidden)})
 
 
 def num_parameters(num_inputs: int, hidden: Sequence[int], num_actions: int) -> int:

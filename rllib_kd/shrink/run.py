@@ -40,6 +40,8 @@ from rllib_kd.text import number, ratio
 ROUNDS = (0.1, 0.2, 0.4, 0.7, 1.0)
 #: Episodes by which the teacher is compared with a random policy, before anything is trained.
 _NUM_CHECKS = 100
+#: Certificate episodes after which Ctrl-C ends a run, at the latest.
+_EPISODES_AT_ONCE = 100
 
 
 class InterruptedRunError(Exception):
@@ -305,9 +307,9 @@ class Run:
 
     def _certify(self, candidates: Sequence[Snapshot]) -> None:
         def play(place: int, first: int, count: int) -> np.ndarray:
-            self._end_if_interrupted()
-            student = self._as_policy(candidates[place])
-            return self._games.certificate_episodes(student, first, count)
+            student, end = self._as_policy(candidates[place]), first + count
+            spans = [(at, min(_EPISODES_AT_ONCE, end - at)) for at in range(first, end, _EPISODES_AT_ONCE)]
+            return np.concatenate([self._certificate_episodes(student, *span) for span in spans], axis=1)
 
         def report_test(place: int, found: Certificate) -> None:
             words = f"{self._label(candidates[place].size)}: {found.num_episodes:,} {found.measured.unit}"
@@ -330,6 +332,10 @@ class Run:
             save=lambda played: self._keep(tests=[one.as_dict() for one in played]),
             report=report_test,
         )
+
+    def _certificate_episodes(self, student: Teacher, first: int, count: int) -> np.ndarray:
+        self._end_if_interrupted()
+        return self._games.certificate_episodes(student, first, count)
 
     def _as_policy(self, one: Snapshot) -> Teacher:
         return Teacher(one.module, pipeline=self._pipeline, source="student")

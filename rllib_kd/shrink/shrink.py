@@ -28,6 +28,7 @@ from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
 from rllib_kd.experiment.files import with_env_config
 from rllib_kd.experiment.names import folder_word, new_name, own_folder
+from rllib_kd.experiment.resuming import plain
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.networks.trees.shape import TREE
@@ -85,8 +86,8 @@ class Shrink:
             teacher with convolutions.
         trees: whether decision trees of 4 to 64 leaves are tried beside the default sizes (docs/pages/trees.md).
         restarts: copies of each size, ≥ 1; None: 8, or 1 for images.
-        episodes: most certificate episodes of each candidate, 100 to 100,000; None: 5,000, or with `minutes` as many
-            as there is time for, at most 20,000.
+        episodes: most certificate episodes of each candidate, 100 to 100,000; None: 5,000, or with `minutes` and an
+            environment as many as there is time for, at most 20,000.
         bounds: lowest and highest undiscounted return that an episode can have, if you know them; see
             docs/pages/certificates.md. None without an environment.
         minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors;
@@ -238,6 +239,7 @@ class Shrink:
         if arena.rows is not None:
             options["recorded rows"] = arena.rows.fingerprint
         sizes = self._sizes(teacher, observation_space, settings)
+        options["networks"] = {size.name: plain(size.shape) for size in sizes}  # by default, those of this version
         restarts = default_restarts(observation_space) if self.restarts is None else self.restarts
         config = training_config(teacher, self.env, settings, sizes, restarts=restarts, seed=self.seed)
         needs = DistillDQN.default_resource_request(validate(config.copy(copy_frozen=False))).required_resources
@@ -306,7 +308,7 @@ class Shrink:
     def _sizes(self, teacher: Any, observation_space: Any, settings: Mapping[str, Any]) -> list[Size]:
         if self.sizes is not None:
             return [Size(name, name, shape) for name, shape in self.sizes.items()]
-        sizes = default_sizes(teacher, observation_space)
+        sizes = default_sizes(teacher, observation_space, minimize=self.minimize)
         if self.trees:
             sizes += tree_sizes(teacher, observation_space)
         return reachable(teacher, self.env, settings, sizes, seed=self.seed)

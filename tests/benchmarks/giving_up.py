@@ -2,7 +2,7 @@
 
     python tests/benchmarks/giving_up.py [--runs 100] [--max-episodes 5000] [--json FILE]
 
-Certificates look at their result after each 50 episodes. A student may be given up from a share of the budget on. For
+Here, a test looks at its result after each 50 episodes. A student may be given up from a share of the budget on. For
 students around `keep`, rows have how many are certified, and the mean number of episodes of those that are not.
 """
 

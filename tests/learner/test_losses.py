@@ -329,9 +329,10 @@ def test_td_gradient_flows_into_the_chosen_action_of_the_student_alone():
 
 
 @every_loss
-def test_several_students_of_one_teacher_at_once(loss):
+@pytest.mark.parametrize("num_actions", [3, 18])
+def test_several_students_of_one_teacher_at_once(loss, num_actions):
     generator = torch.Generator().manual_seed(0)
-    student_q, teacher_q = torch.randn(5, 7, 3, generator=generator), torch.randn(7, 3, generator=generator)
+    student_q, teacher_q = (torch.randn(*shape, num_actions, generator=generator) for shape in ((5, 7), (7,)))
     teacher_q[2, 1] = -torch.inf
     expected = torch.stack([loss(one, teacher_q) for one in student_q])
     torch.testing.assert_close(loss(student_q, teacher_q), expected)

@@ -66,7 +66,7 @@ def test_compression_comes_as_close_as_widths_allow(space, model_config, compres
         wider["conv_filters"] = [[f[0] + 1, *f[1:]] for f in scaled["conv_filters"]]
     if compression < 1:
         assert count_parameters(make_q_module(space, **scaled | wider)) > budget
-    assert space is ATARI_OBS or scaled["fcnet_activation"] == activation_for(scaled["fcnet_hiddens"])
+    assert space is ATARI_OBS or scaled["fcnet_activation"] == ("tanh" if compression < 0.04 else "relu")
 
 
 def test_no_layer_is_narrower_than_need_be():

@@ -13,8 +13,8 @@ import os
 import platform
 from functools import cache
 
-#: Parameters of `mallopt()` (malloc.h), and their values, bytes. Free memory at the end of a heap is given back beyond the
-#: trim threshold. Arrays above the mmap threshold are never on a heap; 32 MiB is the largest that glibc accepts.
+#: Parameters of `mallopt()` (malloc.h), and their values, bytes. Of free memory at the end of a heap, what is above the
+#: trim threshold is given back. Arrays above the mmap threshold, of at most 32 MiB, are never on a heap.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = (-1, 128 * 2**20), (-3, 32 * 2**20)
 #: With one of these, the user has chosen.
 _VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
@@ -26,9 +26,8 @@ def keep_freed_memory() -> bool:
 
     Nothing changes with another C library, nor if environment variables of glibc set its allocator.
     """
-    is_chosen = any(name in os.environ for name in _VARIABLES) or "glibc.malloc." in os.environ.get(
-        "GLIBC_TUNABLES", ""
-    )
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    is_chosen = "glibc.malloc." in tunables or any(name in os.environ for name in _VARIABLES)
     if is_chosen or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt

@@ -22,8 +22,8 @@ MARGIN = 0.25
 #: A return counts as within stated bounds if it is beyond them by this share of the larger one: 40 rewards of -0.1 sum
 #: up to less than -4, and more so if they are 32-bit floats.
 _ROUNDING = 1e-6
-#: Nobody is given up by a mean of fewer episodes, nor by a projection from a smaller share of the budget: a look at a few
-#: episodes is often unlucky, and giving up then saves little.
+#: Nobody is given up by a mean of fewer episodes, nor by a projection from a smaller share of the budget: few episodes
+#: are often unlucky, and giving up then saves little.
 MIN_EPISODES_TO_GIVE_UP = 30
 SHARE_TO_GIVE_UP = 0.03
 #: The return ratios among which an interval is searched, and the steps of the bisection (each halves the error).

@@ -65,6 +65,17 @@ def test_batches_grow_with_the_episodes():
     assert all(first + count == after for (first, count), (after, _) in itertools.pairwise(spans))
 
 
+def test_a_large_batch_ends_where_the_time_does():
+    play = Episodes(0.975, noise=100.0)
+
+    def affordable(num_left):
+        return 60 if sum(count for _, _, count in play.played) > 2_000 else np.inf
+
+    run(play, max_episodes=20_000, affordable=affordable)
+    *_, before, last = [count for _, _, count in play.played]
+    assert (before > 90, last) == (True, 60)
+
+
 def test_returns_of_earlier_tests_widen_the_range_of_later_ones():
     tests = run(Episodes(-10.0, 1.0))
     assert tests[1].certificate.bounds[0] <= -5_000.0

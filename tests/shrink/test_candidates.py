@@ -61,6 +61,13 @@ def test_small_ones_have_tanh():
     assert (kinds["units-8"], kinds["units-32"], kinds["units-45"], kinds["linear"]) == ("tanh", "tanh", "relu", None)
 
 
+def test_the_table_of_an_activation_counts_by_int8_bytes():
+    kinds = {
+        size.shape.get("fcnet_activation") for size in default_sizes(teacher(), LUNAR_LANDER, minimize="int8_bytes")
+    }
+    assert kinds == {"relu", None}
+
+
 def test_images():
     scaled = default_sizes(teacher(model_config={"conv_filters": []}), FRAMES)
     assert [size.shape for size in scaled] == [{"compression": share} for share in (0.01, 0.03, 0.1, 0.3)]

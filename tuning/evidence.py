@@ -183,13 +183,13 @@ and commands. Return ratio = (student − random) / (teacher − random): 1 is t
 Cells have the interquartile mean of the return ratios over training seeds, and a 95 % interval by a stratified
 bootstrap over seeds and episodes; then the student's share of its teacher's parameters. The last student of each run
 is judged, in fresh episodes, on the same seeds as its teacher. Only teacher, environment and size are set, but for
-highway and LunarLander's DQN."""
+LunarLander's DQN."""
 
 _VECTORS = """## Vectors
 
-Students of one hidden layer, or none, which learn in one run ([Size against return](sizes/README.md)). The rows of
-highway and of LunarLander's DQN were measured before today's defaults, and highway has one gradient step for each env
-step. Studies of newer students have other teachers: [LunarLander](studies.md#lunarlander-at-todays-defaults),
+Students of one hidden layer, or none, which learn in one run ([Size against return](sizes/README.md)). The row of
+LunarLander's DQN was measured before today's defaults. Highway is sampled in envpool's environment, and judged in
+gymnasium's. Studies of newer students have other teachers: [LunarLander](studies.md#lunarlander-at-todays-defaults),
 [highway](studies.md#highway-with-envpool)."""
 
 _IMAGES = """## Images

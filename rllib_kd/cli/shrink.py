@@ -27,7 +27,7 @@ def shrink(
     minutes: Annotated[float | None, option("Minutes for the whole run (default: 10).", metavar="N")] = None,
     env_steps: Annotated[int | None, option("Env steps of training, instead of minutes.", metavar="N")] = None,
     episodes: Annotated[
-        int | None, option("Most episodes of a certificate (default: 5,000; --minutes: to 20,000).", metavar="N")
+        int | None, option("Most episodes of a certificate (default: 5,000; by time up to 20,000).", metavar="N")
     ] = None,
     trees: Annotated[bool, option("Try decision trees beside networks.", "--trees")] = False,
     restarts: Annotated[int | None, option("Copies of each size (default: 8; images: 1).", metavar="N")] = None,

@@ -183,8 +183,8 @@ def test_an_environment_whose_file_has_changed_is_refused(refused, tmp_path):
 def test_a_run_with_the_default_networks_of_another_version_is_refused(tmp_path):
     """Weights that were trained with one activation would be those of another network."""
     asked = Shrink("cartpole", "CartPole-v1", minutes=5, out=tmp_path)
-    Progress(tmp_path).write({"options": {**options_of(asked), "networks": {"linear": {"fcnet_hiddens": []}}}})
-    with pytest.raises(ValueError, match=r"networks was \{'linear': .* and is \{.*'units-16'"):
+    Progress(tmp_path).write({"options": {**options_of(asked), "networks": [["linear", {"fcnet_hiddens": []}]]}})
+    with pytest.raises(ValueError, match=r"networks was \[\['linear', .* and is \[.*'units-16'"):
         asked.run(resume=True)
 
 

@@ -123,9 +123,9 @@ def certify(
                 save(played)
                 continue
             # Time makes the budget smaller, so that a candidate that needs more is given up for the next one.
-            test.max_episodes = one.max_episodes = int(min(max_episodes, num_played + max(left, BATCH)))
-            batch = int(min(max(BATCH, _BATCH_SHARE * num_played), max(left, BATCH), max_episodes - num_played))
-            new = play(place, num_played, batch)
+            end = test.max_episodes = one.max_episodes = int(min(max_episodes, num_played + max(left, BATCH)))
+            batch = max(BATCH, int(_BATCH_SHARE * num_played))
+            new = play(place, num_played, min(batch, end - num_played))
             certificate = _add(new, test, one)
             save(played)
             report(place, certificate)

@@ -239,7 +239,7 @@ class Shrink:
         if arena.rows is not None:
             options["recorded rows"] = arena.rows.fingerprint
         sizes = self._sizes(teacher, observation_space, settings)
-        options["networks"] = [[size.name, plain(size.shape)] for size in sizes]  # in order; by default this version's
+        options["networks"] = [[size.name, plain(size.shape)] for size in sizes]  # also their order
         restarts = default_restarts(observation_space) if self.restarts is None else self.restarts
         config = training_config(teacher, self.env, settings, sizes, restarts=restarts, seed=self.seed)
         needs = DistillDQN.default_resource_request(validate(config.copy(copy_frozen=False))).required_resources

@@ -16,23 +16,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own package, beside the installed one
 
 from rllib_kd.allocator import keep_freed_memory
-
-
-def network(channels: Sequence[int], units: int) -> nn.Module:
-    """The network of Mnih et al. 2015 with other widths, for six actions."""
-    a, b, c = channels
-    return nn.Sequential(
-        *(nn.Conv2d(4, a, 8, 4), nn.ReLU(), nn.Conv2d(a, b, 4, 2), nn.ReLU(), nn.Conv2d(b, c, 3, 1), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(49 * c, units), nn.ReLU(), nn.Linear(units, 6)),
-    )
+from tests.benchmarks.learner import atari_student
 
 
 def milliseconds(run: Callable[[], object], repetitions: int) -> float:
@@ -49,7 +44,7 @@ def measure(repetitions: int) -> dict[str, object]:
     """Measure in this process."""
     keeps = keep_freed_memory()
     torch.set_num_threads(1)
-    teacher, student = network((32, 64, 64), 512), network((16, 16, 16), 64)
+    teacher, student = atari_student((32, 64, 64), 512), atari_student((16, 16, 16), 64)
     optimizer = torch.optim.Adam(student.parameters(), fused=True)
     images = torch.randint(0, 255, (128, 4, 84, 84), dtype=torch.uint8)
 

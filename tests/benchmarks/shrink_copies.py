@@ -14,7 +14,7 @@ import argparse
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -57,25 +57,41 @@ def rows_of(copies: Mapping[int, Mapping[str, Any]], args: argparse.Namespace) -
     """Let all copies play; a row for each time and size."""
     make_env, rows = env_maker(args.env, {}), []
     games = Games(make_env, load_teacher(args.teacher), args.seed)
-    teacher, random = games.validation_baselines(FIRST_EPISODE, args.episodes)
-    scale = teacher.mean() - random.mean()
+    baselines = games.validation_baselines(FIRST_EPISODE, args.episodes)
     for env_steps, modules in copies.items():
-        players = {name: Teacher(module, source=name) for name, module in modules.items()}
-        fitted = dict(zip(players, check_players_fit(make_env, players), strict=True))
-        for size, names in by_student(modules).items():
-            gains = [(_returns(make_env, fitted[name], args.episodes) - teacher) / scale for name in names]
-            ratios = [1 + float(np.mean(own)) for own in gains]
-            error = float(np.mean([np.std(own) for own in gains])) / args.episodes**0.5
+        for found in judged(modules, make_env, baselines):
             row = {"env": args.env, "seed": args.seed, "sizes": len(by_student(modules)), "env_steps": env_steps}
-            row |= {"size": size, "mean": round(float(np.mean(ratios)), 3), "best": round(max(ratios), 3)}
-            rows.append(row | {"standard_error": round(error, 3), "ratios": " ".join(f"{one:.3f}" for one in ratios)})
+            rows.append(row | found)
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
+def judged(modules: Mapping[str, Any], make_env: Any, baselines: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Let copies play the episodes of `baselines` (teacher, random policy) `[2, n]`, and yield a row for each size."""
+    (teacher, random), count = baselines, baselines.shape[1]
+    scale = teacher.mean() - random.mean()
+    players = {name: Teacher(module, source=name) for name, module in modules.items()}
+    fitted = dict(zip(players, check_players_fit(make_env, players), strict=True))
+    for size, names in by_student(modules).items():
+        gains = [(_returns(make_env, fitted[name], count) - teacher) / scale for name in names]
+        ratios = [1 + float(np.mean(own)) for own in gains]
+        error = float(np.mean([np.std(own) for own in gains])) / count**0.5
+        yield {
+            "size": size,
+            "mean": round(float(np.mean(ratios)), 3),
+            "best": round(max(ratios), 3),
+            "standard_error": round(error, 3),
+            "ratios": " ".join(f"{one:.3f}" for one in ratios),
+        }
+
+
 def _returns(make_env: Any, player: Any, count: int) -> np.ndarray:
-    first = VALIDATION_SEED + FIRST_EPISODE
-    return np.array(play(make_env, GreedyQ(player), range(first, first + count), chooses=True)[0])
+    return np.array(play(make_env, GreedyQ(player), episodes(count), chooses=True)[0])
+
+
+def episodes(count: int) -> range:
+    """Return the seeds of so many episodes by which nothing was chosen."""
+    return range(VALIDATION_SEED + FIRST_EPISODE, VALIDATION_SEED + FIRST_EPISODE + count)
 
 
 def write(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -101,7 +101,8 @@ def certify(
         seen: returns of other episodes, as in `RatioTest`.
         new_test: makes a test, with the arguments of `RatioTest`.
         begun: what `save` got last, if the tests were interrupted.
-        affordable: for how many more episodes there is time, by the number of candidates left; the test ends at 0.
+        affordable: for how many more episodes there is time, by the number of candidates left; the test ends at 0. The
+            first candidate has a batch in any case, and another one only if there is time for a batch.
         save: called after each batch, before anyone sees its result, with the episodes of each candidate so far.
         report: called after each batch, with the candidate's place.
 
@@ -118,12 +119,16 @@ def certify(
         while not one.is_over:
             num_played = test.num_episodes
             left = min(max_episodes - num_played, affordable(num_candidates - place))
-            if left <= 0 and num_played:  # each gets one batch
+            if num_played == 0 and left < (least := min(BATCH, max_episodes)):
+                if tests:
+                    return tests
+                left = least
+            if left < 1:
                 one.is_over = True
                 save(played)
                 continue
             # Time makes the budget smaller, so that a candidate that needs more is given up for the next one.
-            end = test.max_episodes = one.max_episodes = int(min(max_episodes, num_played + max(left, BATCH)))
+            end = test.max_episodes = one.max_episodes = int(min(max_episodes, num_played + left))
             batch = max(BATCH, int(_BATCH_SHARE * num_played))
             new = play(place, num_played, min(batch, end - num_played))
             certificate = _add(new, test, one)

@@ -34,10 +34,20 @@ class Games:
         teacher: the teacher, for this environment.
         seed: seed of the run: of the random policy's actions, and of which certificate episodes are played.
         in_pool: whether certificate episodes are played where validation episodes are (`choosing_envs()`).
+        advance: called after each step with the number of episodes that have ended; what it raises ends the others.
     """
 
-    def __init__(self, make_env: Callable[[], gym.Env], teacher: Teacher, seed: int, *, in_pool: bool = False):
+    def __init__(
+        self,
+        make_env: Callable[[], gym.Env],
+        teacher: Teacher,
+        seed: int,
+        *,
+        in_pool: bool = False,
+        advance: Callable[[int], None] = lambda count: None,
+    ):
         self._make_env, self._teacher, self._seed, self._in_pool = make_env, teacher, seed, in_pool
+        self._advance = advance
         self._baselines: dict[tuple[int, int], np.ndarray] = {}
         self._spent = {"baselines": [0.0, 0], "student": [0.0, 0]}  # seconds, and number of seeds
 
@@ -57,7 +67,7 @@ class Games:
 
     def validate(self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int) -> Validation:
         """Let students play validation episodes."""
-        return play_validation(self._make_env, modules, pipeline, count, first_episode=first)
+        return play_validation(self._make_env, modules, pipeline, count, first_episode=first, advance=self._advance)
 
     def certificate_episodes(self, student: Teacher, first: int, count: int) -> np.ndarray:
         """Return the returns of a student, the teacher and the random policy in certificate episodes, `[3, count]`."""
@@ -93,7 +103,7 @@ class Games:
         return RandomActions(int(self._teacher.action_space.n), seed=self._seed + first_seed)
 
     def _returns(self, player: Any, seeds: Sequence[int], *, chooses: bool) -> list[float]:
-        return play(self._make_env, player, seeds, chooses=chooses)[0]
+        return play(self._make_env, player, seeds, chooses=chooses, advance=self._advance)[0]
 
     @contextmanager
     def _timed(self, what: str, num_seeds: int) -> Iterator[None]:

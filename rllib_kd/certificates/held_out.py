@@ -296,15 +296,17 @@ class RowGames:
 
     Args:
         held_out: what judges.
+        advance: as in `Games`, but called once in a while.
     """
 
     seconds_per_seed = 0.0  # next to nothing
 
-    def __init__(self, held_out: HeldOut):
-        self._held_out = held_out
+    def __init__(self, held_out: HeldOut, *, advance: Callable[[int], None] = lambda count: None):
+        self._held_out, self._advance = held_out, advance
 
     def validation_baselines(self, first: int, count: int) -> np.ndarray:
         """Return ones and zeros, `[2, count]`."""
+        self._advance(0)
         return _baselines(count)
 
     def validate(self, modules: Mapping[str, Any], pipeline: Any, first: int, count: int) -> Validation:
@@ -322,6 +324,7 @@ class RowGames:
         """
         if first + count > self._held_out.test.num_units:
             raise ValueError(f"There are {self._held_out.test.num_units} units, got {first + count}.")
+        self._advance(0)
         own = self._held_out.test.agreements(student.module, first, count)
         return np.concatenate([[own], _baselines(count)])
 

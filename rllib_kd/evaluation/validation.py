@@ -52,6 +52,7 @@ def play_validation(
     num_episodes: int,
     *,
     first_episode: int = 0,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Validation:
     """Play the same episodes with several students, greedily.
 
@@ -61,6 +62,7 @@ def play_validation(
         pipeline: from the environment's observations to the students' inputs.
         num_episodes: episodes of each student, ≥ 1.
         first_episode: number of the first of them: each has another seed.
+        advance: called after each step with the number of episodes that have ended since its last call.
 
     Raises:
         ValueError: an episode does not end.
@@ -77,7 +79,7 @@ def play_validation(
         acting = np.array([place for place, _ in chunk])
         try:
             q_values = PlayingSideBySide(modules, acting) if family is None else _without_memory(family, acting)
-            played, steps = play_chunk(envs, _greedy(q_values, pipeline), [seed for _, seed in chunk])
+            played, steps = play_chunk(envs, _greedy(q_values, pipeline), [seed for _, seed in chunk], advance=advance)
         finally:
             close(envs)
         env_steps += steps

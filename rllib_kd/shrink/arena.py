@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -14,8 +16,8 @@ from rllib_kd.environments.making import EnvMaker
 from rllib_kd.environments.pools import is_pool
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.shrink.pictures import Strip, strip_of
+from rllib_kd.shrink.snapshots import EPISODES, Looks
 from rllib_kd.shrink.spread import Crew, SpreadGames
-from rllib_kd.shrink.tournament import EPISODES, Looks
 from rllib_kd.teachers.base import Teacher
 
 #: Units of held-out rows that snapshots are compared on: they cost less than episodes.
@@ -40,10 +42,10 @@ class InEnvironment:
         self.env, self.name, self.observation_space = played.env, played.name, observation_space
         self._played, self._make_env, self._in_pool = played, make_env, in_pool
 
-    def new_games(self, teacher: Teacher, seed: int, crew: Crew | None) -> Games:
-        """Return `Games`."""
-        given, in_pool = (self._make_env, teacher, seed), self._in_pool
-        return Games(*given, in_pool=in_pool) if crew is None else SpreadGames(crew, *given, in_pool=in_pool)
+    def new_games(self, teacher: Teacher, seed: int, crew: Crew | None, advance: Callable[[int], None]) -> Games:
+        """Return `Games`, which call `advance`."""
+        games = Games if crew is None else partial(SpreadGames, crew)
+        return games(self._make_env, teacher, seed, in_pool=self._in_pool, advance=advance)
 
     @property
     def certifies_where_it_chooses(self) -> bool:
@@ -81,9 +83,9 @@ class OnRows:
         second = min(_LOOKS.second, num_units - first)
         self.looks = Looks(first, second, min(_LOOKS.last, num_units - first - second))
 
-    def new_games(self, teacher: Teacher, seed: int, crew: Crew | None) -> RowGames:
+    def new_games(self, teacher: Teacher, seed: int, crew: Crew | None, advance: Callable[[int], None]) -> RowGames:
         """Return `RowGames`, in this process."""
-        return RowGames(self.rows)
+        return RowGames(self.rows, advance=advance)
 
     def most_episodes(self, asked: int | None) -> int:
         """Return how many units certify: no more than there are."""

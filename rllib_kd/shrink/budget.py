@@ -19,6 +19,10 @@ _SMALLEST_SHARE, _LARGEST_SHARE = 0.15, 0.45
 _LEAST_SHARE = 0.25
 #: Share of the time for races: in proportion to what of training is done.
 _RACE_SHARE = 0.08
+#: Share of the time for other validation: from the beginning, in proportion to what of training is done, and after it.
+_FIRST_LOOK_SHARE, _LOOK_SHARE, _LAST_LOOK_SHARE = 0.08, 0.12, 0.05
+#: Share of the time for checks of the teacher, besides the first few.
+_CHECK_SHARE = 0.05
 #: Training is saved after this time, s, and after at least this many times the duration of a save.
 _SAVE_EVERY, _SAVES_TAKE = 60.0, 20.0
 #: With env steps as the limit, it is saved after this share of them, and after at least this many. If an environment
@@ -26,16 +30,20 @@ _SAVE_EVERY, _SAVES_TAKE = 60.0, 20.0
 _SAVE_SHARE, _LEAST_TO_SAVE = 0.02, 10_000
 
 
-class RaceLimit(NamedTuple):
-    """How much candidates may race, in all.
+class PlayLimit(NamedTuple):
+    """How much snapshots of students may play in validation, in all.
 
     Args:
-        unit: "env_steps", by which equal runs race equally, or "seconds".
-        most: most of it.
+        unit: "env_steps", by which equal runs play equally, or "seconds".
+        races: most of it in races.
+        looks: most of it in all other episodes, besides one of each size in a round.
+        episode: what an episode takes, while none has been played.
     """
 
     unit: str
-    most: float
+    races: float
+    looks: float = math.inf
+    episode: float = 0.0
 
 
 class Budget:
@@ -120,16 +128,33 @@ class Budget:
         """
         self._saved_at, self._saved_after, self._save_took = self.seconds, env_steps, took
 
-    def race_limit(self, env_steps: int, share: float = 1.0) -> RaceLimit:
-        """Return how much candidates may have raced in all, after so many env steps of training.
+    def num_checks(self, most: int, seconds_per_check: float) -> int:
+        """Return how many episodes more teacher and random policy may play before training.
 
         Args:
-            env_steps: env steps of training so far; without a limit of time, candidates race for as many.
-            share: share of training that is done, in (0, 1].
+            most: most of them.
+            seconds_per_check: duration of an episode of both: s.
         """
-        if self.is_by_time:
-            return RaceLimit("seconds", share * _RACE_SHARE * self._seconds)
-        return RaceLimit("env_steps", env_steps)
+        if not self.is_by_time or not seconds_per_check:
+            return most
+        return min(most, int(_CHECK_SHARE * self._seconds / seconds_per_check))
+
+    def play_limit(
+        self, env_steps: int, share: float = 1.0, *, seconds_per_episode: float = 0.0, at_end: bool = False
+    ) -> PlayLimit:
+        """Return how much snapshots may have played in all, after so many env steps of training.
+
+        Args:
+            env_steps: env steps of training so far; without a limit of time, snapshots race for as many.
+            share: share of training that is done, in (0, 1].
+            seconds_per_episode: duration of an episode, while none has been played: s.
+            at_end: whether training has ended.
+        """
+        if not self.is_by_time:
+            return PlayLimit("env_steps", env_steps)
+        looks = _FIRST_LOOK_SHARE + share * _LOOK_SHARE + at_end * _LAST_LOOK_SHARE
+        races = share * _RACE_SHARE
+        return PlayLimit("seconds", races * self._seconds, looks * self._seconds, seconds_per_episode)
 
     def begin_certificate(self) -> int:
         """End training and validation: from now on, time is for the certificate.
@@ -139,8 +164,7 @@ class Budget:
         """
         least = min(_LEAST_SHARE, self._needed_share)
         self._end = max(self._seconds, self.seconds + least * self._seconds)
-        if self.is_by_time and self._may_have_more:
-            self._max_episodes = _MOST_EPISODES
+        self._max_episodes = self.most_episodes
         return self._max_episodes
 
     def episodes_left(self, num_candidates: int, seconds_per_seed: float, *, least: float = 0.0) -> float:
@@ -165,6 +189,20 @@ class Budget:
             return self._max_episodes
         in_time = _LARGEST_SHARE * self._seconds / max(seconds_per_seed, 1e-9)
         return max(1, int(min(self._max_episodes, in_time)))
+
+    def is_too_short(self, num_episodes: float, seconds_per_seed: float) -> bool:
+        """Return whether so many certificate episodes would take longer than the whole run."""
+        return num_episodes * seconds_per_seed > self._seconds
+
+    @property
+    def most_episodes(self) -> int:
+        """Return the most certificate episodes that a candidate can have, with any time."""
+        return _MOST_EPISODES if self.is_by_time and self._may_have_more else self._max_episodes
+
+    @staticmethod
+    def minutes_for(num_episodes: float, seconds_per_seed: float) -> int:
+        """Return how many minutes give the first of several candidates so many certificate episodes, rounded up."""
+        return math.ceil(num_episodes * seconds_per_seed / (_LARGEST_SHARE / 2) / 60)
 
     @property
     def seconds(self) -> float:

@@ -24,13 +24,14 @@ from rllib_kd.networks.weights import have_same_weights
 from rllib_kd.relay import listening
 from rllib_kd.shrink import report
 from rllib_kd.shrink.arena import Arena
-from rllib_kd.shrink.budget import Budget, RaceLimit
+from rllib_kd.shrink.budget import Budget, PlayLimit
 from rllib_kd.shrink.candidates import Size
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
 from rllib_kd.shrink.parts import Part
 from rllib_kd.shrink.progress import Progress, versions
+from rllib_kd.shrink.snapshots import Snapshot
 from rllib_kd.shrink.spread import ActorTask, Crew, SpreadTrainer, working
-from rllib_kd.shrink.tournament import Snapshot, Tournament
+from rllib_kd.shrink.tournament import Tournament
 from rllib_kd.shrink.training import Trainer, running, save_student
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.terminal import line
@@ -38,10 +39,9 @@ from rllib_kd.text import number, ratio
 
 #: Shares of training after which students are compared.
 ROUNDS = (0.1, 0.2, 0.4, 0.7, 1.0)
-#: Episodes by which the teacher is compared with a random policy, before anything is trained.
-_NUM_CHECKS = 100
-#: Certificate episodes after which Ctrl-C ends a run, at the latest.
-_EPISODES_AT_ONCE = 100
+#: Episodes by which the teacher is compared with a random policy, before anything is trained; the first few, which show
+#: how long an episode takes, and the most.
+_FEW_CHECKS, _NUM_CHECKS = 20, 100
 
 
 class InterruptedRunError(Exception):
@@ -85,11 +85,12 @@ class Run:
             end=self.state.get("end"),
         )
         self._tournament: Any = None  # until the sizes are known
+        self._checks = np.full((2, 1), np.nan)  # until they have been played
         self._tests: list[Tested] = []
         with saving_on_interrupt() as self._interrupted, line(shown=progress) as self._show:
             try:
                 with self._working() as self._crew:
-                    self._games = self.arena.new_games(self.teacher, self.asked.seed, self._crew)
+                    self._games = self.arena.new_games(self.teacher, asked.seed, self._crew, self._end_if_interrupted)
                     if "games" in self.state:
                         self._games.set_state(self.state["games"])
                     self._keep(command=self.state.get("command", command))
@@ -113,7 +114,7 @@ class Run:
         if len(self.parts) < 2:
             yield None
             return
-        task = ActorTask(self.arena.env, self.settings)
+        task = ActorTask(self.arena.env, self.settings, self._budget.is_by_time)
         with listening(), working(self.teacher, task, self.parts) as crew:
             yield crew
 
@@ -126,7 +127,7 @@ class Run:
         self.state["games"] = self._games.get_state()
         self.progress.write(self.state)
 
-    def _end_if_interrupted(self) -> None:
+    def _end_if_interrupted(self, num_ended: int = 0) -> None:
         if self._interrupted.is_set():
             raise InterruptedRunError
 
@@ -134,16 +135,42 @@ class Run:
         """Let the teacher and a random policy play; return why the teacher is not good enough, or an empty text."""
         if "checks" not in self.state:
             self._show("teacher and random policy play" + self._budget.left())
-            self._keep(checks=self._games.validation_baselines(FIRST_CHECK, _NUM_CHECKS).tolist())
+            self._checks = self._games.validation_baselines(FIRST_CHECK, _FEW_CHECKS)
+            if reason := self._too_short():
+                return reason
+            most = _NUM_CHECKS - _FEW_CHECKS
+            num_more = most if self._doubt() else self._budget.num_checks(most, self._games.seconds_per_seed / 2)
+            if num_more:
+                more = self._games.validation_baselines(FIRST_CHECK + _FEW_CHECKS, num_more)
+                self._checks = np.concatenate([self._checks, more], axis=1)
+            self._keep(checks=self._checks.tolist())
         self._checks = np.array(self.state["checks"])
         self._new_test(np.empty(0))  # refuses stated bounds that are too narrow
-        teacher, random = self._checks
-        if doubt(self.teacher.source, self.arena.name, teacher, random, to_play_more="", same_seeds=True) is None:
+        if not self._doubt():
+            return ""
+        teacher, random = map(number, self._checks.mean(axis=1))
+        return (
+            f"The teacher is not clearly better than a random policy: mean returns of {teacher} and {random} in "
+            f"{self._checks.shape[1]} episodes, so that a return ratio has no meaning. Check the teacher and its "
+            "environment. Nothing was trained."
+        )
+
+    def _doubt(self) -> bool:
+        """Return whether the teacher may be no better than a random policy, by what both have played."""
+        given = self.teacher.source, self.arena.name, *self._checks
+        return doubt(*given, to_play_more="", same_seeds=True) is not None
+
+    def _too_short(self) -> str:
+        """Return why the run is too short for any certificate, or an empty text."""
+        asked, seconds = self.asked, self._games.seconds_per_seed
+        fewest = fewest_episodes(asked.keep, asked.confidence)
+        if asked.keep == 1.0 or not self._budget.is_too_short(fewest, seconds):
             return ""
         return (
-            f"The teacher is not clearly better than a random policy: mean returns of {number(teacher.mean())} and "
-            f"{number(random.mean())} in {_NUM_CHECKS} episodes, so that a return ratio has no meaning. Check the "
-            "teacher and its environment. Nothing was trained."
+            f"An episode of a student, its teacher and the random policy takes {seconds:.2g} s here. A certificate of "
+            f"{asked.keep:g} takes about {fewest:.0f} of them if the student plays as its teacher does: longer than "
+            f"--minutes {asked.minutes:g}. Give more time (--minutes {self._budget.minutes_for(fewest, seconds)}), or "
+            "ask for less (--keep). Nothing was trained."
         )
 
     # --- Training and choice ------------------------------------------------------------------------------------------
@@ -162,11 +189,20 @@ class Run:
             self._certify(candidates)
         if self._tests and self._tests[-1].is_certified:
             return "", candidates[len(self._tests) - 1]
-        more = (
-            f"--minutes {2 * self.asked.minutes:g}" if self.asked.minutes else f"--env-steps {2 * self.asked.env_steps}"
-        )
-        reason = why_not(self._students(), keep=self.asked.keep, more=more, measured=self.arena.measured)
+        reason = why_not(self._students(), keep=self.asked.keep, more=self._more(), measured=self.arena.measured)
         return reason, self._best_of_all()
+
+    def _more(self) -> str:
+        """Return the option that gives the run more time: twice as much, or what a certificate needs."""
+        asked = self.asked
+        if not asked.minutes:
+            return f"--env-steps {2 * asked.env_steps}"
+        needed = 0.0 if asked.keep == 1.0 else fewest_episodes(asked.keep, asked.confidence)
+        if self._tests:
+            last = self._tests[-1].certificate
+            needed = max(needed, last.num_episodes + (last.episodes_needed or 0))
+        needed = min(needed, self._budget.most_episodes)
+        return f"--minutes {max(2 * asked.minutes, self._budget.minutes_for(needed, self._games.seconds_per_seed)):g}"
 
     def _best_of_all(self) -> Snapshot | None:
         """Return the candidate with the highest return ratio in validation; None if none has played."""
@@ -186,7 +222,7 @@ class Run:
         self._tournament = Tournament(
             ranked(self._costs, self.asked.minimize),
             self._validate,
-            self._play_baselines,
+            self._games.validation_baselines,
             self._new_test,
             keep=self.asked.keep,
             scale=float(teacher.mean() - random.mean()),
@@ -215,8 +251,8 @@ class Run:
                 self._save_training(trainer)
                 copies, last = trainer.copies(), trainer.env_steps
                 self.progress.save_copies(last, copies)
-                tournament.round(round_, copies, last, limit=self._race_limit(last, ROUNDS[round_]))
-            is_settled = tournament.is_settled(round_)
+                tournament.round(round_, copies, last, limit=self._play_limit(last, ROUNDS[round_]))
+            is_settled = tournament.is_settled(round_, limit=self._play_limit(last, ROUNDS[round_]))
             self._keep(
                 rounds=round_ + 1,
                 compared=last,
@@ -228,7 +264,7 @@ class Run:
             self.state["rounds"] - 1,
             copies or self._copies_at(last),
             last,
-            limit=self._race_limit(last),
+            limit=self._play_limit(last, at_end=True),
             save=lambda: self._keep(tournament=tournament.get_state()),
         )
 
@@ -237,9 +273,12 @@ class Run:
         if self.arena.certifies_where_it_chooses:
             self._budget.keep_for_certificate(self._games.seconds_per_seed)
 
-    def _race_limit(self, env_steps: int, share: float = 1.0) -> RaceLimit | None:
-        """Return `Budget.race_limit()`; None for rows, of which there are too few."""
-        return self._budget.race_limit(env_steps, share) if self.arena.rows is None else None
+    def _play_limit(self, env_steps: int, share: float = 1.0, *, at_end: bool = False) -> PlayLimit | None:
+        """Return `Budget.play_limit()`; None for rows, of which there are too few."""
+        if self.arena.rows is not None:
+            return None
+        seconds = self._games.seconds_per_seed / 2
+        return self._budget.play_limit(env_steps, share, seconds_per_episode=seconds, at_end=at_end)
 
     def _training_is_over(self, share: float, trainer: Trainer | SpreadTrainer, env_steps: int | None = None) -> bool:
         """Return whether a part has trained for this share, after its env steps; None: all parts together."""
@@ -273,12 +312,7 @@ class Run:
         return self.arena.new_test(self.asked.keep, alpha, bounds=self.asked.bounds, seen=seen, max_episodes=most)
 
     def _validate(self, modules: Mapping[str, Any], first: int, count: int) -> Validation:
-        self._end_if_interrupted()
         return self._games.validate(modules, self._pipeline, first, count)
-
-    def _play_baselines(self, first: int, count: int) -> np.ndarray:
-        self._end_if_interrupted()
-        return self._games.validation_baselines(first, count)
 
     def _show_training(self, trainer: Trainer | SpreadTrainer) -> None:
         best = self._best_of_all()
@@ -307,9 +341,7 @@ class Run:
 
     def _certify(self, candidates: Sequence[Snapshot]) -> None:
         def play(place: int, first: int, count: int) -> np.ndarray:
-            student, end = self._as_policy(candidates[place]), first + count
-            spans = [(at, min(_EPISODES_AT_ONCE, end - at)) for at in range(first, end, _EPISODES_AT_ONCE)]
-            return np.concatenate([self._certificate_episodes(student, *span) for span in spans], axis=1)
+            return self._games.certificate_episodes(self._as_policy(candidates[place]), first, count)
 
         def report_test(place: int, found: Certificate) -> None:
             words = f"{self._label(candidates[place].size)}: {found.num_episodes:,} {found.measured.unit}"
@@ -332,10 +364,6 @@ class Run:
             save=lambda played: self._keep(tests=[one.as_dict() for one in played]),
             report=report_test,
         )
-
-    def _certificate_episodes(self, student: Teacher, first: int, count: int) -> np.ndarray:
-        self._end_if_interrupted()
-        return self._games.certificate_episodes(student, first, count)
 
     def _as_policy(self, one: Snapshot) -> Teacher:
         return Teacher(one.module, pipeline=self._pipeline, source="student")
@@ -400,7 +428,7 @@ class Run:
                 "training": asked.seed,
                 "validation": [
                     [VALIDATION_SEED, self._tournament.num_episodes],
-                    [VALIDATION_SEED + FIRST_CHECK, _NUM_CHECKS],
+                    [VALIDATION_SEED + FIRST_CHECK, self._checks.shape[1]],
                 ],
                 "certificate": [first_certificate_seed(asked.seed), certificate],
             },

@@ -213,8 +213,9 @@ class Shrink:
     ) -> Shrunk:
         """Train, choose, certify, and write all files.
 
-        Uses the Ray of this process, or joins or starts one. Ctrl-C or SIGTERM ends the run after the current episodes,
-        or after this iteration of training; a second one ends it at once. In both cases it can be resumed.
+        Uses the Ray of this process, or joins or starts one. Ctrl-C or SIGTERM ends the run after the current env step
+        of its episodes, or after this iteration of training; a second one ends it at once. In both cases it can be
+        resumed.
 
         Args:
             resume: continue the run in the folder `out`, with the options that it began with. Its time counts.
@@ -241,7 +242,8 @@ class Shrink:
         sizes = self._sizes(teacher, observation_space, settings)
         options["networks"] = [[size.name, plain(size.shape)] for size in sizes]  # also their order
         restarts = default_restarts(observation_space) if self.restarts is None else self.restarts
-        config = training_config(teacher, self.env, settings, sizes, restarts=restarts, seed=self.seed)
+        given, by_time = (teacher, self.env, settings, sizes), self.minutes is not None
+        config = training_config(*given, restarts=restarts, seed=self.seed, is_by_time=by_time)
         needs = DistillDQN.default_resource_request(validate(config.copy(copy_frozen=False))).required_resources
         most = most_parts(len(sizes), restarts)
         num_parts = begun.get("parts", min(self.parts or 1, most))

@@ -25,7 +25,7 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rllib_kd.algorithm.algorithm import DistillDQN
+from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.settings import validate as validated
 from rllib_kd.certificates.games import Games
 from rllib_kd.environments.making import env_maker
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 #: An actor is restarted at most this many times, elsewhere if its node has gone.
 _MAX_DEATHS = 3
-#: How long the driver waits for an iteration before it checks whether to end, s.
+#: How long the driver waits for actors before it checks whether to end, s.
 _PATIENCE = 0.5
 #: How long it waits at the end until Ray has taken back the resources of the actors, s.
 _PATIENCE_WITH_RESOURCES = 10.0
@@ -56,10 +56,17 @@ class ActorTask:
     Args:
         env: environment, as in `config.environment()`.
         settings: settings of training.
+        is_by_time: as in `training_config()`.
     """
 
     env: Any
     settings: Mapping[str, Any]
+    is_by_time: bool
+
+    def config(self, teacher: Teacher, part: Part) -> DistillDQNConfig:
+        """Return the config of the training of a part."""
+        given = teacher, self.env, self.settings, part.sizes
+        return training_config(*given, restarts=part.num_copies, seed=part.seed, is_by_time=self.is_by_time)
 
 
 class Worker:
@@ -78,11 +85,7 @@ class Worker:
     @property
     def _trainer(self) -> Trainer:
         if self._own_trainer is None:  # not for episodes alone
-            part, task = self._part, self._task
-            config = training_config(
-                self._teacher, task.env, task.settings, part.sizes, restarts=part.num_copies, seed=part.seed
-            )
-            self._own_trainer = Trainer(config)
+            self._own_trainer = Trainer(self._task.config(self._teacher, self._part))
         return self._own_trainer
 
     def iterate(self) -> tuple[int, list[float]]:
@@ -180,8 +183,7 @@ class Crew:
     @staticmethod
     def _resources(teacher: Teacher, task: ActorTask, part: Part) -> Any:
         """Return a placement group for a part: its main process, its EnvRunners and Learners, as Tune's trials have."""
-        config = training_config(teacher, task.env, task.settings, part.sizes, restarts=part.num_copies, seed=part.seed)
-        request = DistillDQN.default_resource_request(validated(config))
+        request = DistillDQN.default_resource_request(validated(task.config(teacher, part)))
         return placement_group([dict(bundle) for bundle in request.bundles], strategy=request.strategy)
 
     def _started(self, place: int) -> Any:
@@ -242,8 +244,16 @@ class Crew:
                 self.revive(call, error)
                 call = self.begin(call.place, method, *args)
 
-    def share(self, method: str, jobs: Sequence[Sequence[Any]]) -> list[Any]:
-        """Call a method once for each job, with its arguments, on whichever actors are free; return all results."""
+    def share(
+        self, method: str, jobs: Sequence[Sequence[Any]], *, advance: Callable[[int], None] = lambda count: None
+    ) -> list[Any]:
+        """Call a method once for each job, with its arguments, on whichever actors are free; return all results.
+
+        Args:
+            method: the method.
+            jobs: the arguments of each job.
+            advance: called once in a while, with 0; what it raises ends the wait.
+        """
         results: list[Any] = [None] * len(jobs)
         waiting, free = list(range(len(jobs)))[::-1], list(range(len(self.parts)))
         running: dict[ray.ObjectRef, tuple[Call, int]] = {}
@@ -252,7 +262,11 @@ class Crew:
                 job = waiting.pop()
                 call = self.begin(free.pop(0), method, *jobs[job])
                 running[call.result] = call, job
-            (ended, *_), _ = ray.wait(list(running))
+            done, _ = ray.wait(list(running), timeout=_PATIENCE)
+            advance(0)
+            if not done:
+                continue
+            ended = done[0]
             call, job = running.pop(ended)
             try:
                 results[job] = ray.get(ended)
@@ -378,10 +392,11 @@ class SpreadGames(Games):
         teacher: as in `Games`.
         seed: as in `Games`.
         in_pool: as in `Games`.
+        advance: as in `Games`, but called once in a while.
     """
 
-    def __init__(self, crew: Crew, make_env: Callable[[], Any], teacher: Teacher, seed: int, *, in_pool: bool = False):
-        super().__init__(make_env, teacher, seed, in_pool=in_pool)
+    def __init__(self, crew: Crew, make_env: Callable[[], Any], teacher: Teacher, seed: int, **more: Any):
+        super().__init__(make_env, teacher, seed, **more)
         self._crew = crew
 
     def validate(self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int) -> Validation:
@@ -389,14 +404,15 @@ class SpreadGames(Games):
         names, at_once = list(modules), max(1, _VALIDATIONS_OF_A_JOB // count)
         chunks = [names[start : start + at_once] for start in range(0, len(names), at_once)]
         jobs = [({name: modules[name] for name in chunk}, pipeline, first, count) for chunk in chunks]
-        played = self._crew.share("validate", jobs)
+        began = time.perf_counter()
+        played = self._crew.share("validate", jobs, advance=self._advance)
         returns = {name: own for one in played for name, own in one.returns.items()}
-        return Validation(returns, sum(one.env_steps for one in played), sum(one.seconds for one in played))
+        return Validation(returns, sum(one.env_steps for one in played), time.perf_counter() - began)
 
     def _returns(self, player: Player, seeds: Sequence[int], *, chooses: bool) -> list[float]:
         chunks = [seeds[start : start + _EPISODES_OF_A_JOB] for start in range(0, len(seeds), _EPISODES_OF_A_JOB)]
         jobs = [(self._player_of(player, chunk[0]), chunk, chooses) for chunk in chunks]
-        return [value for played in self._crew.share("returns", jobs) for value in played]
+        return [value for played in self._crew.share("returns", jobs, advance=self._advance) for value in played]
 
     def _player_of(self, player: Player, first_seed: int) -> Player | None:
         """Return the policy that plays a job: the actors have the teacher, and each job has its own random actions."""

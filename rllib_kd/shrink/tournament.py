@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rllib_kd.certificates.certificate import RatioTest
-from rllib_kd.shrink.budget import NUM_TESTED, RaceLimit
+from rllib_kd.shrink.budget import NUM_TESTED, PlayLimit
+from rllib_kd.shrink.snapshots import EPISODES, Looks, Snapshot, by_size, in_turn
 from rllib_kd.students.restarts import by_student, student_of
 
 if TYPE_CHECKING:
@@ -46,43 +45,6 @@ _LEAST_DIFFERENCE = 0.01
 Play = Callable[[Mapping[str, Any], int, int], "Validation"]
 #: Returns of teacher and random policy, `[2, n]`, in validation episodes: number of the first one, number of episodes.
 Baselines = Callable[[int, int], np.ndarray]
-
-
-class Looks(NamedTuple):
-    """Numbers of episodes that snapshots play.
-
-    Args:
-        first: of each copy in a round.
-        second: further ones in a round, of its size's best few.
-        last: further ones at the end, of the best of each size; as many again while noise hides which one is the best.
-    """
-
-    first: int = 4
-    second: int = 12
-    last: int = 64
-
-
-#: Looks at episodes of an environment.
-EPISODES = Looks()
-
-
-@dataclass
-class Snapshot:
-    """A copy of a student at a time of training.
-
-    Args:
-        size: name of its size.
-        copy: ID of its module in training.
-        env_steps: env steps of training before.
-        module: RLModule, which no longer changes.
-        returns: undiscounted return by number of the validation episode.
-    """
-
-    size: str
-    copy: str
-    env_steps: int
-    module: Any = field(repr=False)
-    returns: dict[int, float] = field(default_factory=dict, repr=False)
 
 
 class Tournament:
@@ -118,21 +80,21 @@ class Tournament:
         self._keep, self._scale, self._looks, self._is_same = keep, scale, looks, is_same
         self._played = np.empty((2, 0))  # returns of teacher and random policy
         self._spent = {"episodes": 0, "env_steps": 0, "seconds": 0.0}  # by snapshots
-        self._raced = 0.0  # in the unit of the race's limit
+        self._raced, self._looked = 0.0, 0.0  # in the unit of the limit
 
-    def round(self, number: int, copies: Mapping[str, Any], env_steps: int, *, limit: RaceLimit | None = None) -> None:
+    def round(self, number: int, copies: Mapping[str, Any], env_steps: int, *, limit: PlayLimit | None = None) -> None:
         """Let the copies of promising sizes play, and then race: who acts next depends on what is known.
 
         Args:
             number: number of the round, from 0.
             copies: modules of all copies by ID, which do not change while a snapshot is in use.
             env_steps: env steps of training so far.
-            limit: of all races up to this one; None: there is none.
+            limit: of all that is played up to this round's end; None: there is none.
         """
         left = {name: copies[name] for name in self._copies_left(number, list(copies))}
         left = {name: module for name, module in left.items() if self._is_new(name, module)}
-        seen = self._look_again(number, left, env_steps)
-        self._look(self.playing(number), left, env_steps, seen)
+        seen = self._look_again(number, left, env_steps, limit)
+        self._look(self.playing(number), left, env_steps, seen, limit=limit)
         if limit is not None and number < _FIRST_OF_HALF and len(self._copies_left(number + 1, list(left))) < len(left):
             self._look_longer(limit)
         while self._race(self.playing(number + 1), limit):
@@ -157,7 +119,9 @@ class Tournament:
         known = self._best_of(size, self.snapshots, len(self.snapshots))
         return [name for name in dict.fromkeys([*(one.copy for one in known), *names]) if name in names]
 
-    def _look_again(self, number: int, copies: Mapping[str, Any], env_steps: int) -> list[Snapshot]:
+    def _look_again(
+        self, number: int, copies: Mapping[str, Any], env_steps: int, limit: PlayLimit | None
+    ) -> list[Snapshot]:
         """Let the best copies of smaller sizes that were far too bad play a few episodes: they may have learned since.
 
         The smallest students learn last, and how much a round's share of training teaches them is not known.
@@ -170,12 +134,16 @@ class Tournament:
             if size in smaller and size not in playing
             for name in self._ranked(size, names)[:_LEAST_COPIES]
         ]
-        self.snapshots += new
-        self._let_play(new, self._looks.first)
-        return new
+        return self._first_look(new, limit)
 
     def _look(
-        self, playing: Sequence[str], copies: Mapping[str, Any], env_steps: int, seen: Sequence[Snapshot] = ()
+        self,
+        playing: Sequence[str],
+        copies: Mapping[str, Any],
+        env_steps: int,
+        seen: Sequence[Snapshot] = (),
+        *,
+        limit: PlayLimit | None,
     ) -> None:
         names_seen = {one.copy for one in seen}
         new = [
@@ -185,16 +153,39 @@ class Tournament:
             for name in names
             if name not in names_seen
         ]
-        self.snapshots += new
-        self._let_play(new, self._looks.first)
-        now = [*seen, *new]
-        self._let_play([one for size in playing for one in self._best_of(size, now, _NUM_SECOND)], self._looks.second)
+        now = [*seen, *self._first_look(new, limit)]
+        best = [one for size in playing for one in self._best_of(size, now, _NUM_SECOND)]
+        self._let_look(best, self._looks.second, limit)
 
-    def _look_longer(self, limit: RaceLimit) -> None:
+    def _first_look(self, new: Sequence[Snapshot], limit: PlayLimit | None) -> list[Snapshot]:
+        """Let new snapshots play; return those that a limit admits, of each size one at least."""
+        most = max(self._affordable(limit) - len(self._played), len({one.size for one in new}))
+        admitted = {id(one) for one in in_turn(by_size(new))[: int(min(most, len(new)))]}
+        new = [one for one in new if id(one) in admitted]
+        self.snapshots += new
+        self._let_look(new, self._looks.first, limit, least=1)
+        return new
+
+    def _let_look(self, snapshots: Sequence[Snapshot], most: int, limit: PlayLimit | None, *, least: int = 0) -> bool:
+        """Let snapshots play as many episodes as a limit admits; return whether they have played."""
+        each = self._affordable(limit) / (len(snapshots) + len(self._played))
+        num_episodes = int(min(max(each, least), most))
+        before = None if limit is None else self._spent[limit.unit]
+        self._let_play(snapshots, num_episodes)
+        if limit is not None and before is not None:
+            self._looked += self._spent[limit.unit] - before
+        return bool(snapshots) and num_episodes > 0
+
+    def _affordable(self, limit: PlayLimit | None) -> float:
+        """Return how many episodes of a snapshot can be played in looks."""
+        episode = 0.0 if limit is None else self._episode(limit)
+        return max(0.0, limit.looks - self._looked) / episode if limit is not None and episode else math.inf
+
+    def _look_longer(self, limit: PlayLimit) -> None:
         """Let all copies play on, where episodes cost little: by what they play, the worse half of them is left out."""
         few = self._looks.first
         while min(len(one.returns) for one in self.snapshots) + few <= _MOST_BEFORE_HALF:
-            if self._raced + few * len(self.snapshots) * self._episode(limit) > _SHARE_BEFORE_HALF * limit.most:
+            if self._raced + few * len(self.snapshots) * self._episode(limit) > _SHARE_BEFORE_HALF * limit.races:
                 return
             self._let_race(self.snapshots, few, limit)
 
@@ -235,11 +226,12 @@ class Tournament:
         left = [name for name in self._copies_left(number, copies) if student_of(name) in needed]
         return [name for name in copies if name not in left]
 
-    def is_settled(self, number: int) -> bool:
+    def is_settled(self, number: int, *, limit: PlayLimit | None = None) -> bool:
         """Return whether the smallest size that is left is good enough, also in further episodes: training may end.
 
         Args:
             number: number of the round that has been played.
+            limit: as in `round()`; if it does not admit the episodes, nothing is settled.
         """
         smallest = self.playing(number)[:1]
         if smallest != self.sizes[:1] and number < _FIRST_FINAL:
@@ -247,7 +239,9 @@ class Tournament:
         best = self.best(smallest[0]) if smallest else None
         if best is None or not self.is_promising(best):
             return False
-        self._let_play([best], self._looks.last)
+        if self._affordable(limit) < self._looks.last:
+            return False
+        self._let_look([best], self._looks.last, limit, least=self._looks.last)
         return self.is_promising(self.best(smallest[0])) and self.best(smallest[0]) is best
 
     def finish(
@@ -256,7 +250,7 @@ class Tournament:
         copies: Mapping[str, Any],
         env_steps: int,
         *,
-        limit: RaceLimit | None = None,
+        limit: PlayLimit | None = None,
         save: Callable[[], None] = lambda: None,
     ) -> None:
         """Let the best snapshots of each size that is left play further episodes, and larger ones if these fail.
@@ -269,7 +263,7 @@ class Tournament:
             number: number of the last round.
             copies: as in `round()`.
             env_steps: env steps of training.
-            limit: of all races; None: there is none.
+            limit: of all that is played; None: there is none.
             save: called after episodes: the state may be saved.
         """
         while True:
@@ -277,13 +271,11 @@ class Tournament:
             needed = playing if any(self.is_promising(self.best(size)) for size in playing) else self.sizes
             seen = {one.size for one in self.snapshots if one.env_steps == env_steps}
             new = {name: module for name, module in copies.items() if self._is_new(name, module)}
-            self._look([size for size in needed if size not in seen], new, env_steps)
+            self._look([size for size in needed if size not in seen], new, env_steps, limit=limit)
             playing = self.playing(number)
             finalists = [one for size in playing for one in self._best_of(size, self.snapshots, _NUM_LAST)]
             short = [one for one in finalists if len(one.returns) < self._looks.last]
-            if short:
-                self._let_play(short, self._looks.last)
-            elif not self._race(playing, limit):
+            if not self._let_look(short, self._looks.last, limit) and not self._race(playing, limit):
                 return
             save()
 
@@ -346,6 +338,7 @@ class Tournament:
             "num_episodes": self.num_episodes,
             "spent": self._spent,
             "raced": self._raced,
+            "looked": self._looked,
             "played": self._played.tolist(),
             "snapshots": [
                 {"size": one.size, "copy": one.copy, "env_steps": one.env_steps, "returns": list(one.returns.items())}
@@ -362,7 +355,8 @@ class Tournament:
         """
         modules = {env_steps: copies_at(env_steps) for env_steps in {one["env_steps"] for one in state["snapshots"]}}
         self.num_episodes = state["num_episodes"]
-        self._spent, self._raced = dict(state.get("spent", self._spent)), state.get("raced", 0.0)  # of older versions
+        self._spent = dict(state.get("spent", self._spent))  # older versions have none
+        self._raced, self._looked = state.get("raced", 0.0), state.get("looked", 0.0)
         self._played = np.array(state["played"], dtype=float).reshape(2, -1)
         self.snapshots = [
             Snapshot(
@@ -392,34 +386,34 @@ class Tournament:
         own = [one for one in snapshots if one.size == size and one.returns]
         return sorted(own, key=lambda one: self._standard_error(one) - self.ratio(one))[:count]
 
-    def _race(self, playing: Sequence[str], limit: RaceLimit | None) -> bool:
+    def _race(self, playing: Sequence[str], limit: PlayLimit | None) -> bool:
         """Let those that race play; return whether there are any."""
         racing = [] if limit is None else self._racing(playing, limit)
         if limit is not None and racing:
             self._let_race(racing, self._looks.last, limit)
         return bool(racing)
 
-    def _let_race(self, snapshots: Sequence[Snapshot], num_episodes: int, limit: RaceLimit) -> None:
+    def _let_race(self, snapshots: Sequence[Snapshot], num_episodes: int, limit: PlayLimit) -> None:
         before = self._spent[limit.unit]
         self._let_play(snapshots, num_episodes)
         self._raced += self._spent[limit.unit] - before
 
-    def _episode(self, limit: RaceLimit) -> float:
+    def _episode(self, limit: PlayLimit) -> float:
         """Return what an episode of a snapshot takes, in the unit of a limit."""
-        return self._spent[limit.unit] / max(self._spent["episodes"], 1)
+        num_episodes = self._spent["episodes"]
+        return self._spent[limit.unit] / num_episodes if num_episodes else limit.episode
 
-    def _racing(self, playing: Sequence[str], limit: RaceLimit) -> list[Snapshot]:
+    def _racing(self, playing: Sequence[str], limit: PlayLimit) -> list[Snapshot]:
         """Return the snapshots that race now: as many as the limit admits, of each size those that may be its best.
 
         It is a race (Maron and Moore 1993, "Hoeffding races") by standard errors.
         """
         sizes = dict.fromkeys([*playing, *(one.size for one in self.candidates())])
-        by_rank = zip_longest(*map(self._unsettled, sizes))
-        rivals = [one for rank in by_rank for one in rank if one is not None]
+        rivals = in_turn(list(map(self._unsettled, sizes)))
         each = self._looks.last * self._episode(limit)
         if not each:  # nothing has played, or in no time
             return rivals
-        admitted = int((limit.most - self._raced) / each) - len(self._played)  # teacher and random policy play, too
+        admitted = int((limit.races - self._raced) / each) - len(self._played)  # teacher and random policy play, too
         return rivals[: max(admitted, 0)]
 
     def _unsettled(self, size: str) -> list[Snapshot]:

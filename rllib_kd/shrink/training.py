@@ -29,8 +29,8 @@ from rllib_kd.observations.spaces import input_space
 from rllib_kd.shrink.candidates import Size
 from rllib_kd.teachers.base import Teacher
 
-#: Env steps of an iteration, after which the clock is read.
-_ENV_STEPS_PER_ITERATION = 2_000
+#: An iteration, after which the clock is read: env steps, or seconds if time is the limit, however slow env steps are.
+_ENV_STEPS_PER_ITERATION, _SECONDS_PER_ITERATION = 2_000, 2.0
 
 #: Settings that the command makes itself.
 OWN_SETTINGS = (
@@ -40,7 +40,14 @@ OWN_SETTINGS = (
 
 
 def training_config(
-    teacher: Teacher, env: Any, settings: Mapping[str, Any], sizes: Sequence[Size], *, restarts: int, seed: int
+    teacher: Teacher,
+    env: Any,
+    settings: Mapping[str, Any],
+    sizes: Sequence[Size],
+    *,
+    restarts: int,
+    seed: int,
+    is_by_time: bool = False,
 ) -> DistillDQNConfig:
     """Return the config of the run that trains all sizes.
 
@@ -51,6 +58,7 @@ def training_config(
         sizes: sizes to train.
         restarts: copies of each size.
         seed: seed of the run.
+        is_by_time: whether iterations end by time, and not by env steps.
 
     Raises:
         ValueError: a setting is unknown or out of range, or one that the command makes itself.
@@ -69,6 +77,8 @@ def training_config(
     config.distillation(
         students={size.name: size.shape for size in sizes}, restarts=restarts, num_validation_episodes=0
     )
+    if is_by_time:
+        return config.reporting(min_sample_timesteps_per_iteration=0, min_time_s_per_iteration=_SECONDS_PER_ITERATION)
     return config.reporting(min_sample_timesteps_per_iteration=_ENV_STEPS_PER_ITERATION)
 
 

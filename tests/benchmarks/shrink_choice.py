@@ -23,7 +23,7 @@ import numpy as np
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import MAX_EPISODES, certify
 from rllib_kd.evaluation.validation import Validation
-from rllib_kd.shrink.budget import RaceLimit
+from rllib_kd.shrink.budget import PlayLimit
 from rllib_kd.shrink.tournament import Tournament
 from rllib_kd.students.restarts import names_of
 
@@ -68,7 +68,7 @@ def chosen(rounds: Sequence[Mapping[str, float]], sizes: Sequence[str], players:
         tournament.round(number, copies, number + 1)
         if tournament.is_settled(number):
             break
-    tournament.finish(number, copies, number + 1, limit=RaceLimit("env_steps", race) if race else None)
+    tournament.finish(number, copies, number + 1, limit=PlayLimit("env_steps", race) if race else None)
     candidates = tournament.candidates()
     if not candidates:
         return "none"

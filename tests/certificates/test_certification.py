@@ -91,7 +91,19 @@ def test_the_budget_of_episodes():
 def test_without_time_nothing_is_tested_after_the_first_batch():
     play = Episodes(0.975, 1.0, noise=50.0)
     tests = run(play, affordable=lambda num_left: 0.0)
-    assert [test.certificate.num_episodes for test in tests] == [50, 50]
+    assert [test.certificate.num_episodes for test in tests] == [50]
+
+
+@pytest.mark.parametrize(("time_for", "expected"), [(99, [50]), (100, [50, 50])])
+def test_another_candidate_begins_only_if_there_is_time_for_a_batch(time_for, expected):
+    play = Episodes(0.975, 0.975, noise=50.0)
+    tests = run(play, affordable=lambda num_left: time_for - sum(count for _, _, count in play.played))
+    assert [test.certificate.num_episodes for test in tests] == expected
+
+
+def test_fewer_units_than_a_batch_are_enough_for_all_candidates():
+    tests = run(Episodes(0.5, 0.5), max_episodes=20)
+    assert [test.certificate.num_episodes for test in tests] == [20, 20]
 
 
 def test_each_look_is_reported():
@@ -167,8 +179,12 @@ def test_a_batch_is_saved_before_anyone_sees_it():
 
 def test_a_test_that_was_over_is_not_continued_with_more_time():
     saved = []
-    play = Episodes(0.975, 0.975, noise=50.0)
-    run(play, affordable=lambda num_left: 0.0, save=lambda played: saved.append([one.as_dict() for one in played]))
+    play, times = Episodes(0.975, 0.975, noise=50.0), count(100, -50)
+    run(
+        play,
+        affordable=lambda num_left: next(times),
+        save=lambda played: saved.append([one.as_dict() for one in played]),
+    )
     again = Episodes(0.975, 0.975, noise=50.0)
     tests = run(again, begun=[Begun.of(content) for content in json.loads(json.dumps(saved[-1]))])
     assert again.played == []

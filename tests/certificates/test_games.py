@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rllib_kd.certificates.games import Games, first_certificate_seed
+from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 
@@ -46,6 +47,33 @@ def test_episodes_of_a_certificate_are_those_of_their_seeds_whatever_was_played_
     parts = [whole.certificate_episodes(student, first, 5) for first in (0, 5)]
     late = Games(lambda: gym.make("CartPole-v1", max_episode_steps=50), teacher, seed=0)
     assert np.array_equal(late.certificate_episodes(student, 5, 5), parts[1])
+
+
+def test_what_is_raised_after_a_step_ends_the_episodes():
+    class StopError(Exception):
+        pass
+
+    def stop(num_ended):
+        raise StopError
+
+    class Endless(Unseeded):
+        steps = 0
+
+        def step(self, action):
+            Endless.steps += 1
+            return np.zeros(4, np.float32), 0.0, False, False, {}
+
+    teacher, student = Teacher(make_q_module(), source="t"), Teacher(make_q_module(seed=1), source="s")
+    games, pipeline = Games(Endless, teacher, seed=0, advance=stop), ObservationPipeline(teacher.observation_space)
+    for play in (
+        lambda: games.validation_baselines(0, 1),
+        lambda: games.certificate_episodes(student, 0, 1),
+        lambda: games.validate({"s": student.module}, pipeline, 0, 1),
+    ):
+        with pytest.raises(StopError):
+            play()
+    assert Endless.steps == 3
+    assert games.seconds_per_seed == 0  # of no whole episode
 
 
 class Careless(Unseeded):

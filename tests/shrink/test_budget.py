@@ -71,9 +71,31 @@ def test_cheap_episodes_leave_more_time_for_training(seconds_per_seed, training,
 
 def test_candidates_race_for_a_share_of_the_time_or_for_the_env_steps_of_training():
     budget = Budget(minutes=10.0, env_steps=None, max_episodes=9)
-    assert [budget.race_limit(1_000, share).most for share in (0.1, 0.5, 1.0)] == pytest.approx([4.8, 24.0, 48.0])
-    assert budget.race_limit(1_000).unit == "seconds"
-    assert Budget(minutes=None, env_steps=1_000, max_episodes=9).race_limit(420, 0.4) == ("env_steps", 420)
+    assert [budget.play_limit(1_000, share).races for share in (0.1, 0.5, 1.0)] == pytest.approx([4.8, 24.0, 48.0])
+    assert budget.play_limit(1_000).unit == "seconds"
+    assert Budget(minutes=None, env_steps=1_000, max_episodes=9).play_limit(420, 0.4) == ("env_steps", 420, math.inf, 0)
+
+
+def test_other_validation_has_a_share_of_the_time_too():
+    budget = Budget(minutes=10.0, env_steps=None, max_episodes=9)
+    looks = [budget.play_limit(1_000, share, seconds_per_episode=0.3) for share in (0.1, 1.0)]
+    looks.append(budget.play_limit(1_000, 1.0, at_end=True))
+    assert [limit.looks for limit in looks] == pytest.approx([55.2, 120.0, 150.0])
+    assert looks[0].episode == 0.3
+
+
+def test_checks_of_the_teacher_are_fewer_where_they_are_slow():
+    budget = Budget(minutes=10.0, env_steps=None, max_episodes=9)
+    assert [budget.num_checks(80, seconds) for seconds in (0.0, 0.01, 1.0, 100.0)] == [80, 80, 30, 0]
+    assert Budget(minutes=None, env_steps=1_000, max_episodes=9).num_checks(80, 100.0) == 80
+
+
+def test_what_cannot_be_certified_in_time():
+    budget = Budget(minutes=1.0, env_steps=None)
+    assert budget.is_too_short(185, 0.4)
+    assert not budget.is_too_short(185, 0.3)
+    assert budget.minutes_for(185, 0.3) == 5  # 45 % of them for certificates, half of these for the first one
+    assert not Budget(minutes=None, env_steps=1).is_too_short(1e9, 1.0)
 
 
 def test_env_steps_know_no_time():

@@ -99,20 +99,24 @@ class WorldGames(Games):
 
     world = World()
 
+    def _happens(self, what):
+        self.world.at(what)
+        self._advance(0)
+
     def _returns(self, player, seeds, *, chooses):
-        self.world.at("play")
+        self._happens("play")
         is_random = type(player).__name__ == "RandomActions"
         self._played = [*getattr(self, "_played", []), *seeds]
         return [RANDOM if is_random else TEACHER + noise(seed, 1) for seed in seeds]
 
     def validate(self, modules, pipeline, first, count):
-        self.world.at("validate")
+        self._happens("validate")
         seeds = range(first, first + count)
         returns = {name: [value(module, seed) for seed in seeds] for name, module in modules.items()}
         return Validation(returns, env_steps=count * len(modules), seconds=0.0)
 
     def certificate_episodes(self, student, first, count):
-        self.world.at("test")
+        self._happens("test")
         worse = 5.0 if student.weight.item() < 0.99 else 0.0
         own = [value(student, seed) - worse for seed in range(10**6 + first, 10**6 + first + count)]
         return np.concatenate([[own], self._play_baselines(10**6 + first, count, chooses=False)])
@@ -185,6 +189,42 @@ def test_bounds_that_teacher_or_random_policy_exceed_are_refused_before_training
     with pytest.raises(ValueError, match="State wider bounds"):
         go("narrow", World(happened.append), bounds=(0.0, 99.0))
     assert set(happened) == {"play"}
+
+
+@pytest.mark.parametrize(
+    ("minutes", "keep", "message"),
+    [
+        (0.5, 0.97, r"takes 1.2 s here. A certificate of 0.97 takes about \d+ of them .*--minutes 17"),
+        (0.5, 1.0, None),  # how long a student takes that is better than its teacher is not known
+        (60.0, 0.97, None),
+    ],
+)
+def test_a_run_that_is_too_short_for_any_certificate_ends_before_training(go, monkeypatch, minutes, keep, message):
+    monkeypatch.setattr(WorldGames, "seconds_per_seed", 1.2)
+    happened = []
+
+    def at(what):
+        happened.append(what)
+        if what == "train":
+            raise KilledError
+
+    if message is None:
+        with pytest.raises(KilledError):
+            go("run", World(at), minutes=minutes, keep=keep, env_steps=None)
+        return
+    result, _ = go("run", World(at), minutes=minutes, keep=keep, env_steps=None)
+    assert re.search(message, result.verdict)
+    assert set(happened) == {"play"}
+    assert result.teacher_return == pytest.approx(TEACHER, abs=2.0)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_ctrl_c_ends_the_checks_of_the_teacher(go, tmp_path, number):
+    result, content = go("run", World(interrupt_at(number)))
+    assert (content, result.students) == (None, [])
+    assert "--resume" in str(result)
+    assert "checks" not in Progress(tmp_path / "run").read()
+    assert go("run", World(), resume=True)[1] == num_happenings(go)[1]
 
 
 def num_happenings(go):

@@ -69,7 +69,7 @@ class Tournament:
         assert copies == ["linear"]
         return ["huge"] * number
 
-    def is_settled(self, number):
+    def is_settled(self, number, *, limit):
         return number == self.settled_at
 
     def finish(self, number, copies, env_steps, *, limit, save):
@@ -106,8 +106,10 @@ def test_rounds_are_spread_over_training(trained):
     tournament = trained(Trainer(), Tournament())
     assert tournament.rounds == list(enumerate(round(1_000 * share) for share in ROUNDS))
     assert tournament.finished == (4, 1_000)
-    assert tournament.limits == [("env_steps", round(1_000 * share)) for share in ROUNDS]
-    assert tournament.limit == ("env_steps", 1_000)
+    assert [(limit.unit, limit.races) for limit in tournament.limits] == [
+        ("env_steps", n) for _, n in tournament.rounds
+    ]
+    assert (tournament.limit.unit, tournament.limit.races) == ("env_steps", 1_000)
 
 
 def test_who_acts_follows_those_that_play(trained):

@@ -26,7 +26,7 @@ class HereCrew:
 
     def __init__(self, teacher):
         (part,) = divide([mlp(())], 1, 1, seed=0)
-        self.worker = Worker(teacher, ActorTask("CartPole-v1", {}), part)
+        self.worker = Worker(teacher, ActorTask("CartPole-v1", {}, False), part)
         self.jobs = []
 
     def share(self, method, jobs):

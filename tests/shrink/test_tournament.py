@@ -9,7 +9,7 @@ import pytest
 
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.evaluation.validation import Validation
-from rllib_kd.shrink.budget import RaceLimit
+from rllib_kd.shrink.budget import PlayLimit
 from rllib_kd.shrink.run import ROUNDS
 from rllib_kd.shrink.tournament import Tournament
 from rllib_kd.students.restarts import by_student, names_of
@@ -206,7 +206,7 @@ def test_who_rests_is_not_missing_in_the_end(learning, least, expected):
         own = tournament(Noisy(15.0, seed), keep=0.95, is_same=operator.eq)
         for number, share in enumerate(ROUNDS):
             students.train(share - done, own.resting(number, students.names))
-            done, limit = share, RaceLimit("env_steps", 30_000 * share)
+            done, limit = share, PlayLimit("env_steps", 30_000 * share)
             own.round(number, students.copies(), int(1_000 * share), limit=limit)
             if own.is_settled(number):
                 break
@@ -226,7 +226,7 @@ def test_where_episodes_cost_little_the_better_half_of_copies_is_mostly_left():
         for seed in range(10):
             own = tournament(Noisy(20.0, seed), keep=0.95)
             ratios = {name: 0.85 - 0.1 * (i % 2) for i, name in enumerate(names)}
-            own.round(0, ratios, 1_000, limit=RaceLimit("env_steps", most))
+            own.round(0, ratios, 1_000, limit=PlayLimit("env_steps", most))
             left += [ratios[name] for name in set(names) - set(own.resting(1, names))]
         better.append(left.count(0.85))
     assert better[0] <= 28  # of 40
@@ -385,7 +385,64 @@ def after_finish(noise, limit, seed=0):
     return found
 
 
-LIMIT = RaceLimit("env_steps", 100_000)
+class Slow(Players):
+    """An episode takes a second."""
+
+    def play(self, modules, first, count):
+        found = super().play(modules, first, count)
+        return found._replace(seconds=float(count * len(modules)))
+
+
+def looking(seconds, *rounds, num_copies=8, episode=1.0):
+    """Play these rounds in slow episodes; return the tournament, and how many seconds it has looked after each."""
+    ratios, found = {name: 0.5 for size in SIZES for name in names_of(size, num_copies)}, tournament(Slow(), keep=0.9)
+    limit, spent = PlayLimit("seconds", 0.0, seconds, episode), []
+    for number in rounds:
+        found.round(number, ratios, number + 1, limit=limit)
+        spent.append(sum(len(one.returns) for one in found.snapshots))
+    return found, spent
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (math.inf, 4 * 32 + 12 * 8),
+        (1_000, 4 * 32 + 12 * 8),
+        (190, 4 * 32 + 6 * 8),  # teacher and random policy play, too
+        (100, 2 * 32 + 3 * 8),
+        (40, 32),
+        (20, 18),
+        (0, 4),  # one of each size in any case
+    ],
+)
+def test_validation_follows_the_time(seconds, expected):
+    found, (spent,) = looking(seconds, 0)
+    assert spent == expected
+    assert {one.size for one in found.snapshots} == set(SIZES)
+    counts = [len(of_size) for of_size in by_student([one.copy for one in found.snapshots]).values()]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_what_was_spent_in_earlier_rounds_counts():
+    found, spent = looking(250, 0, 1)
+    assert spent[0] == 224
+    assert spent[1] <= 250
+    state = found.get_state()
+    again = tournament(Slow(), keep=0.9)
+    again.set_state(state, lambda env_steps: {one.copy: one.module for one in found.snapshots})
+    assert again.get_state()["looked"] == state["looked"] == spent[1]
+
+
+def test_without_time_for_further_episodes_nothing_is_settled_and_the_end_comes():
+    for most, is_settled in ((math.inf, True), (60.0, False)):
+        found, limit = tournament(Slow()), PlayLimit("seconds", 0.0, most, 1.0)
+        found.round(0, copies(**ALL_GOOD), 1_000, limit=limit)
+        assert found.is_settled(3, limit=limit) == is_settled
+        found.finish(3, copies(**ALL_GOOD), 1_000, limit=limit)
+        assert (sum(len(one.returns) for one in found.snapshots) <= 60) != is_settled
+
+
+LIMIT = PlayLimit("env_steps", 100_000)
 
 
 def num_right(limit):
@@ -399,17 +456,17 @@ def test_where_episodes_are_noisy_a_race_finds_the_best_snapshot_and_not_the_luc
 def test_a_round_ends_with_a_race_within_its_limit():
     students = {name: 1.0 for size in SIZES for name in names_of(size, 4)}
     counts = []
-    for limit in (None, RaceLimit("env_steps", 10_000), RaceLimit("env_steps", 30_000)):
+    for limit in (None, PlayLimit("env_steps", 10_000), PlayLimit("env_steps", 30_000)):
         found = tournament(NoisyPlayers(50.0))
         found.round(0, students, 1_000, limit=limit)
-        assert found._raced <= (limit.most if limit else 0)
+        assert found._raced <= (limit.races if limit else 0)
         counts.append(sum(len(one.returns) for one in found.snapshots))
     assert counts[0] < counts[1] < counts[2]
 
 
 @pytest.mark.parametrize("most", [0, 3_000, 10_000])
 def test_a_race_keeps_its_limit(most):
-    found, without = after_finish(100.0, RaceLimit("env_steps", most)), after_finish(100.0, None)
+    found, without = after_finish(100.0, PlayLimit("env_steps", most)), after_finish(100.0, None)
     played = sum(len(one.returns) for one in found.snapshots)
     assert found._raced <= most
     assert (played > sum(len(one.returns) for one in without.snapshots)) == (most > 3 * 64 * 10)  # two play beside one
@@ -425,7 +482,7 @@ def test_without_noise_there_is_no_race():
 
 def test_a_race_that_was_interrupted_goes_on_to_the_same_end():
     students = {name: 1.0 for size in SIZES for name in names_of(size, 4)}
-    whole, states, limit = tournament(NoisyPlayers(50.0)), [], RaceLimit("env_steps", 20_000)
+    whole, states, limit = tournament(NoisyPlayers(50.0)), [], PlayLimit("env_steps", 20_000)
     whole.round(0, students, 1_000)
     whole.finish(4, students, 1_000, limit=limit, save=lambda: states.append(json.dumps(whole.get_state())))
     assert len(states) > 2

@@ -76,7 +76,7 @@ def test_copies_are_compared_on_all_units_if_these_are_few():
     arena = OnRows(held_out, None)
     assert arena.looks == (30, 0, 0)
     assert arena.most_episodes(5_000) == 30
-    games, module = arena.new_games(None, 0, None), make_q_module()
+    games, module = arena.new_games(None, 0, None, lambda num_ended: None), make_q_module()
     tournament = Tournament(
         ["a"],
         lambda modules, first, count: games.validate(modules, None, first, count),

@@ -29,7 +29,7 @@ class HereCrew:
         self.worker = Worker(teacher, ActorTask("CartPole-v1", {}, False), part)
         self.jobs = []
 
-    def share(self, method, jobs):
+    def share(self, method, jobs, *, advance):
         self.jobs += [(method, job) for job in jobs]
         return [getattr(self.worker, method)(*job) for job in jobs]
 
@@ -214,6 +214,19 @@ def test_jobs_of_an_actor_that_dies_are_done_by_others_and_results_keep_their_or
     crew, actors = crew_of(monkeypatch, 3, lambda place, method: next(counter) in (1, 4, 9))
     assert crew.share("double", [(i,) for i in range(12)]) == [2 * i for i in range(12)]
     assert len(actors) == 6
+
+
+def test_the_wait_for_jobs_can_be_ended(monkeypatch):
+    crew, _ = crew_of(monkeypatch, 3)
+    monkeypatch.setattr(module_of_spread.ray, "wait", lambda results, timeout: ([], results))  # none ends
+    waits = count()
+
+    def advance(num_ended):
+        if next(waits) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        crew.share("double", [(i,) for i in range(12)], advance=advance)
 
 
 def test_a_save_is_whole_or_not_there(monkeypatch, tmp_path):

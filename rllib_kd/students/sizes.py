@@ -66,9 +66,12 @@ DENSE_ACTIVATIONS = {"fcnet_activation": "fcnet_hiddens", "head_fcnet_activation
 _MOST_FOR_TANH = 32
 
 
-def activation_for(hiddens: Sequence[int]) -> str:
-    """Return "relu", or "tanh" if one of these layers has few units."""
-    return "tanh" if hiddens and min(hiddens) <= _MOST_FOR_TANH else "relu"
+def activation_for(hiddens: Sequence[int], minimize: str = "parameters") -> str:
+    """Return "relu", or "tanh" if one of these layers has few units and no "int8_bytes" are minimized.
+
+    Among integers, the table of tanh takes 514 bytes: more than the weights of most students that would have it.
+    """
+    return "tanh" if hiddens and min(hiddens) <= _MOST_FOR_TANH and minimize != "int8_bytes" else "relu"
 
 
 def compress(

@@ -331,7 +331,7 @@ class Sweep:
             )
         refuse_recurrent(student_config(self.env, teacher, self.config, seed=self.seed))
         sample = {name: domain.sample() for name, domain in space.items()}
-        settings = {**self._settings(), **settings_of(sample, self.config)}
+        settings = {**self._settings(), **settings_of(sample, self.config, self.minimize)}
         config = student_config(self.env, teacher, settings, seed=self.seed)
         validate(config)
         check_before(config, {DEFAULT_MODULE_ID: teacher}, None)  # recorded rows, if there are any
@@ -437,7 +437,7 @@ class Sweep:
         metrics: Any = result.metrics
         return SweptStudent(
             name=Path(result.path).name,
-            settings=settings_of(result.config or {}, self.config),
+            settings=settings_of(result.config or {}, self.config, self.minimize),
             num_parameters=metrics["student_params"],
             cost=metrics.get("student_cost"),
             compression=metrics["compression"],

@@ -87,7 +87,7 @@ class StudentTrial(tune.Trainable):
         self._build(config)
 
     def _build(self, config: Mapping[str, Any]) -> None:
-        settings = {**self._task.config, **settings_of(config, self._task.config)}
+        settings = {**self._task.config, **settings_of(config, self._task.config, self._task.minimize)}
         self._students = [
             student_config(self._task.env, self._teacher, settings, seed=self._task.seed + i).build_algo()
             for i in range(self._task.num_seeds)
@@ -171,16 +171,22 @@ def student_cost(student: Teacher, minimize: str) -> float:
     return float(measured_cost(cost, minimize) or 0)
 
 
-def settings_of(sample: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(sample: Mapping[str, Any], fixed: Mapping[str, Any], minimize: str = "parameters") -> dict[str, Any]:
     """Convert a point of the space to settings of a student's config: under RLlib's names, only those its loss reads.
 
     Numbers are rounded to three digits, so that the command that trains such a student is readable.
+
+    Args:
+        sample: the point.
+        fixed: settings that are not searched.
+        minimize: what "smallest" means, by which a network has its default activation.
     """
     settings = {name: _three_digits(value) for name, value in sample.items()}
     if settings.get("loss", fixed.get("loss", DistillDQNConfig().loss)) not in SOFTENED:
         settings.pop("temperature", None)
-    if widths := {name: settings.pop(name) for name in sorted(WIDTH_KEYS & set(settings))}:
-        activation = activation_for(widths.get("fcnet_hiddens", ()))
+    widths = {name: settings.pop(name) for name in sorted(WIDTH_KEYS & set(settings))}
+    if widths or ("compression" in settings and minimize == "int8_bytes"):  # which knows no `minimize`
+        activation = activation_for(widths.get("fcnet_hiddens", ()), minimize)
         settings["model_config"] = {"fcnet_activation": activation, **fixed.get("model_config", {}), **widths}
     return settings
 

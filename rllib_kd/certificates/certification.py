@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.certificates.certificate import Certificate, RatioTest
+from rllib_kd.certificates.certificate import Certificate, RatioTest, fewest_episodes
 from rllib_kd.certificates.evidence import spend_alpha
 
 #: Episodes between two looks at the result: so many, or this share of those played, if that is more. A look takes time
@@ -102,7 +102,8 @@ def certify(
         new_test: makes a test, with the arguments of `RatioTest`.
         begun: what `save` got last, if the tests were interrupted.
         affordable: for how many more episodes there is time, by the number of candidates left; the test ends at 0. The
-            first candidate has a batch in any case, and another one only if there is time for a batch.
+            first candidate plays in any case as many as certify a student like its teacher, or a batch if that is less;
+            another one only if there is time for as many.
         save: called after each batch, before anyone sees its result, with the episodes of each candidate so far.
         report: called after each batch, with the candidate's place.
 
@@ -111,6 +112,7 @@ def certify(
     """
     tests: list[Tested] = []
     played = list(begun)
+    least = min(fewest_episodes(keep, 1 - alpha), BATCH, max_episodes)
     for place, share in enumerate(spend_alpha(alpha, num_candidates)):
         played += [Episodes()] if place == len(played) else []
         one = played[place]
@@ -119,10 +121,10 @@ def certify(
         while not one.is_over:
             num_played = test.num_episodes
             left = min(max_episodes - num_played, affordable(num_candidates - place))
-            if num_played == 0 and left < (least := min(BATCH, max_episodes)):
+            if num_played == 0 and left < least:
                 if tests:
                     return tests
-                left = least
+                left = math.ceil(least)
             if left < 1:
                 one.is_over = True
                 save(played)

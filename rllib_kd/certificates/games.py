@@ -49,21 +49,29 @@ class Games:
         self._make_env, self._teacher, self._seed, self._in_pool = make_env, teacher, seed, in_pool
         self._advance = advance
         self._baselines: dict[tuple[int, int], np.ndarray] = {}
-        self._spent = {"baselines": [0.0, 0], "student": [0.0, 0]}  # seconds, and number of seeds
+        #: Seconds, and number of seeds: of validation by teacher and random policy, of certificates by all three.
+        self._spent = {"validation": [0.0, 0], "certificate": [0.0, 0]}
+
+    @property
+    def seconds_of_baselines(self) -> float:
+        """Return how long an episode of validation takes for teacher and random policy together: s."""
+        seconds, num_seeds = self._spent["validation"]
+        return seconds / max(num_seeds, 1)
 
     @property
     def seconds_per_seed(self) -> float:
-        """Return how long a seed takes for student, teacher and random policy: s.
+        """Return how long a seed of a certificate takes for student, teacher and random policy: s.
 
-        Before the first episode of a student, its time is taken as that of the two others.
+        Before the first one, it is what validation takes of teacher and random policy, and as much again: a student
+        that plays as its teacher does takes less, and others are not tested.
         """
-        (seconds, num_seeds), (own_seconds, own_num_seeds) = self._spent.values()
-        others = seconds / max(num_seeds, 1)
-        return others + (own_seconds / own_num_seeds if own_num_seeds else others)
+        seconds, num_seeds = self._spent["certificate"]
+        return seconds / num_seeds if num_seeds else 2 * self.seconds_of_baselines
 
     def validation_baselines(self, first: int, count: int) -> np.ndarray:
         """Return the returns of teacher and random policy in validation episodes, `[2, count]`."""
-        return self._play_baselines(VALIDATION_SEED + first, count, chooses=True)
+        with self._timed("validation", count):
+            return self._play_baselines(VALIDATION_SEED + first, count, chooses=True)
 
     def validate(self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int) -> Validation:
         """Let students play validation episodes."""
@@ -72,9 +80,10 @@ class Games:
     def certificate_episodes(self, student: Teacher, first: int, count: int) -> np.ndarray:
         """Return the returns of a student, the teacher and the random policy in certificate episodes, `[3, count]`."""
         first_seed = first_certificate_seed(self._seed) + first
-        with self._timed("student", count):
-            returns = self._returns(GreedyQ(student), range(first_seed, first_seed + count), chooses=self._in_pool)
-        return np.concatenate([[returns], self._play_baselines(first_seed, count, chooses=self._in_pool)])
+        seeds, chooses = range(first_seed, first_seed + count), self._in_pool
+        with self._timed("certificate", count):
+            returns = self._returns(GreedyQ(student), seeds, chooses=chooses)
+            return np.concatenate([[returns], self._play_baselines(first_seed, count, chooses=chooses)])
 
     def get_state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as JSON: all returns of teacher and random policy, and durations."""
@@ -92,9 +101,8 @@ class Games:
         key = first_seed, count
         if key not in self._baselines:
             seeds = range(first_seed, first_seed + count)
-            with self._timed("baselines", count):
-                players = GreedyQ(self._teacher), self._randomly(first_seed)
-                returns = [self._returns(player, seeds, chooses=chooses) for player in players]
+            players = GreedyQ(self._teacher), self._randomly(first_seed)
+            returns = [self._returns(player, seeds, chooses=chooses) for player in players]
             self._baselines[key] = np.array(returns)
         return self._baselines[key]
 

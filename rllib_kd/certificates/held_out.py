@@ -299,7 +299,7 @@ class RowGames:
         advance: as in `Games`, but called once in a while.
     """
 
-    seconds_per_seed = 0.0  # next to nothing
+    seconds_per_seed = seconds_of_baselines = 0.0  # next to nothing
 
     def __init__(self, held_out: HeldOut, *, advance: Callable[[int], None] = lambda count: None):
         self._held_out, self._advance = held_out, advance
@@ -311,6 +311,7 @@ class RowGames:
 
     def validate(self, modules: Mapping[str, Any], pipeline: Any, first: int, count: int) -> Validation:
         """Return the agreements of students in units that choose, in the place of returns."""
+        self._advance(0)
         agreements = {
             name: self._held_out.choice.agreements(module, first, count).tolist() for name, module in modules.items()
         }

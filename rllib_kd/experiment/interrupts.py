@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -79,10 +79,13 @@ class SaveOnInterrupt(tune.Callback):
 
 
 @contextmanager
-def saving_on_interrupt() -> Iterator[threading.Event]:
+def saving_on_interrupt(notice: str = "") -> Iterator[threading.Event]:
     """On Ctrl-C, SIGTERM and SIGHUP, let `SaveOnInterrupt` save checkpoints and end training.
 
     A second Ctrl-C or SIGTERM raises SystemExit at once. Under `nohup`, SIGHUP stays ignored.
+
+    Args:
+        notice: what to say at the first signal.
 
     Yields:
         An event that is set by the first signal.
@@ -98,6 +101,9 @@ def saving_on_interrupt() -> Iterator[threading.Event]:
         if not _interrupt.is_set():
             first_at = time.monotonic()
             _interrupt.set()
+            if notice:
+                with suppress(RuntimeError):  # raised if the signal comes while something is printed
+                    say(notice)
         elif signum == signal.SIGINT or (signum == signal.SIGTERM and time.monotonic() - first_at > _ECHO):
             say("interrupted")
             raise SystemExit(1)

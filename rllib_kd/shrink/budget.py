@@ -21,8 +21,10 @@ _LEAST_SHARE = 0.25
 _RACE_SHARE = 0.08
 #: Share of the time for other validation: from the beginning, in proportion to what of training is done, and after it.
 _FIRST_LOOK_SHARE, _LOOK_SHARE, _LAST_LOOK_SHARE = 0.08, 0.12, 0.05
-#: Share of the time for checks of the teacher, besides the first few.
-_CHECK_SHARE = 0.05
+#: Share of the time for checks of the teacher, besides the first few; and if these leave a doubt.
+_CHECK_SHARE, _CHECK_SHARE_IN_DOUBT = 0.05, 0.2
+#: After training, students play about so many episodes of validation, for at most this share of the time.
+_LAST_EPISODES, _MOST_AFTER_TRAINING = 500, 0.08
 #: Training is saved after this time, s, and after at least this many times the duration of a save.
 _SAVE_EVERY, _SAVES_TAKE = 60.0, 20.0
 #: With env steps as the limit, it is saved after this share of them, and after at least this many. If an environment
@@ -36,14 +38,14 @@ class PlayLimit(NamedTuple):
     Args:
         unit: "env_steps", by which equal runs play equally, or "seconds".
         races: most of it in races.
-        looks: most of it in all other episodes, besides one of each size in a round.
-        episode: what an episode takes, while none has been played.
+        looks: most of it in all other episodes, besides one of each size.
+        baselines: what an episode of teacher and random policy takes, where it counts.
     """
 
     unit: str
     races: float
     looks: float = math.inf
-    episode: float = 0.0
+    baselines: float = 0.0
 
 
 class Budget:
@@ -76,6 +78,7 @@ class Budget:
         self._clock, self._began = clock, clock() - spent
         self._end = self._seconds if end is None else end  # s after the beginning
         self._needed_share = math.inf  # of the certificates' episodes; not known
+        self._after_training = 0.0  # share of the time
         self._saved_at, self._saved_after, self._save_took = spent, 0, 0.0  # s, env steps, s
 
     @property
@@ -94,7 +97,9 @@ class Budget:
         Args:
             seconds_per_seed: duration of an episode of student, teacher and random policy: s.
         """
-        self._needed_share = NUM_TESTED * self._max_episodes * seconds_per_seed / self._seconds
+        share_of_seed = seconds_per_seed / self._seconds
+        self._needed_share = NUM_TESTED * self._max_episodes * share_of_seed
+        self._after_training = min(_LAST_EPISODES * share_of_seed / 3, _MOST_AFTER_TRAINING)  # of three policies
 
     def training_is_over(self, share: float, env_steps: int) -> bool:
         """Return whether this share of training is done; it has at least one iteration.
@@ -106,7 +111,7 @@ class Budget:
         if env_steps == 0:
             return False
         kept = min(max(self._needed_share, _SMALLEST_SHARE), _LARGEST_SHARE)
-        in_training = (1 - kept) * self._seconds
+        in_training = (1 - kept - self._after_training) * self._seconds
         return self.seconds >= share * in_training or env_steps >= share * self._env_steps
 
     def is_save_due(self, env_steps: int) -> bool:
@@ -128,33 +133,36 @@ class Budget:
         """
         self._saved_at, self._saved_after, self._save_took = self.seconds, env_steps, took
 
-    def num_checks(self, most: int, seconds_per_check: float) -> int:
-        """Return how many episodes more teacher and random policy may play before training.
+    def num_checks(self, least: int, most: int, seconds_per_check: float, *, in_doubt: bool) -> int:
+        """Return how many episodes teacher and random policy may play before training, in all.
 
         Args:
+            least: fewest of them.
             most: most of them.
             seconds_per_check: duration of an episode of both: s.
+            in_doubt: whether the teacher may be no better than the random policy.
         """
         if not self.is_by_time or not seconds_per_check:
             return most
-        return min(most, int(_CHECK_SHARE * self._seconds / seconds_per_check))
+        share = _CHECK_SHARE_IN_DOUBT if in_doubt else _CHECK_SHARE
+        return min(most, max(least, int(share * self._seconds / seconds_per_check)))
 
     def play_limit(
-        self, env_steps: int, share: float = 1.0, *, seconds_per_episode: float = 0.0, at_end: bool = False
+        self, env_steps: int, share: float = 1.0, *, seconds_of_baselines: float = 0.0, at_end: bool = False
     ) -> PlayLimit:
         """Return how much snapshots may have played in all, after so many env steps of training.
 
         Args:
             env_steps: env steps of training so far; without a limit of time, snapshots race for as many.
             share: share of training that is done, in (0, 1].
-            seconds_per_episode: duration of an episode, while none has been played: s.
+            seconds_of_baselines: duration of an episode of teacher and random policy: s.
             at_end: whether training has ended.
         """
         if not self.is_by_time:
             return PlayLimit("env_steps", env_steps)
         looks = _FIRST_LOOK_SHARE + share * _LOOK_SHARE + at_end * _LAST_LOOK_SHARE
         races = share * _RACE_SHARE
-        return PlayLimit("seconds", races * self._seconds, looks * self._seconds, seconds_per_episode)
+        return PlayLimit("seconds", races * self._seconds, looks * self._seconds, seconds_of_baselines)
 
     def begin_certificate(self) -> int:
         """End training and validation: from now on, time is for the certificate.
@@ -191,8 +199,8 @@ class Budget:
         return max(1, int(min(self._max_episodes, in_time)))
 
     def is_too_short(self, num_episodes: float, seconds_per_seed: float) -> bool:
-        """Return whether so many certificate episodes would take longer than the whole run."""
-        return num_episodes * seconds_per_seed > self._seconds
+        """Return whether so many certificate episodes would take longer than what can be kept for them."""
+        return num_episodes * seconds_per_seed > _LARGEST_SHARE * self._seconds
 
     @property
     def most_episodes(self) -> int:

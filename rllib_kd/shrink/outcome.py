@@ -290,7 +290,14 @@ def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def why_not(students: list[ShrunkStudent], *, keep: float, more: str, measured: Measured = RETURN_RATIO) -> str:
+def why_not(
+    students: list[ShrunkStudent],
+    *,
+    keep: float,
+    more: str,
+    measured: Measured = RETURN_RATIO,
+    are_episodes_set: bool = True,
+) -> str:
     """Return why no student is certified, and what would help.
 
     Args:
@@ -298,6 +305,7 @@ def why_not(students: list[ShrunkStudent], *, keep: float, more: str, measured: 
         keep: return ratio that was asked for.
         more: how to give more time, such as "--minutes 20".
         measured: what is to be kept.
+        are_episodes_set: whether the number of certificate episodes was limited beside the time.
     """
     if not students:
         return f"No student was trained long enough to play. Train longer: {more}."
@@ -315,5 +323,7 @@ def why_not(students: list[ShrunkStudent], *, keep: float, more: str, measured: 
     if found.verdict == "undecided" or "beyond the budget" in found.reason:  # of --episodes, or of the time
         if measured != RETURN_RATIO:
             return f"{text} Record more, or hold out a larger share of the rows."
-        return f"{text} More time or episodes may decide: {more}, --episodes."
+        if are_episodes_set:
+            return f"{text} More time or episodes may decide: {more}, --episodes."
+        return f"{text} More time may decide: {more}."
     return f"{text} Train longer ({more}), or ask for less (--keep)."

@@ -15,7 +15,6 @@ import numpy as np
 from rllib_kd.certificates.certificate import Certificate, RatioTest, fewest_episodes
 from rllib_kd.certificates.certification import Episodes, Tested, certify
 from rllib_kd.certificates.games import first_certificate_seed
-from rllib_kd.evaluation.return_ratio import doubt
 from rllib_kd.evaluation.seeds import FIRST_CHECK, VALIDATION_SEED
 from rllib_kd.evaluation.validation import Validation
 from rllib_kd.experiment.interrupts import saving_on_interrupt
@@ -26,6 +25,7 @@ from rllib_kd.shrink import report
 from rllib_kd.shrink.arena import Arena
 from rllib_kd.shrink.budget import Budget, PlayLimit
 from rllib_kd.shrink.candidates import Size
+from rllib_kd.shrink.checks import Checks, least_episodes
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
 from rllib_kd.shrink.parts import Part
 from rllib_kd.shrink.progress import Progress, versions
@@ -35,13 +35,13 @@ from rllib_kd.shrink.tournament import Tournament
 from rllib_kd.shrink.training import Trainer, running, save_student
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.terminal import line
-from rllib_kd.text import number, ratio
+from rllib_kd.text import ratio
 
 #: Shares of training after which students are compared.
 ROUNDS = (0.1, 0.2, 0.4, 0.7, 1.0)
-#: Episodes by which the teacher is compared with a random policy, before anything is trained; the first few, which show
-#: how long an episode takes, and the most.
-_FEW_CHECKS, _NUM_CHECKS = 20, 100
+_STOPPING = (
+    "stopping: the run is saved after this iteration or env step, and can be continued. Ctrl-C again ends at once."
+)
 
 
 class InterruptedRunError(Exception):
@@ -87,7 +87,7 @@ class Run:
         self._tournament: Any = None  # until the sizes are known
         self._checks = np.full((2, 1), np.nan)  # until they have been played
         self._tests: list[Tested] = []
-        with saving_on_interrupt() as self._interrupted, line(shown=progress) as self._show:
+        with saving_on_interrupt(_STOPPING) as self._interrupted, line(shown=progress) as self._show:
             try:
                 with self._working() as self._crew:
                     self._games = self.arena.new_games(self.teacher, asked.seed, self._crew, self._end_if_interrupted)
@@ -132,46 +132,14 @@ class Run:
             raise InterruptedRunError
 
     def _check_teacher(self) -> str:
-        """Let the teacher and a random policy play; return why the teacher is not good enough, or an empty text."""
+        """Let the teacher and a random policy play; return why nothing should be trained, or an empty text."""
+        checks = Checks(self.asked, self._games, self._budget, teacher=self.teacher.source, env=self.arena.name)
         if "checks" not in self.state:
             self._show("teacher and random policy play" + self._budget.left())
-            self._checks = self._games.validation_baselines(FIRST_CHECK, _FEW_CHECKS)
-            if reason := self._too_short():
-                return reason
-            most = _NUM_CHECKS - _FEW_CHECKS
-            num_more = most if self._doubt() else self._budget.num_checks(most, self._games.seconds_per_seed / 2)
-            if num_more:
-                more = self._games.validation_baselines(FIRST_CHECK + _FEW_CHECKS, num_more)
-                self._checks = np.concatenate([self._checks, more], axis=1)
-            self._keep(checks=self._checks.tolist())
+            self._keep(checks=checks.play().tolist())
         self._checks = np.array(self.state["checks"])
         self._new_test(np.empty(0))  # refuses stated bounds that are too narrow
-        if not self._doubt():
-            return ""
-        teacher, random = map(number, self._checks.mean(axis=1))
-        return (
-            f"The teacher is not clearly better than a random policy: mean returns of {teacher} and {random} in "
-            f"{self._checks.shape[1]} episodes, so that a return ratio has no meaning. Check the teacher and its "
-            "environment. Nothing was trained."
-        )
-
-    def _doubt(self) -> bool:
-        """Return whether the teacher may be no better than a random policy, by what both have played."""
-        given = self.teacher.source, self.arena.name, *self._checks
-        return doubt(*given, to_play_more="", same_seeds=True) is not None
-
-    def _too_short(self) -> str:
-        """Return why the run is too short for any certificate, or an empty text."""
-        asked, seconds = self.asked, self._games.seconds_per_seed
-        fewest = fewest_episodes(asked.keep, asked.confidence)
-        if asked.keep == 1.0 or not self._budget.is_too_short(fewest, seconds):
-            return ""
-        return (
-            f"An episode of a student, its teacher and the random policy takes {seconds:.2g} s here. A certificate of "
-            f"{asked.keep:g} takes about {fewest:.0f} of them if the student plays as its teacher does: longer than "
-            f"--minutes {asked.minutes:g}. Give more time (--minutes {self._budget.minutes_for(fewest, seconds)}), or "
-            "ask for less (--keep). Nothing was trained."
-        )
+        return checks.reason_to_end(self._checks)
 
     # --- Training and choice ------------------------------------------------------------------------------------------
 
@@ -189,7 +157,11 @@ class Run:
             self._certify(candidates)
         if self._tests and self._tests[-1].is_certified:
             return "", candidates[len(self._tests) - 1]
-        reason = why_not(self._students(), keep=self.asked.keep, more=self._more(), measured=self.arena.measured)
+        asked, measured = self.asked, self.arena.measured
+        is_set = asked.episodes is not None or not self._budget.is_by_time
+        reason = why_not(
+            self._students(), keep=asked.keep, more=self._more(), measured=measured, are_episodes_set=is_set
+        )
         return reason, self._best_of_all()
 
     def _more(self) -> str:
@@ -197,7 +169,7 @@ class Run:
         asked = self.asked
         if not asked.minutes:
             return f"--env-steps {2 * asked.env_steps}"
-        needed = 0.0 if asked.keep == 1.0 else fewest_episodes(asked.keep, asked.confidence)
+        needed = least_episodes(asked.keep, asked.confidence)
         if self._tests:
             last = self._tests[-1].certificate
             needed = max(needed, last.num_episodes + (last.episodes_needed or 0))
@@ -277,8 +249,8 @@ class Run:
         """Return `Budget.play_limit()`; None for rows, of which there are too few."""
         if self.arena.rows is not None:
             return None
-        seconds = self._games.seconds_per_seed / 2
-        return self._budget.play_limit(env_steps, share, seconds_per_episode=seconds, at_end=at_end)
+        seconds = self._games.seconds_of_baselines
+        return self._budget.play_limit(env_steps, share, seconds_of_baselines=seconds, at_end=at_end)
 
     def _training_is_over(self, share: float, trainer: Trainer | SpreadTrainer, env_steps: int | None = None) -> bool:
         """Return whether a part has trained for this share, after its env steps; None: all parts together."""

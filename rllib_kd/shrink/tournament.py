@@ -16,6 +16,7 @@ import numpy as np
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.shrink.budget import NUM_TESTED, PlayLimit
 from rllib_kd.shrink.snapshots import EPISODES, Looks, Snapshot, by_size, in_turn
+from rllib_kd.shrink.spending import Spending
 from rllib_kd.students.restarts import by_student, student_of
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ class Tournament:
         self._play, self._baselines, self._new_test = play, baselines, new_test
         self._keep, self._scale, self._looks, self._is_same = keep, scale, looks, is_same
         self._played = np.empty((2, 0))  # returns of teacher and random policy
-        self._spent = {"episodes": 0, "env_steps": 0, "seconds": 0.0}  # by snapshots
-        self._raced, self._looked = 0.0, 0.0  # in the unit of the limit
+        self._spending = Spending()
 
     def round(self, number: int, copies: Mapping[str, Any], env_steps: int, *, limit: PlayLimit | None = None) -> None:
         """Let the copies of promising sizes play, and then race: who acts next depends on what is known.
@@ -158,36 +158,32 @@ class Tournament:
         self._let_look(best, self._looks.second, limit)
 
     def _first_look(self, new: Sequence[Snapshot], limit: PlayLimit | None) -> list[Snapshot]:
-        """Let new snapshots play; return those that a limit admits, of each size one at least."""
-        most = max(self._affordable(limit) - len(self._played), len({one.size for one in new}))
-        admitted = {id(one) for one in in_turn(by_size(new))[: int(min(most, len(new)))]}
-        new = [one for one in new if id(one) in admitted]
-        self.snapshots += new
-        self._let_look(new, self._looks.first, limit, least=1)
-        return new
+        """Let new snapshots play; return those that a limit admits, and one of each size that has not played."""
+        by_rank, known = in_turn(by_size(new)), {one.size for one in self.snapshots}
+        first = [one for one in by_rank[: len(by_size(new))] if one.size not in known]
+        if limit is not None and math.isfinite(limit.looks):  # nobody knows yet how long their episodes are
+            self._let_look(first, 1, limit, least=1)
+        most = int(min(self._spending.num_snapshots(1, limit, is_race=False), len(new)))
+        admitted = {id(one) for one in [*first, *by_rank[:most]]}
+        playing = [one for one in new if id(one) in admitted]
+        self._let_look(playing, self._looks.first, limit)
+        self.snapshots += (played := [one for one in playing if one.returns])
+        return played
 
     def _let_look(self, snapshots: Sequence[Snapshot], most: int, limit: PlayLimit | None, *, least: int = 0) -> bool:
         """Let snapshots play as many episodes as a limit admits; return whether they have played."""
-        each = self._affordable(limit) / (len(snapshots) + len(self._played))
-        num_episodes = int(min(max(each, least), most))
-        before = None if limit is None else self._spent[limit.unit]
-        self._let_play(snapshots, num_episodes)
-        if limit is not None and before is not None:
-            self._looked += self._spent[limit.unit] - before
+        num_episodes = int(min(max(self._spending.num_seeds(len(snapshots), limit), least), most))
+        self._let_play(snapshots, num_episodes, limit)
         return bool(snapshots) and num_episodes > 0
-
-    def _affordable(self, limit: PlayLimit | None) -> float:
-        """Return how many episodes of a snapshot can be played in looks."""
-        episode = 0.0 if limit is None else self._episode(limit)
-        return max(0.0, limit.looks - self._looked) / episode if limit is not None and episode else math.inf
 
     def _look_longer(self, limit: PlayLimit) -> None:
         """Let all copies play on, where episodes cost little: by what they play, the worse half of them is left out."""
         few = self._looks.first
         while min(len(one.returns) for one in self.snapshots) + few <= _MOST_BEFORE_HALF:
-            if self._raced + few * len(self.snapshots) * self._episode(limit) > _SHARE_BEFORE_HALF * limit.races:
+            half = limit._replace(races=_SHARE_BEFORE_HALF * limit.races)
+            if self._spending.num_snapshots(few, half, is_race=True) < len(self.snapshots):
                 return
-            self._let_race(self.snapshots, few, limit)
+            self._let_play(self.snapshots, few, limit, is_race=True)
 
     def playing(self, number: int) -> list[str]:
         """Return the sizes that play in a round: neither far too bad so far, nor larger than what is needed."""
@@ -239,9 +235,9 @@ class Tournament:
         best = self.best(smallest[0]) if smallest else None
         if best is None or not self.is_promising(best):
             return False
-        if self._affordable(limit) < self._looks.last:
+        if self._spending.num_seeds(1, limit) < self._looks.last:
             return False
-        self._let_look([best], self._looks.last, limit, least=self._looks.last)
+        self._let_play([best], self._looks.last, limit)
         return self.is_promising(self.best(smallest[0])) and self.best(smallest[0]) is best
 
     def finish(
@@ -336,9 +332,7 @@ class Tournament:
         """Return everything but the modules, as JSON."""
         return {
             "num_episodes": self.num_episodes,
-            "spent": self._spent,
-            "raced": self._raced,
-            "looked": self._looked,
+            "spending": self._spending.get_state(),
             "played": self._played.tolist(),
             "snapshots": [
                 {"size": one.size, "copy": one.copy, "env_steps": one.env_steps, "returns": list(one.returns.items())}
@@ -355,8 +349,7 @@ class Tournament:
         """
         modules = {env_steps: copies_at(env_steps) for env_steps in {one["env_steps"] for one in state["snapshots"]}}
         self.num_episodes = state["num_episodes"]
-        self._spent = dict(state.get("spent", self._spent))  # older versions have none
-        self._raced, self._looked = state.get("raced", 0.0), state.get("looked", 0.0)
+        self._spending = Spending(**state.get("spending", {}))  # older versions have none
         self._played = np.array(state["played"], dtype=float).reshape(2, -1)
         self.snapshots = [
             Snapshot(
@@ -365,7 +358,9 @@ class Tournament:
             for one in state["snapshots"]
         ]
 
-    def _let_play(self, snapshots: Sequence[Snapshot], num_episodes: int) -> None:
+    def _let_play(
+        self, snapshots: Sequence[Snapshot], num_episodes: int, limit: PlayLimit | None, *, is_race: bool = False
+    ) -> None:
         """Play episodes that are new to all."""
         if not snapshots or not num_episodes:
             return
@@ -377,9 +372,7 @@ class Tournament:
         for name, one in named.items():
             own = map(float, played.returns[name])
             one.returns |= dict(zip(range(first, first + num_episodes), own, strict=True))
-        self._spent["episodes"] += num_episodes * len(snapshots)
-        self._spent["env_steps"] += played.env_steps
-        self._spent["seconds"] += played.seconds
+        self._spending.add(played, num_episodes, limit, is_race=is_race)
 
     def _best_of(self, size: str, snapshots: Sequence[Snapshot], count: int) -> list[Snapshot]:
         """Return the best snapshots of a size, by return ratio less one standard error: few episodes prove little."""
@@ -390,18 +383,8 @@ class Tournament:
         """Let those that race play; return whether there are any."""
         racing = [] if limit is None else self._racing(playing, limit)
         if limit is not None and racing:
-            self._let_race(racing, self._looks.last, limit)
+            self._let_play(racing, self._looks.last, limit, is_race=True)
         return bool(racing)
-
-    def _let_race(self, snapshots: Sequence[Snapshot], num_episodes: int, limit: PlayLimit) -> None:
-        before = self._spent[limit.unit]
-        self._let_play(snapshots, num_episodes)
-        self._raced += self._spent[limit.unit] - before
-
-    def _episode(self, limit: PlayLimit) -> float:
-        """Return what an episode of a snapshot takes, in the unit of a limit."""
-        num_episodes = self._spent["episodes"]
-        return self._spent[limit.unit] / num_episodes if num_episodes else limit.episode
 
     def _racing(self, playing: Sequence[str], limit: PlayLimit) -> list[Snapshot]:
         """Return the snapshots that race now: as many as the limit admits, of each size those that may be its best.
@@ -410,11 +393,7 @@ class Tournament:
         """
         sizes = dict.fromkeys([*playing, *(one.size for one in self.candidates())])
         rivals = in_turn(list(map(self._unsettled, sizes)))
-        each = self._looks.last * self._episode(limit)
-        if not each:  # nothing has played, or in no time
-            return rivals
-        admitted = int((limit.races - self._raced) / each) - len(self._played)  # teacher and random policy play, too
-        return rivals[: max(admitted, 0)]
+        return rivals[: int(min(self._spending.num_snapshots(self._looks.last, limit, is_race=True), len(rivals)))]
 
     def _unsettled(self, size: str) -> list[Snapshot]:
         """Return the snapshots of a size that may be its best one, and are not well known, the most promising first.

@@ -29,7 +29,7 @@ from rllib_kd.observations.spaces import input_space
 from rllib_kd.shrink.candidates import Size
 from rllib_kd.teachers.base import Teacher
 
-#: An iteration, after which the clock is read: env steps, or seconds if time is the limit, however slow env steps are.
+#: An iteration, after which the clock is read: env steps, or seconds if time is the limit, but at least one fragment.
 _ENV_STEPS_PER_ITERATION, _SECONDS_PER_ITERATION = 2_000, 2.0
 
 #: Settings that the command makes itself.

@@ -178,8 +178,8 @@ class Breaks(gym.Wrapper):
 
 
 def test_why_there_is_no_certificate():
-    def why(*students):
-        return why_not(list(students), keep=0.97, more="--minutes 20")
+    def why(*students, **more):
+        return why_not(list(students), keep=0.97, more="--minutes 20", **more)
 
     assert "Train longer: --minutes 20" in why()
     far = why(student("a", 10, 0.5), student("b", 16, 0.7))
@@ -190,7 +190,9 @@ def test_why_there_is_no_certificate():
     assert "Not decided" in undecided
     short = RatioTest(0.97, 0.025, seen=[0.0, 500.0], max_episodes=60)
     short.update(student=[495.0] * 50, teacher=[500.0] * 50, random=[0.0] * 50)
-    assert "may decide: --minutes 20, --episodes" in why(student("b", 16, 0.98, certificate=short.certificate()))
+    last = student("b", 16, 0.98, certificate=short.certificate())
+    assert "More time or episodes may decide: --minutes 20, --episodes." in why(last)
+    assert "More time may decide: --minutes 20." in why(last, are_episodes_set=False)
     assert "--episodes" in undecided
 
 

@@ -393,44 +393,59 @@ class Slow(Players):
         return found._replace(seconds=float(count * len(modules)))
 
 
-def looking(seconds, *rounds, num_copies=8, episode=1.0):
-    """Play these rounds in slow episodes; return the tournament, and how many seconds it has looked after each."""
-    ratios, found = {name: 0.5 for size in SIZES for name in names_of(size, num_copies)}, tournament(Slow(), keep=0.9)
-    limit, spent = PlayLimit("seconds", 0.0, seconds, episode), []
+def looking(seconds, *rounds, baselines=2.0):
+    """Play these rounds in slow episodes, eight copies of each size; return the tournament, and what it has looked."""
+    names, found = [name for size in SIZES for name in names_of(size, 8)], tournament(Slow(), keep=0.9)
+    limit, looked = PlayLimit("seconds", 0.0, seconds, baselines), []
     for number in rounds:
-        found.round(number, ratios, number + 1, limit=limit)
-        spent.append(sum(len(one.returns) for one in found.snapshots))
-    return found, spent
+        found.round(number, dict.fromkeys(names, 0.5 + 0.01 * number), number + 1, limit=limit)
+        looked.append(found.get_state()["spending"]["looked"])
+    return found, looked
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"),
+    ("seconds", "num_copies", "first", "all_"),
     [
-        (math.inf, 4 * 32 + 12 * 8),
-        (1_000, 4 * 32 + 12 * 8),
-        (190, 4 * 32 + 6 * 8),  # teacher and random policy play, too
-        (100, 2 * 32 + 3 * 8),
-        (40, 32),
-        (20, 18),
-        (0, 4),  # one of each size in any case
+        (math.inf, 32, 4, 4 * 32 + 12 * 8),
+        (1_000, 32, 4, 4 * 32 + 12 * 8 + 4),
+        (200, 32, 4, 4 * 32 + 5 * 8 + 4),
+        (100, 32, 2, 2 * 32 + 2 * 8 + 4),
+        (44, 32, 1, 32 + 4),
+        (30, 22, 1, 22 + 4),
+        (0, 4, 0, 4),  # one of each size in any case
     ],
 )
-def test_validation_follows_the_time(seconds, expected):
-    found, (spent,) = looking(seconds, 0)
-    assert spent == expected
-    assert {one.size for one in found.snapshots} == set(SIZES)
+def test_validation_follows_the_time(seconds, num_copies, first, all_):
+    """With a limit, one of each size plays an episode first: these are the four that are added."""
+    found, (looked,) = looking(seconds, 0)
+    returns = [len(one.returns) for one in found.snapshots]
+    assert (len(returns), sum(returns)) == (num_copies, all_)
+    assert looked <= max(seconds, 6)
     counts = [len(of_size) for of_size in by_student([one.copy for one in found.snapshots]).values()]
     assert max(counts) - min(counts) <= 1
+    assert min(returns) == max(first, 1)
 
 
-def test_what_was_spent_in_earlier_rounds_counts():
-    found, spent = looking(250, 0, 1)
-    assert spent[0] == 224
-    assert spent[1] <= 250
+def test_where_students_take_longer_than_their_teacher_few_of_them_play():
+    """Episodes of teacher and random policy say little about those of students, so that these are measured first."""
+    _, (looked,) = looking(60, 0, baselines=0.01)
+    assert looked <= 60
+
+
+def test_where_teachers_take_longer_than_students_few_of_them_play():
+    found, (looked,) = looking(100, 0, baselines=10.0)
+    assert 60 < looked <= 100
+    assert found.num_episodes < 10
+
+
+def test_what_was_spent_in_earlier_rounds_counts_and_then_nobody_plays():
+    found, looked = looking(400, 0, 1, 2, 3)
+    assert looked[0] < looked[1] <= looked[-1] <= 400
+    assert looking(0, 0, 1, 2, 3)[1] == [6.0] * 4
     state = found.get_state()
     again = tournament(Slow(), keep=0.9)
     again.set_state(state, lambda env_steps: {one.copy: one.module for one in found.snapshots})
-    assert again.get_state()["looked"] == state["looked"] == spent[1]
+    assert again.get_state()["spending"] == state["spending"]
 
 
 def test_without_time_for_further_episodes_nothing_is_settled_and_the_end_comes():
@@ -459,7 +474,7 @@ def test_a_round_ends_with_a_race_within_its_limit():
     for limit in (None, PlayLimit("env_steps", 10_000), PlayLimit("env_steps", 30_000)):
         found = tournament(NoisyPlayers(50.0))
         found.round(0, students, 1_000, limit=limit)
-        assert found._raced <= (limit.races if limit else 0)
+        assert found.get_state()["spending"]["raced"] <= (limit.races if limit else 0)
         counts.append(sum(len(one.returns) for one in found.snapshots))
     assert counts[0] < counts[1] < counts[2]
 
@@ -468,7 +483,7 @@ def test_a_round_ends_with_a_race_within_its_limit():
 def test_a_race_keeps_its_limit(most):
     found, without = after_finish(100.0, PlayLimit("env_steps", most)), after_finish(100.0, None)
     played = sum(len(one.returns) for one in found.snapshots)
-    assert found._raced <= most
+    assert found.get_state()["spending"]["raced"] <= most
     assert (played > sum(len(one.returns) for one in without.snapshots)) == (most > 3 * 64 * 10)  # two play beside one
 
 

@@ -34,7 +34,7 @@ def content(folder):
 @pytest.fixture(autouse=True)
 def few_checks(monkeypatch):
     """Teacher and random policy differ clearly; workers have the lowest priority, and other tests run beside these."""
-    monkeypatch.setattr("rllib_kd.shrink.run._NUM_CHECKS", 20)
+    monkeypatch.setattr("rllib_kd.shrink.checks._MOST", 20)
 
 
 def test_whatever_dies_the_certificate_is_the_same(nodes, own_folder, tmp_path, monkeypatch, caplog):

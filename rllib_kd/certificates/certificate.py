@@ -104,19 +104,6 @@ class Certificate:
         return content | {"bounds": list(self.bounds) if self.bounds else None, "mean_returns": means}
 
 
-def fewest_episodes(keep: float, confidence: float) -> float:
-    """Return about how many episodes certify the second of several candidates if it plays as its teacher does.
-
-    Capital grows by at most the share of d in the range of all returns, which is (1 − keep) / (1 + `MARGIN`).
-
-    Args:
-        keep: return ratio to prove, in (0, 1]; 1 takes ∞ episodes.
-        confidence: in (0.5, 1).
-    """
-    share = (1 - keep) / (1 + MARGIN)
-    return math.log(4 / (1 - confidence)) / math.log1p(share) if share else math.inf
-
-
 class RatioTest:
     """Test whether a student's return ratio is at least `keep`, while episodes arrive.
 

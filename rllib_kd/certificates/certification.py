@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.certificates.certificate import Certificate, RatioTest, fewest_episodes
+from rllib_kd.certificates.certificate import Certificate, RatioTest
 from rllib_kd.certificates.evidence import spend_alpha
 
 #: Episodes between two looks at the result: so many, or this share of those played, if that is more. A look takes time
@@ -82,6 +82,7 @@ def certify(
     seen: np.ndarray,
     new_test: Callable[..., RatioTest] = RatioTest,
     begun: Sequence[Episodes] = (),
+    least_episodes: int = BATCH,
     affordable: Callable[[int], float] = lambda num_left: math.inf,
     save: Callable[[Sequence[Episodes]], None] = lambda played: None,
     report: Callable[[int, Certificate], None] = lambda place, certificate: None,
@@ -101,9 +102,9 @@ def certify(
         seen: returns of other episodes, as in `RatioTest`.
         new_test: makes a test, with the arguments of `RatioTest`.
         begun: what `save` got last, if the tests were interrupted.
-        affordable: for how many more episodes there is time, by the number of candidates left; the test ends at 0. The
-            first candidate plays in any case as many as certify a student like its teacher, or a batch if that is less;
-            another one only if there is time for as many.
+        least_episodes: episodes that certify a student like its teacher. The first candidate plays as many in any case,
+            or a batch if that is less; another one only if there is time for as many.
+        affordable: for how many more episodes there is time, by the number of candidates left; the test ends at 0.
         save: called after each batch, before anyone sees its result, with the episodes of each candidate so far.
         report: called after each batch, with the candidate's place.
 
@@ -112,7 +113,7 @@ def certify(
     """
     tests: list[Tested] = []
     played = list(begun)
-    least = min(fewest_episodes(keep, 1 - alpha), BATCH, max_episodes)
+    least = min(least_episodes, BATCH, max_episodes)
     for place, share in enumerate(spend_alpha(alpha, num_candidates)):
         played += [Episodes()] if place == len(played) else []
         one = played[place]
@@ -124,15 +125,17 @@ def certify(
             if num_played == 0 and left < least:
                 if tests:
                     return tests
-                left = math.ceil(least)
+                left = least
             if left < 1:
                 one.is_over = True
                 save(played)
                 continue
-            # Time makes the budget smaller, so that a candidate that needs more is given up for the next one.
-            end = test.max_episodes = one.max_episodes = int(min(max_episodes, num_played + left))
-            batch = max(BATCH, int(_BATCH_SHARE * num_played))
-            new = play(place, num_played, min(batch, end - num_played))
+            batch = min(max(BATCH, int(_BATCH_SHARE * num_played)), int(left))
+            new = play(place, num_played, batch)
+            # Time makes the budget smaller, so that a candidate that needs more is given up for the next one. How much
+            # is left is known best now.
+            left = max(0.0, affordable(num_candidates - place))
+            test.max_episodes = one.max_episodes = int(min(max_episodes, num_played + batch + left))
             certificate = _add(new, test, one)
             save(played)
             report(place, certificate)

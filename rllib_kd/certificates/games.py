@@ -70,8 +70,10 @@ class Games:
 
     def validation_baselines(self, first: int, count: int) -> np.ndarray:
         """Return the returns of teacher and random policy in validation episodes, `[2, count]`."""
-        with self._timed("validation", count):
-            return self._play_baselines(VALIDATION_SEED + first, count, chooses=True)
+        first_seed = VALIDATION_SEED + first
+        num_new = 0 if (first_seed, count) in self._baselines else count
+        with self._timed("validation", num_new):
+            return self._play_baselines(first_seed, count, chooses=True)
 
     def validate(self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int) -> Validation:
         """Let students play validation episodes."""
@@ -95,7 +97,7 @@ class Games:
         self._baselines = {
             (first, count): np.array([teacher, random]) for first, count, teacher, random in state["baselines"]
         }
-        self._spent = {name: list(spent) for name, spent in state["spent"].items()}
+        self._spent |= {name: list(spent) for name, spent in state["spent"].items() if name in self._spent}
 
     def _play_baselines(self, first_seed: int, count: int, *, chooses: bool) -> np.ndarray:
         key = first_seed, count

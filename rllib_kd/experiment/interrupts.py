@@ -102,10 +102,9 @@ def saving_on_interrupt(notice: str = "") -> Iterator[threading.Event]:
             first_at = time.monotonic()
             _interrupt.set()
             if notice:
-                with suppress(RuntimeError):  # raised if the signal comes while something is printed
-                    say(notice)
+                _try_to_say(notice)
         elif signum == signal.SIGINT or (signum == signal.SIGTERM and time.monotonic() - first_at > _ECHO):
-            say("interrupted")
+            _try_to_say("interrupted")
             raise SystemExit(1)
 
     _interrupt.clear()
@@ -124,6 +123,12 @@ def saving_on_interrupt(notice: str = "") -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _try_to_say(text: str) -> None:
+    """Say something in a handler, if that is possible: stderr may be a pipe whose reader has ended, or in use."""
+    with suppress(RuntimeError, OSError, ValueError):
+        say(text)
 
 
 def _last_checkpoints(trials: Sequence[Any]) -> str:

@@ -21,7 +21,9 @@ _LEAST_SHARE = 0.25
 _RACE_SHARE = 0.08
 #: Share of the time for other validation: from the beginning, in proportion to what of training is done, and after it.
 _FIRST_LOOK_SHARE, _LOOK_SHARE, _LAST_LOOK_SHARE = 0.08, 0.12, 0.05
-#: Share of the time for checks of the teacher, besides the first few; and if these leave a doubt.
+#: Share of the time for validation in a round, if earlier rounds took more than that.
+_LEAST_LOOK_SHARE = 0.02
+#: Share of the time for checks of the teacher; and if the first few leave a doubt.
 _CHECK_SHARE, _CHECK_SHARE_IN_DOUBT = 0.05, 0.2
 #: After training, students play about so many episodes of validation, for at most this share of the time.
 _LAST_EPISODES, _MOST_AFTER_TRAINING = 500, 0.08
@@ -39,12 +41,14 @@ class PlayLimit(NamedTuple):
         unit: "env_steps", by which equal runs play equally, or "seconds".
         races: most of it in races.
         looks: most of it in all other episodes, besides one of each size.
+        least_looks: most of these in a round, if earlier ones took more than was planned.
         baselines: what an episode of teacher and random policy takes, where it counts.
     """
 
     unit: str
     races: float
     looks: float = math.inf
+    least_looks: float = 0.0
     baselines: float = 0.0
 
 
@@ -133,11 +137,10 @@ class Budget:
         """
         self._saved_at, self._saved_after, self._save_took = self.seconds, env_steps, took
 
-    def num_checks(self, least: int, most: int, seconds_per_check: float, *, in_doubt: bool) -> int:
+    def num_checks(self, most: int, seconds_per_check: float, *, in_doubt: bool) -> int:
         """Return how many episodes teacher and random policy may play before training, in all.
 
         Args:
-            least: fewest of them.
             most: most of them.
             seconds_per_check: duration of an episode of both: s.
             in_doubt: whether the teacher may be no better than the random policy.
@@ -145,7 +148,7 @@ class Budget:
         if not self.is_by_time or not seconds_per_check:
             return most
         share = _CHECK_SHARE_IN_DOUBT if in_doubt else _CHECK_SHARE
-        return min(most, max(least, int(share * self._seconds / seconds_per_check)))
+        return min(most, int(share * self._seconds / seconds_per_check))
 
     def play_limit(
         self, env_steps: int, share: float = 1.0, *, seconds_of_baselines: float = 0.0, at_end: bool = False
@@ -161,8 +164,13 @@ class Budget:
         if not self.is_by_time:
             return PlayLimit("env_steps", env_steps)
         looks = _FIRST_LOOK_SHARE + share * _LOOK_SHARE + at_end * _LAST_LOOK_SHARE
-        races = share * _RACE_SHARE
-        return PlayLimit("seconds", races * self._seconds, looks * self._seconds, seconds_of_baselines)
+        return PlayLimit(
+            "seconds",
+            races=share * _RACE_SHARE * self._seconds,
+            looks=looks * self._seconds,
+            least_looks=_LEAST_LOOK_SHARE * self._seconds,
+            baselines=seconds_of_baselines,
+        )
 
     def begin_certificate(self) -> int:
         """End training and validation: from now on, time is for the certificate.

@@ -296,7 +296,7 @@ def why_not(
     keep: float,
     more: str,
     measured: Measured = RETURN_RATIO,
-    are_episodes_set: bool = True,
+    needs_episodes: bool = False,
 ) -> str:
     """Return why no student is certified, and what would help.
 
@@ -305,7 +305,7 @@ def why_not(
         keep: return ratio that was asked for.
         more: how to give more time, such as "--minutes 20".
         measured: what is to be kept.
-        are_episodes_set: whether the number of certificate episodes was limited beside the time.
+        needs_episodes: whether certificate episodes are what is missing, and not time.
     """
     if not students:
         return f"No student was trained long enough to play. Train longer: {more}."
@@ -323,7 +323,7 @@ def why_not(
     if found.verdict == "undecided" or "beyond the budget" in found.reason:  # of --episodes, or of the time
         if measured != RETURN_RATIO:
             return f"{text} Record more, or hold out a larger share of the rows."
-        if are_episodes_set:
-            return f"{text} More time or episodes may decide: {more}, --episodes."
+        if needs_episodes:
+            return f"{text} More episodes may decide (--episodes), or a student that has trained longer ({more})."
         return f"{text} More time may decide: {more}."
     return f"{text} Train longer ({more}), or ask for less (--keep)."

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.certificates.certificate import Certificate, RatioTest, fewest_episodes
+from rllib_kd.certificates.certificate import Certificate, RatioTest
 from rllib_kd.certificates.certification import Episodes, Tested, certify
 from rllib_kd.certificates.games import first_certificate_seed
 from rllib_kd.evaluation.seeds import FIRST_CHECK, VALIDATION_SEED
@@ -39,9 +39,7 @@ from rllib_kd.text import ratio
 
 #: Shares of training after which students are compared.
 ROUNDS = (0.1, 0.2, 0.4, 0.7, 1.0)
-_STOPPING = (
-    "stopping: the run is saved after this iteration or env step, and can be continued. Ctrl-C again ends at once."
-)
+_STOPPING = "stopping: the run ends after this iteration or env step. Ctrl-C again ends it at once."
 
 
 class InterruptedRunError(Exception):
@@ -133,13 +131,24 @@ class Run:
 
     def _check_teacher(self) -> str:
         """Let the teacher and a random policy play; return why nothing should be trained, or an empty text."""
-        checks = Checks(self.asked, self._games, self._budget, teacher=self.teacher.source, env=self.arena.name)
+        checks = Checks(
+            self.asked,
+            self._games,
+            self._budget,
+            self._first_test,
+            teacher=self.teacher.source,
+            env=self.arena.name,
+            num_processes=max(1, len(self.parts)),
+        )
         if "checks" not in self.state:
             self._show("teacher and random policy play" + self._budget.left())
-            self._keep(checks=checks.play().tolist())
+            self._checks = checks.play()
+            if checks.too_short:
+                return checks.too_short
+            self._keep(checks=self._checks.tolist())
         self._checks = np.array(self.state["checks"])
-        self._new_test(np.empty(0))  # refuses stated bounds that are too narrow
-        return checks.reason_to_end(self._checks)
+        self._least_episodes = least_episodes(self._new_test(np.empty(0)), self._checks)
+        return checks.why_not_better(self._checks)
 
     # --- Training and choice ------------------------------------------------------------------------------------------
 
@@ -157,11 +166,8 @@ class Run:
             self._certify(candidates)
         if self._tests and self._tests[-1].is_certified:
             return "", candidates[len(self._tests) - 1]
-        asked, measured = self.asked, self.arena.measured
-        is_set = asked.episodes is not None or not self._budget.is_by_time
-        reason = why_not(
-            self._students(), keep=asked.keep, more=self._more(), measured=measured, are_episodes_set=is_set
-        )
+        how = {"keep": self.asked.keep, "more": self._more(), "measured": self.arena.measured}
+        reason = why_not(self._students(), **how, needs_episodes=self._needs_episodes)
         return reason, self._best_of_all()
 
     def _more(self) -> str:
@@ -169,12 +175,21 @@ class Run:
         asked = self.asked
         if not asked.minutes:
             return f"--env-steps {2 * asked.env_steps}"
-        needed = least_episodes(asked.keep, asked.confidence)
-        if self._tests:
-            last = self._tests[-1].certificate
-            needed = max(needed, last.num_episodes + (last.episodes_needed or 0))
-        needed = min(needed, self._budget.most_episodes)
-        return f"--minutes {max(2 * asked.minutes, self._budget.minutes_for(needed, self._games.seconds_per_seed)):g}"
+        minutes = self._budget.minutes_for(max(self._needed, self._least_episodes), self._games.seconds_per_seed)
+        return f"--minutes {2 * asked.minutes if self._needs_episodes else max(2 * asked.minutes, minutes):g}"
+
+    @property
+    def _needed(self) -> int:
+        """Return how many certificate episodes the last candidate is expected to need; 0 if none was tested."""
+        if not self._tests:
+            return 0
+        last = self._tests[-1].certificate
+        return last.num_episodes + (last.episodes_needed or 0)
+
+    @property
+    def _needs_episodes(self) -> bool:
+        """Return whether the number of certificate episodes, and not the time, is what is missing."""
+        return not self._budget.is_by_time or self._needed > self._budget.most_episodes
 
     def _best_of_all(self) -> Snapshot | None:
         """Return the candidate with the highest return ratio in validation; None if none has played."""
@@ -279,9 +294,12 @@ class Run:
     def _new_test(self, seen: np.ndarray) -> RatioTest:
         """Return a test like that of the first candidate, to project what it would need."""
         most = self._budget.max_episodes(self._games.seconds_per_seed)
-        alpha = (1 - self.asked.confidence) / 2
-        seen = np.concatenate([seen, self._checks.ravel()])
-        return self.arena.new_test(self.asked.keep, alpha, bounds=self.asked.bounds, seen=seen, max_episodes=most)
+        return self._first_test(np.concatenate([seen, self._checks.ravel()]), most)
+
+    def _first_test(self, seen: np.ndarray, max_episodes: int | None = None) -> RatioTest:
+        """Return a test like that of the first candidate; it refuses stated bounds that are too narrow."""
+        asked, alpha = self.asked, (1 - self.asked.confidence) / 2
+        return self.arena.new_test(asked.keep, alpha, bounds=asked.bounds, seen=seen, max_episodes=max_episodes)
 
     def _validate(self, modules: Mapping[str, Any], first: int, count: int) -> Validation:
         return self._games.validate(modules, self._pipeline, first, count)
@@ -330,8 +348,9 @@ class Run:
             new_test=self.arena.new_test,
             seen=np.array(self.state["seen"]),
             begun=[Episodes.of(content) for content in self.state["tests"]],
+            least_episodes=self._least_episodes,
             affordable=lambda num_left: self._budget.episodes_left(
-                num_left, self._games.seconds_per_seed, least=fewest_episodes(self.asked.keep, self.asked.confidence)
+                num_left, self._games.seconds_per_seed, least=self._least_episodes
             ),
             save=lambda played: self._keep(tests=[one.as_dict() for one in played]),
             report=report_test,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: How many snapshots of a size play on in a round.
 _NUM_SECOND = 2
+#: Episodes that a snapshot plays at first, at least, where time is short: of one alone, the noise is not known.
+_LEAST_FIRST = 2
 #: From this round on, the better half of each size's copies play, by their best snapshots so far, and at least this
 #: many.
 _FIRST_OF_HALF, _LEAST_COPIES = 1, 3
@@ -91,6 +93,7 @@ class Tournament:
             env_steps: env steps of training so far.
             limit: of all that is played up to this round's end; None: there is none.
         """
+        self._spending.begin(limit)
         left = {name: copies[name] for name in self._copies_left(number, list(copies))}
         left = {name: module for name, module in left.items() if self._is_new(name, module)}
         seen = self._look_again(number, left, env_steps, limit)
@@ -160,12 +163,14 @@ class Tournament:
     def _first_look(self, new: Sequence[Snapshot], limit: PlayLimit | None) -> list[Snapshot]:
         """Let new snapshots play; return those that a limit admits, and one of each size that has not played."""
         by_rank, known = in_turn(by_size(new)), {one.size for one in self.snapshots}
-        first = [one for one in by_rank[: len(by_size(new))] if one.size not in known]
-        if limit is not None and math.isfinite(limit.looks):  # nobody knows yet how long their episodes are
-            self._let_look(first, 1, limit, least=1)
-        most = int(min(self._spending.num_snapshots(1, limit, is_race=False), len(new)))
-        admitted = {id(one) for one in [*first, *by_rank[:most]]}
-        playing = [one for one in new if id(one) in admitted]
+        first = by_rank[: len(by_size(new))]
+        if limit is not None and math.isfinite(limit.looks):  # how long their episodes are now must be seen
+            unknown = [one for one in first if one.size not in known]
+            self._let_look(unknown, 1, limit, least=1)
+            self._let_look([one for one in first if one.size in known], 1, limit)
+        most = int(min(self._spending.num_snapshots(_LEAST_FIRST, limit, is_race=False), len(new)))
+        admitted = {id(one) for one in by_rank[:most]}
+        playing = [one for one in new if id(one) in admitted or one.returns]
         self._let_look(playing, self._looks.first, limit)
         self.snapshots += (played := [one for one in playing if one.returns])
         return played
@@ -262,6 +267,7 @@ class Tournament:
             limit: of all that is played; None: there is none.
             save: called after episodes: the state may be saved.
         """
+        self._spending.begin(limit)
         while True:
             playing = self.playing(number)
             needed = playing if any(self.is_promising(self.best(size)) for size in playing) else self.sizes
@@ -349,7 +355,7 @@ class Tournament:
         """
         modules = {env_steps: copies_at(env_steps) for env_steps in {one["env_steps"] for one in state["snapshots"]}}
         self.num_episodes = state["num_episodes"]
-        self._spending = Spending(**state.get("spending", {}))  # older versions have none
+        self._spending = Spending.of(state.get("spending", {}))
         self._played = np.array(state["played"], dtype=float).reshape(2, -1)
         self.snapshots = [
             Snapshot(

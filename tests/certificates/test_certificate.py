@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rllib_kd.certificates.certificate import MARGIN, RatioTest, fewest_episodes
+from rllib_kd.certificates.certificate import MARGIN, RatioTest
 from rllib_kd.certificates.evidence import BETS, log_capital, spend_alpha
 from tests.benchmarks import certificates
 
@@ -319,14 +319,3 @@ def test_the_measured_test_is_the_one_that_users_run():
             continue
         for n, certified in ((int(first), True), (int(first) - 1, False)):
             assert fed(student[:n], teacher[:n], random[:n], seen=[100.0]).is_certified is certified
-
-
-@pytest.mark.parametrize("keep", [0.9, 0.97, 0.99])
-def test_fewest_episodes_are_about_those_of_a_student_that_plays_as_its_teacher(keep):
-    expected = fewest_episodes(keep, 0.95)
-    played = {"student": [500.0], "teacher": [500.0], "random": [0.0]}
-    test = RatioTest(keep, 0.05 / 4)
-    while not test.is_certified:
-        test.update(**{name: returns * max(1, int(expected / 40)) for name, returns in played.items()})
-    assert 0.9 * expected < test.num_episodes < 1.7 * expected
-    assert fewest_episodes(1.0, 0.95) == math.inf

@@ -79,7 +79,13 @@ def test_candidates_race_for_a_share_of_the_time_or_for_the_env_steps_of_trainin
     budget = Budget(minutes=10.0, env_steps=None, max_episodes=9)
     assert [budget.play_limit(1_000, share).races for share in (0.1, 0.5, 1.0)] == pytest.approx([4.8, 24.0, 48.0])
     assert budget.play_limit(1_000).unit == "seconds"
-    assert Budget(minutes=None, env_steps=1_000, max_episodes=9).play_limit(420, 0.4) == ("env_steps", 420, math.inf, 0)
+    assert Budget(minutes=None, env_steps=1_000, max_episodes=9).play_limit(420, 0.4) == (
+        "env_steps",
+        420,
+        math.inf,
+        0,
+        0,
+    )
 
 
 def test_other_validation_has_a_share_of_the_time_too():
@@ -88,14 +94,15 @@ def test_other_validation_has_a_share_of_the_time_too():
     looks.append(budget.play_limit(1_000, 1.0, at_end=True))
     assert [limit.looks for limit in looks] == pytest.approx([55.2, 120.0, 150.0])
     assert looks[0].baselines == 0.3
+    assert {limit.least_looks for limit in looks} == {12.0}
 
 
 def test_checks_of_the_teacher_are_fewer_where_they_are_slow():
     budget = Budget(minutes=10.0, env_steps=None, max_episodes=9)
-    for in_doubt, expected in ((False, [100, 100, 30, 20]), (True, [100, 100, 100, 20])):
-        counts = [budget.num_checks(20, 100, seconds, in_doubt=in_doubt) for seconds in (0.0, 0.01, 1.0, 100.0)]
+    for in_doubt, expected in ((False, [100, 100, 30, 0]), (True, [100, 100, 100, 1])):
+        counts = [budget.num_checks(100, seconds, in_doubt=in_doubt) for seconds in (0.0, 0.01, 1.0, 100.0)]
         assert counts == expected
-    assert Budget(minutes=None, env_steps=1_000, max_episodes=9).num_checks(20, 100, 100.0, in_doubt=False) == 100
+    assert Budget(minutes=None, env_steps=1_000, max_episodes=9).num_checks(100, 100.0, in_doubt=False) == 100
 
 
 def test_what_cannot_be_certified_in_time():

@@ -393,10 +393,10 @@ class Slow(Players):
         return found._replace(seconds=float(count * len(modules)))
 
 
-def looking(seconds, *rounds, baselines=2.0):
+def looking(seconds, *rounds, baselines=2.0, least=0.0):
     """Play these rounds in slow episodes, eight copies of each size; return the tournament, and what it has looked."""
     names, found = [name for size in SIZES for name in names_of(size, 8)], tournament(Slow(), keep=0.9)
-    limit, looked = PlayLimit("seconds", 0.0, seconds, baselines), []
+    limit, looked = PlayLimit("seconds", 0.0, seconds, least, baselines), []
     for number in rounds:
         found.round(number, dict.fromkeys(names, 0.5 + 0.01 * number), number + 1, limit=limit)
         looked.append(found.get_state()["spending"]["looked"])
@@ -410,8 +410,8 @@ def looking(seconds, *rounds, baselines=2.0):
         (1_000, 32, 4, 4 * 32 + 12 * 8 + 4),
         (200, 32, 4, 4 * 32 + 5 * 8 + 4),
         (100, 32, 2, 2 * 32 + 2 * 8 + 4),
-        (44, 32, 1, 32 + 4),
-        (30, 22, 1, 22 + 4),
+        (44, 17, 2, 2 * 17 + 4),  # of one episode, the noise is not known
+        (30, 10, 2, 2 * 10 + 4),
         (0, 4, 0, 4),  # one of each size in any case
     ],
 )
@@ -442,6 +442,7 @@ def test_what_was_spent_in_earlier_rounds_counts_and_then_nobody_plays():
     found, looked = looking(400, 0, 1, 2, 3)
     assert looked[0] < looked[1] <= looked[-1] <= 400
     assert looking(0, 0, 1, 2, 3)[1] == [6.0] * 4
+    assert np.diff(looking(0, 0, 1, 2, 3, least=20.0)[1]).min() > 10  # but if a round may have some in any case
     state = found.get_state()
     again = tournament(Slow(), keep=0.9)
     again.set_state(state, lambda env_steps: {one.copy: one.module for one in found.snapshots})
@@ -450,7 +451,7 @@ def test_what_was_spent_in_earlier_rounds_counts_and_then_nobody_plays():
 
 def test_without_time_for_further_episodes_nothing_is_settled_and_the_end_comes():
     for most, is_settled in ((math.inf, True), (60.0, False)):
-        found, limit = tournament(Slow()), PlayLimit("seconds", 0.0, most, 1.0)
+        found, limit = tournament(Slow()), PlayLimit("seconds", 0.0, most)
         found.round(0, copies(**ALL_GOOD), 1_000, limit=limit)
         assert found.is_settled(3, limit=limit) == is_settled
         found.finish(3, copies(**ALL_GOOD), 1_000, limit=limit)

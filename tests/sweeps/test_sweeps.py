@@ -78,29 +78,6 @@ def test_image_teachers_are_compressed():
     assert "fcnet_hiddens" not in names
 
 
-def test_a_temperature_is_for_the_losses_that_read_it():
-    sample = {"loss": "kl", "temperature": 0.012345}
-    assert settings_of(sample, {}) == {"loss": "kl", "temperature": 0.0123}
-    assert settings_of({**sample, "loss": "mse"}, {}) == {"loss": "mse"}
-    assert settings_of({"temperature": 0.5}, {"loss": "nll"}) == {}
-    assert settings_of({"temperature": 0.5}, {}) == {"temperature": 0.5}
-
-
-def test_widths_join_the_model_config_that_is_given():
-    fixed = {"model_config": {"fcnet_activation": "silu"}}
-    expected = {"model_config": {"fcnet_activation": "silu", "fcnet_hiddens": [8]}}
-    assert settings_of({"fcnet_hiddens": [8]}, fixed) == expected
-    assert settings_of({"fcnet_hiddens": [8]}, {})["model_config"]["fcnet_activation"] == "tanh"
-
-
-@pytest.mark.parametrize("sample", [{"fcnet_hiddens": [8]}, {"compression": 0.01}])
-def test_integers_have_no_table_of_tanh(sample):
-    assert settings_of(sample, {}, "int8_bytes")["model_config"]["fcnet_activation"] == "relu"
-    fixed = {"model_config": {"fcnet_activation": "silu"}}
-    assert settings_of(sample, fixed, "int8_bytes")["model_config"]["fcnet_activation"] == "silu"
-    assert "model_config" not in settings_of({"compression": 0.01}, {})
-
-
 def test_the_defaults_lie_in_the_space_at_every_size(space):
     points = default_points(space, median_gap=0.12, env_steps=10_000)
     assert [point["fcnet_hiddens"] for point in points] == space["fcnet_hiddens"].categories

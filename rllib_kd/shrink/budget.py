@@ -18,7 +18,7 @@ _SMALLEST_SHARE, _LARGEST_SHARE = 0.15, 0.45
 #: The certificate has at least this share, or what those episodes take if that is less, also if all else took longer.
 _LEAST_SHARE = 0.25
 #: Share of the time for races: in proportion to what of training is done.
-_RACE_SHARE = 0.08
+_RACE_SHARE = 0.11
 #: Share of the time for other validation: from the beginning, in proportion to what of training is done, and after it.
 _FIRST_LOOK_SHARE, _LOOK_SHARE, _LAST_LOOK_SHARE = 0.08, 0.12, 0.05
 #: Share of the time for validation in a round, if earlier rounds took more than that.

@@ -77,7 +77,7 @@ def test_cheap_episodes_leave_more_time_for_training(seconds_per_seed, training,
 
 def test_candidates_race_for_a_share_of_the_time_or_for_the_env_steps_of_training():
     budget = Budget(minutes=10.0, env_steps=None, max_episodes=9)
-    assert [budget.play_limit(1_000, share).races for share in (0.1, 0.5, 1.0)] == pytest.approx([4.8, 24.0, 48.0])
+    assert [budget.play_limit(1_000, share).races for share in (0.1, 0.5, 1.0)] == pytest.approx([6.6, 33.0, 66.0])
     assert budget.play_limit(1_000).unit == "seconds"
     assert Budget(minutes=None, env_steps=1_000, max_episodes=9).play_limit(420, 0.4) == (
         "env_steps",

@@ -99,8 +99,12 @@ class DerivedValues:
         """Return `restarts`, or its default: 1, and more if all students are trees."""
         if self.restarts is not None:
             return self.restarts
-        is_all_trees = bool(self.trees) and len(self.trees) == max(1, len(self.students)) and not self.is_multi_agent
-        return self.TREE_COPIES if is_all_trees else 1
+        return self.TREE_COPIES if self._are_all_trees and not self.is_multi_agent else 1
+
+    @property
+    def _are_all_trees(self) -> bool:
+        """Return whether all students are trees, which have no states of others to forget: they grow from all."""
+        return bool(self.trees) and len(self.trees) == max(1, len(self.students))
 
     @property
     def own_connectors(self) -> frozenset[str]:
@@ -166,7 +170,7 @@ class DerivedValues:
         if self.rollout_policy != "mixture":
             return math.inf
         if self.max_regret is None:  # copies see mostly each other's states, which may be those of failures alone
-            return math.inf if self.num_copies == 1 or self.uses_td else 3.0
+            return math.inf if self.num_copies == 1 or self.uses_td or self._are_all_trees else 3.0
         return self.max_regret
 
     @property

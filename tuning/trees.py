@@ -176,6 +176,7 @@ def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
         **{key: str(task.tree.get(key, "")) for key in ("max_leaf_nodes", "oblique", "weighting")},
         "seed": seed,
         "env_steps": task.env_steps,
+        "max_regret": algo.config.max_regret_in_gaps,
         "teacher_return": round(ours.teacher.return_mean, 2),
         "random_return": round(ours.random.return_mean, 2),
         "return": round(ours.student.return_mean, 2),

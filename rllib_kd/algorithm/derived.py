@@ -31,7 +31,7 @@ class DerivedValues:
     #: Copies of a tree, which validation episodes choose among.
     TREE_COPIES: ClassVar[int] = 12
     #: `max_regret` of trees. They must see where their mistakes lead: with 3, those of a DQN on LunarLander had 0.84 of
-    #: the return instead of 0.98; without a limit, one of five on CartPole failed now and then (docs/results/trees.md).
+    #: the return instead of 0.98; without a limit, one of three on CartPole had 0.996 (docs/results/trees.md).
     TREE_MAX_REGRET: ClassVar[float] = 30.0
 
     teacher: str | Teacher | list[Any] | Mapping[str, Any] | None

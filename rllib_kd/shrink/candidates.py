@@ -57,7 +57,7 @@ def default_sizes(teacher: Teacher, observation_space: gym.Space, *, minimize: s
     num_inputs = int(np.prod(inputs.shape or ()))
     by_parameters = sorted((*_TINY, *_SMALL), key=lambda hidden: num_parameters(num_inputs, hidden, num_actions))
     sizes = [
-        mlp(hidden, minimize)
+        mlp(hidden, activation_for(hidden, minimize))
         for hidden in by_parameters
         if not num_parameters(num_inputs, hidden, num_actions) >= teacher.num_parameters  # NaN if it is not known
     ]
@@ -93,13 +93,12 @@ def default_restarts(observation_space: gym.Space) -> int:
     return _COPIES_FOR_IMAGES if has_images(input_space(observation_space)) else _COPIES
 
 
-def mlp(hidden: Sequence[int], minimize: str = "parameters") -> Size:
-    """Return a plain MLP with these hidden layers, and `activation_for()` them; none is a linear student."""
+def mlp(hidden: Sequence[int], activation: str | None = None) -> Size:
+    """Return a plain MLP with these hidden layers; none is a linear student. None: it has `activation_for()` them."""
     if not hidden:
         return Size("linear", "linear", {"fcnet_hiddens": []})
     name, label = "units-" + "x".join(map(str, hidden)), " × ".join(map(str, hidden)) + " units"
-    shape = {"fcnet_hiddens": list(hidden), "fcnet_activation": activation_for(hidden, minimize)}
-    return Size(name, label, shape)
+    return Size(name, label, {"fcnet_hiddens": list(hidden), "fcnet_activation": activation or activation_for(hidden)})
 
 
 def num_parameters(num_inputs: int, hidden: Sequence[int], num_actions: int) -> int:

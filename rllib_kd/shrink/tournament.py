@@ -161,7 +161,7 @@ class Tournament:
         self._let_look(best, self._looks.second, limit)
 
     def _first_look(self, new: Sequence[Snapshot], limit: PlayLimit | None) -> list[Snapshot]:
-        """Let new snapshots play; return those that a limit admits, and one of each size that has not played."""
+        """Let new snapshots play, as many as a limit admits, and in any case one of a size that is new; return them."""
         by_rank, known = in_turn(by_size(new)), {one.size for one in self.snapshots}
         first = by_rank[: len(by_size(new))]
         if limit is not None and math.isfinite(limit.looks):  # how long their episodes are now must be seen

@@ -95,3 +95,9 @@ def test_trees_from_4_to_64_leaves_that_are_smaller_than_the_teacher():
     ]
     with pytest.raises(ValueError, match="Images are not supported"):
         tree_sizes(teacher(), FRAMES)
+
+
+def test_an_activation_may_be_named():
+    names = (None, "relu", "tanh")
+    assert [mlp((8,), name).shape["fcnet_activation"] for name in names] == ["tanh", "relu", "tanh"]
+    assert [mlp((64,), name).shape["fcnet_activation"] for name in names] == ["relu", "relu", "tanh"]

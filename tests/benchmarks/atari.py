@@ -109,8 +109,8 @@ def main() -> None:
                 "seed": args.seed,
                 "sticky": args.sticky,
                 "epsilon": args.epsilon,
-                **args.settings,
-                **args.training,
+                "settings": args.settings,
+                "training": args.training,
             }
             row |= {"env_steps": env_steps, "seconds": round(training)} | judged(args.game, args, teacher, algo)
             print(json.dumps(row), flush=True)

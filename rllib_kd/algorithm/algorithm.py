@@ -245,7 +245,7 @@ class DistillDQN(CheckpointedDQN):
             staleness=staleness,
             learner_results=results.get(LEARNER_RESULTS, {}),
             held_out=self._sampling.held_out_results(),
-        ) | self._sampling.progress(self.num_gradient_steps)
+        ) | self._sampling.progress(self.num_gradient_steps, self.num_env_steps)
         if self.config.num_copies > 1:
             length = results.get(ENV_RUNNER_RESULTS, {}).get(EPISODE_LEN_MEAN, math.nan)  # NaN for recorded rows
             if self._restarts.is_look_due(self.num_env_steps, length):

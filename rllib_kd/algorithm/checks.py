@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -108,8 +109,8 @@ def check_numbers(config: DistillationConfig) -> None:
         check_compression("`compression`", config.compression)
     if config.max_staleness is not None:
         check_integer("max_staleness", config.max_staleness, low=0)
-    if config.max_regret is not None:
-        _check_positive("max_regret", config.max_regret, "a number of median action gaps, or None")
+    if config.max_regret not in (None, math.inf):
+        _check_positive("max_regret", config.max_regret, "median action gaps; inf for no limit; None: the default")
     if config.restarts is not None:
         check_integer("restarts", config.restarts, low=1)
     if config.patience is not None:

@@ -268,9 +268,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 its own actions.
             max_regret: highest Q-regret, in median action gaps, that an action of the student may have under "mixture";
                 > 0. If its choice would cost more, the teacher acts. Low: students rarely see where mistakes lead;
-                high: a poor student soon sees little else, and forgets the rest. None (default): 3 with `restarts`, 30
-                for trees with them; no limit without, or with `td_coeff`. Zhang and Cho 2016 (SafeDAgger), arXiv
-                1605.06450.
+                high: a poor student soon sees little else, and forgets the rest; infinite: no limit. None (default): 3
+                with `restarts`, 30 for trees with them; no limit without, or with `td_coeff`. Zhang and Cho 2016
+                (SafeDAgger), arXiv 1605.06450.
             kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: the student
                 stays close to its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD can
                 improve on the teacher. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff`

@@ -102,10 +102,10 @@ class DerivedValues:
         """Return `restarts`, or its default: 1, and more if all students are trees."""
         if self.restarts is not None:
             return self.restarts
-        return self.TREE_COPIES if self._are_all_trees and not self.is_multi_agent else 1
+        return self.TREE_COPIES if self.are_all_trees and not self.is_multi_agent else 1
 
     @property
-    def _are_all_trees(self) -> bool:
+    def are_all_trees(self) -> bool:
         """Return whether all students are trees."""
         return bool(self.trees) and len(self.trees) == max(1, len(self.students))
 
@@ -177,7 +177,7 @@ class DerivedValues:
         if self.num_copies == 1 or self.uses_td:
             return math.inf
         # Copies see mostly each other's states, which may be those of failures alone.
-        return self.TREE_MAX_REGRET if self._are_all_trees else 3.0
+        return self.TREE_MAX_REGRET if self.are_all_trees else 3.0
 
     @property
     def teachers(self) -> dict[str, Any]:

@@ -208,10 +208,14 @@ class RecordedSampling(Sampling):
         rows = self._held_out
         return ask_learner(self._learner_group, 0, lambda learner: learner.agreement(rows))
 
-    def progress(self, num_gradient_steps: int) -> dict[str, float]:
-        """Return how often the rows were learned from: entries of the result `distillation`."""
+    def progress(self, num_gradient_steps: int, num_env_steps: int) -> dict[str, float]:
+        """Return how often the rows were learned from: entries of the result `distillation`.
+
+        Trees make no gradient steps: of trees alone, rows count that have passed by.
+        """
         num_rows, held_out = self._data.num_rows, len(self._data.held_out.get(Columns.OBS, ()))
         learned = num_gradient_steps * self._config.total_train_batch_size
+        learned = num_env_steps if self._config.are_all_trees else learned
         return {"num_epochs": learned / num_rows, "num_rows": num_rows, "num_rows_held_out": held_out}
 
     def replays_are(self, *, restored: bool) -> None:

@@ -135,7 +135,7 @@ class Sampling:
         """Return the agreement on held-out rows, by student: EnvRunners hold none out."""
         return {}
 
-    def progress(self, num_gradient_steps: int) -> dict[str, float]:
+    def progress(self, num_gradient_steps: int, num_env_steps: int) -> dict[str, float]:
         """Return how often recorded rows were learned from: EnvRunners have none."""
         return {}
 

@@ -197,8 +197,9 @@ def _shape(
     teacher = teachers[group_id].members[0]
     if teacher.model_config is None:
         raise ValueError(
-            f"The teacher '{teacher.source}' has a custom network, which cannot be scaled by `compression`. Shape the "
-            "student with rl_module(model_config={'fcnet_hiddens': [...]})."
+            f"The teacher '{teacher.source}' is a tree or has a custom network, which cannot be scaled by "
+            f"`compression` ({shape['compression']:g}; it is set where no student is). Shape the student: "
+            "student={'fcnet_hiddens': [32]}."
         )
     observation_space = _inputs(config, teacher, spaces)
     check_spaces(observation_space, teacher.action_space)

@@ -37,6 +37,11 @@ def check_trees(config: DistillationConfig) -> None:
         ("loss", config.loss == "categorical", "A tree has no return distributions. Use another loss"),
         ("num_atoms", config.num_atoms > 1, "A tree has no return distributions. Set num_atoms=1"),
         ("num_learners", config.num_learners > 1, "Each Learner would grow its own tree. Set num_learners to 0 or 1"),
+        (
+            "gap_weighting",
+            config.gap_weighting and config.are_all_trees,
+            "It weighs the rows of gradient steps. Set the tree's own weighting: {'tree': {'weighting': 'gap'}}",
+        ),
     ):
         if is_refused:
             raise ValueError(f"`{setting}`={getattr(config, setting)!r} is not supported for trees. {reason}.")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.networks.trees.layer import TreeLayer
 from rllib_kd.observations.masks import MASK
 from rllib_kd.wire import LOG_PROBS
 
@@ -46,10 +47,11 @@ class QNetwork(nn.Module):
 
     @property
     def num_parameters(self) -> float:
-        """Return the number of the function's parameters; NaN if unknown."""
+        """Return the number of the function's parameters, of a tree of what it stores; NaN if unknown or none."""
         if isinstance(self.function, nn.Module):
-            return sum(parameter.numel() for parameter in self.parameters())
-        return math.nan if self._num_parameters is None else self._num_parameters
+            trees = (layer.num_parameters for layer in self.function.modules() if isinstance(layer, TreeLayer))
+            return sum(parameter.numel() for parameter in self.parameters()) + sum(trees) or math.nan
+        return self._num_parameters or math.nan
 
     def to(self, device: torch.device | str) -> QNetwork:  # type: ignore[override]  # all that is needed
         """Move to a device, with the function if it can move."""

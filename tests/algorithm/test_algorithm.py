@@ -122,6 +122,10 @@ def test_the_teacher_leaves_the_mixture_and_takes_over_where_it_must(cartpole_co
     assert [cartpole_config.teacher_fraction_at(steps) for steps in (0, 5_000, 10_000)] == [1.0, 0.5, 0.0]
     assert cartpole_config.max_regret_in_gaps == math.inf
     assert cartpole_config.distillation(max_regret=2).max_regret_in_gaps == 2
+    unlimited = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole", student=tree)
+    unlimited.distillation(max_regret=math.inf)
+    assert unlimited.max_regret_in_gaps == math.inf
+    unlimited.validate()
 
 
 @pytest.mark.parametrize(("policy", "fraction"), [("teacher", 1.0), ("student", 0.0)])

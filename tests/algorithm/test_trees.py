@@ -25,6 +25,7 @@ def tree_config(**distillation) -> DistillDQNConfig:
         ({"init": "teacher", "restarts": 1}, "`init`='teacher' is not supported for trees. A tree takes no units"),
         ({"feature_coeff": 0.1}, "`feature_coeff`=0.1 is not supported for trees. A tree has no hidden features"),
         ({"teacher": None, "td_coeff": 1.0}, "A tree learns from a teacher's labels alone"),
+        ({"gap_weighting": True}, "`gap_weighting`=True is not supported for trees. .* the tree's own weighting"),
         ({"student": {"tree": {"max_leaf_nodes": 0}}}, "`max_leaf_nodes` of `student`"),
         ({"student": {"tree": {}, "fcnet_hiddens": [4]}}, "must have either `compression`, `tree` or widths"),
         ({"student": {"tree": {}, "compression": 0.1}}, "must have either `compression`, `tree` or widths"),

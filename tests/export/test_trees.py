@@ -15,7 +15,7 @@ from rllib_kd.export.artifact import FORMATS, deployment_cost, q_function
 from rllib_kd.export.c.write import c_network
 from rllib_kd.export.export import export
 from rllib_kd.export.formats import describe
-from rllib_kd.export.runners import c_runner
+from rllib_kd.export.runners import c_runner, numpy_runner
 from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.networks.trees.arrays import Tree
 from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline
@@ -182,12 +182,15 @@ def test_an_exported_tree_can_be_compared_and_can_teach(tmp_path):
     export(Teacher(module), tmp_path / "tree.safetensors", format="safetensors", obs=obs[:100])
     loaded = load_teacher(tmp_path / "tree.safetensors")
     assert torch.equal(loaded.q_values(torch.from_numpy(obs)), Teacher(module).q_values(torch.from_numpy(obs)))
+    assert loaded.num_parameters == Teacher(module).num_parameters == module.num_parameters
 
 
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
         ("left", [0, 2], "a tree that is not valid"),
+        ("left", [5, 2], "a tree that is not valid"),
+        ("values", "infinite", "a tree that is not valid"),
         ("left", "ab", "not lists of integers"),
         ("left", [1, True], "not lists of integers"),
         ("first", [-1, 0], "lack an entry"),
@@ -200,6 +203,10 @@ def test_a_file_whose_tree_is_none_is_refused(key, value, reason, tmp_path):
     layer = {"op": "tree", "first": [0, 1], "second": [0, 1], "operation": ["", ""], "left": [1, 2], "right": [4, 3]}
     layer |= {"threshold": "t", "values": "v", key: value}
     metadata = {"layers": json.dumps([layer]), "observation_shape": "[3]", "num_actions": "3"}
-    save_file({"t": torch.zeros(2), "v": torch.eye(3)}, tmp_path / "x.safetensors", metadata)
+    tensors = {"t": torch.zeros(2), "v": torch.eye(3), "infinite": torch.eye(3) / 0}
+    save_file(tensors, tmp_path / "x.safetensors", metadata)
+    if key in ("left", "values"):  # the runner would never end, or show nothing wrong
+        with pytest.raises(ValueError, match="The file has a tree"):
+            numpy_runner.load(str(tmp_path / "x.safetensors"))
     with pytest.raises(ValueError, match=reason):
         load_teacher(tmp_path / "x.safetensors")

@@ -110,6 +110,12 @@ def test_families_restarts_and_trees(build, folder):
     assert algo.get_module("tree") is not None  # of the copies the one with the least regret
 
 
+def test_of_trees_alone_those_rows_are_learned_from_that_have_passed(build, folder):
+    config = recorded_config(folder, "cartpole", student={"tree": {"max_leaf_nodes": 4}}).rl_module(model_config={})
+    result = trained(build(config), 3)
+    assert result["distillation"]["num_epochs"] == result["num_env_steps_sampled_lifetime"] / 2_850 > 0
+
+
 def test_rows_without_labels_are_labelled_as_they_come(build, rows, tmp_path):
     np.savez(tmp_path / "0.npz", **{name: rows[name] for name in ("obs", "actions")})
     algo = build(recorded_config(str(tmp_path), "cartpole", feature_coeff=0.01))

@@ -107,6 +107,14 @@ def test_a_function_that_draws_random_numbers_is_reported(caplog):
         assert ("differ for two equal observations" in caplog.text) == is_in_training_mode
 
 
+def test_how_much_smaller_than_none_a_student_is_is_unknown():
+    spaces = {"observation_space": CARTPOLE_OBS, "action_space": CARTPOLE_ACTIONS}
+    for function in (lambda obs: obs[:, :2], torch.nn.AvgPool1d(2)):
+        rule = Teacher.from_callable(function, num_parameters=0, **spaces)
+        assert np.isnan(rule.num_parameters)
+    assert np.isnan(compare(rule, make_q_module(), "CartPole-v1", num_episodes=1).compression)
+
+
 @pytest.mark.parametrize("number", ["58", -1, 5.5, True])
 def test_the_number_of_parameters_is_a_number(number):
     with pytest.raises(ValueError, match=r"`num_parameters` must be an integer of at least 0"):

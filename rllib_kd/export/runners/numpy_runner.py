@@ -37,6 +37,8 @@ def load(path: str) -> Callable[..., np.ndarray]:
         for name, entry in header.items()
     }
 
+    for tree in (layer for layer in layers if layer["op"] == "tree"):
+        _check_tree(tree, *(tensors[tree[name]] for name in ("threshold", "values")))
     if "state" in metadata:
         return _remembering(layers, tensors, json.loads(metadata["state"]))
 
@@ -93,6 +95,18 @@ def run(layers: list[dict[str, Any]], tensors: dict[str, np.ndarray], x: np.ndar
         else:
             raise ValueError(f"This runner does not support the layer '{op}'.")
     return x
+
+
+def _check_tree(layer: dict[str, Any], threshold: np.ndarray, values: np.ndarray) -> None:
+    """Check that each node leads to two later ones, to which no other leads: a cycle would never end."""
+    num_inner, children = len(threshold), [*layer["left"], *layer["right"]]
+    is_tree = len(values) == num_inner + 1 and all(type(child) is int for child in children)
+    is_tree = is_tree and len(layer["left"]) == len(layer["right"]) == num_inner
+    is_tree = is_tree and sorted(children) == list(range(1, 2 * num_inner + 1))
+    if not is_tree or any(child <= place % num_inner for place, child in enumerate(children)):
+        raise ValueError("The file has a tree whose nodes are no tree: one leads to itself, to an earlier or no node.")
+    if not (np.isfinite(threshold).all() and np.isfinite(values).all()):
+        raise ValueError("The file has a tree with a threshold or a value that is NaN or infinite.")
 
 
 def _tree(layer: dict[str, Any], tensors: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:

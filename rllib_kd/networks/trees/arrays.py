@@ -36,6 +36,9 @@ class Tree:
         num_features: int,
     ):
         self.feature, self.left, self.right = (np.array(array, np.int64) for array in (feature, left, right))
+        for whole, given in zip((self.feature, self.left, self.right), (feature, left, right), strict=True):
+            if not np.array_equal(whole, given):
+                raise ValueError("a feature, or the number of a node, is no integer")
         self.threshold, self.values = (np.array(array, np.float32) for array in (threshold, values))
         self.num_features = num_features
         self._check()

@@ -48,7 +48,7 @@ class TreeLayer(nn.Module):
         }
         for name, array in arrays.items():
             self.register_buffer(name, torch.tensor(array))  # on the default device, which may be without memory
-        self.depth = tree.depth
+        self.depth, self.num_parameters = tree.depth, tree.num_parameters
 
     def forward(self, obs: Tensor) -> Tensor:  # noqa: D102
         one, other = obs[:, self.first], obs[:, self.second]

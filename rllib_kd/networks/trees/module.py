@@ -17,6 +17,7 @@ from torch import Tensor
 from rllib_kd.networks.trees.arrays import Forest, Tree
 from rllib_kd.networks.trees.features import Features
 from rllib_kd.networks.trees.shape import TREE, TreeShape
+from rllib_kd.numeric import is_integer
 
 
 class TreeRLModule(TorchRLModule, QNetAPI):
@@ -101,11 +102,10 @@ class TreeRLModule(TorchRLModule, QNetAPI):
 
     def _from_state(self, state: Mapping[str, Any]) -> Tree:
         arrays = {name: np.asarray(torch.as_tensor(value).detach().cpu()) for name, value in state.items()}
-        num_leaves = int(arrays.pop("num_leaves")[0])
-        if not 1 <= num_leaves <= self.shape.max_leaf_nodes:
-            raise ValueError(
-                f"A tree has {num_leaves} leaves, expected 1 to {self.shape.max_leaf_nodes} (max_leaf_nodes)."
-            )
+        given = arrays.pop("num_leaves")[0].item()
+        if not is_integer(given, 1) or given > self.shape.max_leaf_nodes:
+            raise ValueError(f"A tree has {given} leaves, expected 1 to {self.shape.max_leaf_nodes} (max_leaf_nodes).")
+        num_leaves = int(given)
         own = {name: array[: num_leaves - (name != "values")] for name, array in arrays.items()}
         try:
             return Tree(**own, num_features=len(self.features))

@@ -60,11 +60,14 @@ def test_a_tree_comes_back_from_its_state_whatever_its_size_was_before():
         ("feature", 3, "feature outside"),
         ("threshold", np.nan, "NaN"),
         ("num_leaves", 17, "leaves"),
+        ("num_leaves", np.nan, "nan leaves, expected 1 to 16"),
+        ("left", 1.5, "is no integer"),
     ],
 )
 def test_a_state_that_is_no_tree_is_refused_and_changes_nothing(name, value, reason):
     module = tree_module(9, max_leaf_nodes=16)
     before, state = copy.deepcopy(module.get_state()), copy.deepcopy(module.get_state())
+    state[name] = state[name].astype(np.result_type(state[name], type(value)))
     state[name][0] = value
     with pytest.raises(ValueError, match=reason):
         module.set_state(state)

@@ -37,6 +37,8 @@ def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
         ValueError: it cannot; the message has the environment's reason.
     """
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame prints warnings without a sound card
+    if mode == "rgb_array" and not os.environ.get("DISPLAY"):  # as it does where it looks for a screen, and finds none
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     env = make_env()
     try:
         if env.render_mode != mode:

@@ -1,5 +1,7 @@
 """Environments that fail beside what they play: results count, and the environment is named."""
 
+import os
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -79,6 +81,14 @@ def test_an_error_of_close_does_not_hide_that_of_the_episode(caplog):
 def test_an_environment_that_cannot_be_closed_passes_the_checks_before_it_plays(caplog, check):
     check()
     assert_warned_once(caplog)
+
+
+def test_pictures_need_no_screen(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "")  # so that it is put back
+    for name in ("DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    check_renders(lambda: gym.make("CartPole-v1", render_mode="rgb_array"), "rgb_array")
+    assert os.environ["SDL_VIDEODRIVER"] == "dummy"  # otherwise pygame prints errors about a screen
 
 
 def test_an_episode_without_an_end_names_the_environment(monkeypatch):

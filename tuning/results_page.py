@@ -108,11 +108,10 @@ Nothing else is set. Highway is sampled in envpool's environment, and judged in 
 trained by an earlier form of its command, for 600,000 env steps.
 
 The rows `kl`, mixture of CartPole, Acrobot, MountainCar and highway, and that of LunarLander with a PPO as teacher,
-have the defaults of 0.2, without restarts. Their students of 8, 16 and 32 units have tanh (recorded 2026-11-30), with
-the PPO those of 8 units alone (recorded before); the others have relu. All other rows were measured with relu, before
-`normalize_observations` and `regret_coeff` were defaults, and while the teacher kept half of the actions to the end;
-all students of a family learned from the states of all. Acrobot and CartPole have two lines in the table above, as the
-random policy of these older rows drew other actions.
+have the defaults of 0.2, without restarts (recorded 2026-11-30): students of 8, 16 and 32 units have tanh, those of 64
+relu. All other rows were measured with relu, before `normalize_observations` and `regret_coeff` were defaults, and
+while the teacher kept half of the actions to the end; all students of a family learned from the states of all. Where
+an environment has two lines in the table above, the random policy of the older rows drew other actions.
 
 ![size against return ratio](sizes.png)"""
 

@@ -198,8 +198,8 @@ def _shape(
     if teacher.model_config is None:
         raise ValueError(
             f"The teacher '{teacher.source}' is a tree or has a custom network, which cannot be scaled by "
-            f"`compression` ({shape['compression']:g}; it is set where no student is). Shape the student: "
-            "student={'fcnet_hiddens': [32]}."
+            f"`compression`={shape['compression']:g} ({DEFAULT_COMPRESSION:g} where no student is set). Shape the "
+            "student: student={'fcnet_hiddens': [32]}."
         )
     observation_space = _inputs(config, teacher, spaces)
     check_spaces(observation_space, teacher.action_space)

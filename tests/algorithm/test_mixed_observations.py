@@ -135,7 +135,7 @@ def test_what_files_cannot_hold(student_path):
         (
             {},
             {"teacher": oracle()},
-            "has a custom network, which cannot be scaled by `compression` .* Shape the student",
+            "has a custom network, which cannot be scaled by `compression`=.* Shape the student",
         ),
     ],
 )

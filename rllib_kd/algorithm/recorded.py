@@ -214,8 +214,8 @@ class RecordedSampling(Sampling):
         Trees make no gradient steps: of trees alone, rows count that have passed by.
         """
         num_rows, held_out = self._data.num_rows, len(self._data.held_out.get(Columns.OBS, ()))
-        learned = num_gradient_steps * self._config.total_train_batch_size
-        learned = num_env_steps if self._config.are_all_trees else learned
+        of_gradient_steps = num_gradient_steps * self._config.total_train_batch_size
+        learned = num_env_steps if self._config.are_all_trees else of_gradient_steps
         return {"num_epochs": learned / num_rows, "num_rows": num_rows, "num_rows_held_out": held_out}
 
     def replays_are(self, *, restored: bool) -> None:

@@ -4,9 +4,9 @@
         [--epsilons 0.05 0.02 0] [--env-steps 100000]
 
 TASK is JSON, like '{"env": "CartPole-v1", "teacher": "cartpole"}', with "env_config" if there is one, and with
-"students": settings of `.distillation()`, by default a family of 32 and 8 units and a linear student. All else is the
-defaults. Each student plays 200 fresh episodes, without random actions. A run that is in the rows already is not made
-again. Atari is too slow for this: see atari.py.
+"settings" of `.distillation()` with a family of `students`, by default one of 32 and 8 units and a linear student. All
+else is the defaults. Each student plays 200 fresh episodes, without random actions. A run that is in the rows already
+is not made again. Atari is too slow for this: see atari.py.
 """
 
 from __future__ import annotations
@@ -30,28 +30,27 @@ FAMILY = {"students": {"32": {"fcnet_hiddens": [32]}, "8": {"fcnet_hiddens": [8]
 
 def measure(task: dict[str, Any], epsilon: float, seed: int, env_steps: int) -> dict[str, Any]:
     """A row: the return ratio of each student."""
-    where, students = {"env_config": task.get("env_config", {})}, task.get("students", FAMILY)
+    where, settings = {"env_config": task.get("env_config", {})}, task.get("settings", FAMILY)
     config = (
         DistillDQNConfig()
         .environment(task["env"], **where)
         .training(epsilon=epsilon)
-        .distillation(teacher=task["teacher"], num_baseline_episodes=0, **students)
+        .distillation(teacher=task["teacher"], num_baseline_episodes=0, **settings)
         .debugging(seed=seed)
     )
     algo = config.build_algo()
     try:
         while algo.num_env_steps < env_steps:
             algo.train()
-        names = list(students.get("students", ["student"]))
-        modules = {name: algo.get_module(name) if "students" in students else algo.get_module() for name in names}
+        modules = {name: algo.get_module(name) for name in settings["students"]}
         played = compare_all(
             task["teacher"], modules, task["env"], num_episodes=NUM_EPISODES, seed=FIRST_EPISODE_SEED, **where
         )
     finally:
         algo.stop()
-    row = {"env": task["env"], "teacher": Path(task["teacher"]).name, "epsilon": epsilon, "seed": seed}
-    row |= {"env_steps": env_steps}
-    return row | {name: round(result.return_ratio, 4) for name, result in zip(names, played, strict=True)}
+    row = {"env": task["env"], "teacher": Path(task["teacher"]).name}
+    row |= {"epsilon": epsilon, "seed": seed, "env_steps": env_steps}
+    return row | {name: round(result.return_ratio, 4) for name, result in zip(modules, played, strict=True)}
 
 
 def main() -> None:
@@ -68,7 +67,7 @@ def main() -> None:
         for task, epsilon, seed in itertools.product(args.tasks, args.epsilons, args.seeds)
     }
     rows = measured(args.rows, runs)
-    show([{name: value for name, value in row.items() if name != "key"} for row in rows], args.csv)
+    show(rows, args.csv)
 
 
 if __name__ == "__main__":

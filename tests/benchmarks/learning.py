@@ -352,7 +352,8 @@ def _line(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show(lines: Sequence[dict[str, Any]], csv_path: Path | None) -> None:
-    """Print the lines as a table, and write them where a path is given."""
+    """Print the lines as a table, and write them where a path is given: all but the keys of rows."""
+    lines = [{name: value for name, value in line.items() if name != "key"} for line in lines]
     table = Table(*lines[0])
     for line in lines:
         table.add_row(*map(str, line.values()))

@@ -68,7 +68,7 @@ def main() -> None:
         for env, own_states, seed in itertools.product(args.env, (True, False), args.seeds)
     }
     rows = measured(args.rows, runs)
-    show([{name: value for name, value in row.items() if name != "key"} for row in rows], args.csv)
+    show(rows, args.csv)
 
 
 if __name__ == "__main__":

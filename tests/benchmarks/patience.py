@@ -87,7 +87,7 @@ def main() -> None:
         for task, student, seed in itertools.product(args.tasks, args.students or STUDENTS, args.seeds)
     }
     rows = measured(args.rows, runs)
-    show([{name: value for name, value in row.items() if name != "key"} for row in rows], args.csv)
+    show(rows, args.csv)
 
 
 if __name__ == "__main__":

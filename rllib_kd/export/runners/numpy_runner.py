@@ -38,7 +38,7 @@ def load(path: str) -> Callable[..., np.ndarray]:
     }
 
     for tree in (layer for layer in layers if layer["op"] == "tree"):
-        _check_tree(tree, *(tensors[tree[name]] for name in ("threshold", "values")))
+        _check_tree(tree, tensors)
     if "state" in metadata:
         return _remembering(layers, tensors, json.loads(metadata["state"]))
 
@@ -97,13 +97,16 @@ def run(layers: list[dict[str, Any]], tensors: dict[str, np.ndarray], x: np.ndar
     return x
 
 
-def _check_tree(layer: dict[str, Any], threshold: np.ndarray, values: np.ndarray) -> None:
+def _check_tree(layer: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     """Check that each node leads to two later ones, to which no other leads: a cycle would never end."""
-    num_inner, children = len(threshold), [*layer["left"], *layer["right"]]
-    is_tree = len(values) == num_inner + 1 and all(type(child) is int for child in children)
-    is_tree = is_tree and len(layer["left"]) == len(layer["right"]) == num_inner
-    is_tree = is_tree and sorted(children) == list(range(1, 2 * num_inner + 1))
-    if not is_tree or any(child <= place % num_inner for place, child in enumerate(children)):
+    threshold, values = tensors[layer["threshold"]], tensors[layer["values"]]
+    left, right, num_inner = layer["left"], layer["right"], len(threshold)
+    if not (
+        len(left) == len(right) == num_inner == len(values) - 1
+        and all(type(child) is int for child in (*left, *right))
+        and sorted((*left, *right)) == list(range(1, 2 * num_inner + 1))
+        and all(min(pair) > node for node, pair in enumerate(zip(left, right, strict=True)))
+    ):
         raise ValueError("The file has a tree whose nodes are no tree: one leads to itself, to an earlier or no node.")
     if not (np.isfinite(threshold).all() and np.isfinite(values).all()):
         raise ValueError("The file has a tree with a threshold or a value that is NaN or infinite.")

@@ -102,10 +102,11 @@ class TreeRLModule(TorchRLModule, QNetAPI):
 
     def _from_state(self, state: Mapping[str, Any]) -> Tree:
         arrays = {name: np.asarray(torch.as_tensor(value).detach().cpu()) for name, value in state.items()}
-        given = arrays.pop("num_leaves")[0].item()
-        if not is_integer(given, 1) or given > self.shape.max_leaf_nodes:
-            raise ValueError(f"A tree has {given} leaves, expected 1 to {self.shape.max_leaf_nodes} (max_leaf_nodes).")
-        num_leaves = int(given)
+        num_leaves = arrays.pop("num_leaves")[0].item()
+        if not is_integer(num_leaves, 1, self.shape.max_leaf_nodes):
+            raise ValueError(
+                f"A tree has {num_leaves} leaves, expected 1 to {self.shape.max_leaf_nodes} (max_leaf_nodes)."
+            )
         own = {name: array[: num_leaves - (name != "values")] for name, array in arrays.items()}
         try:
             return Tree(**own, num_features=len(self.features))

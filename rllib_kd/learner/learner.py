@@ -30,11 +30,12 @@ from ray.rllib.utils.metrics import (
 from torch import Tensor
 
 from rllib_kd.allocator import keep_freed_memory
+from rllib_kd.learner.gradients import gradient_of
 from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.objective import Loss, Objective
 from rllib_kd.learner.optimizer_step import take_step, target_updates
 from rllib_kd.learner.sequences import kinds_of
-from rllib_kd.learner.stack import StackedStudents, forward, members_of, stackable
+from rllib_kd.learner.stack import StackedStudents, members_of, stackable
 from rllib_kd.learner.student import Student, check_has_q_values, make_student
 from rllib_kd.learner.trees import TreeStudent
 from rllib_kd.networks.trees.module import TreeRLModule
@@ -396,12 +397,13 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         # A loss of the user's own may change the labels of its batch.
         more = (lambda _: {}) if self._overrides_loss else objective.target_columns
         batches = group.batches(num_steps, uses_td=uses_td, more=more)
+        own_loss = partial(self._own_loss, objective) if self._overrides_loss else None
+        gradients = [gradient_of(learner, objective, own_loss, uses_td=uses_td) for learner in group.learners]
         for (rows, batch), moves_targets in zip(batches, moves, strict=True):
             errors = []
-            for learner, own_sums in zip(group.learners, sums, strict=True):
-                fwd_out = forward(learner, batch, config=group.config, uses_td=uses_td)
-                loss = self._loss(objective, learner, batch, fwd_out)
-                self._take_step(learner, loss.total, group.config)
+            for learner, gradient, own_sums in zip(group.learners, gradients, sums, strict=True):
+                loss = gradient(batch)
+                self._take_step(learner, group.config)
                 for name, value in loss.terms.items():
                     own_sums[name] = own_sums[name] + value if name in own_sums else value
                 errors.append(loss.errors)
@@ -412,15 +414,10 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             means = {name: (value / num_steps).view(-1).tolist() for name, value in own_sums.items()}
             self._log_learning(objective, members_of(learner), means, num_rows)
 
-    def _loss(
-        self,
-        objective: Objective,
-        learner: Student | StackedStudents,
-        batch: Mapping[str, Tensor],
-        fwd_out: Mapping[str, Tensor],
+    def _own_loss(
+        self, objective: Objective, learner: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
     ) -> Loss:
-        if isinstance(learner, StackedStudents) or not self._overrides_loss:
-            return objective(learner, batch, fwd_out)
+        """Return the loss of a subclass that overrides it."""
         total = self.compute_loss_for_module(
             module_id=learner.name, config=objective.config, batch=batch, fwd_out=fwd_out
         )
@@ -428,9 +425,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             own = objective(learner, batch, fwd_out)
         return Loss(total, own.terms | {self.TOTAL_LOSS_KEY: total.detach()}, own.errors)
 
-    def _take_step(self, learner: Student | StackedStudents, loss: Tensor, config: Any) -> None:
+    def _take_step(self, learner: Student | StackedStudents, config: Any) -> None:
         assert learner.optimizer is not None  # it has one, or is a member of a stack
-        take_step(loss, learner.params, learner.optimizer, config=config, num_learners=max(1, self.config.num_learners))
+        take_step(learner.params, learner.optimizer, config=config, num_learners=max(1, self.config.num_learners))
 
     def _target_updates(self, group: StudentGroup, num_steps: int, env_steps: int) -> list[bool]:
         """Return after which of these gradient steps the target networks are updated."""

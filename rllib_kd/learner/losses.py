@@ -111,13 +111,13 @@ class PolicyTarget(NamedTuple):
     Attributes:
         policy: p_T `[B, A]`, 0 at illegal actions.
         log_policy: log p_T `[B, A]`, nats, finite at illegal actions.
-        illegal: `[B, A]`.
+        illegal: `[B, A]`; None: all actions are legal.
         regret: of each action, max_b q_T(b) − q_T(a), `[B, A]`, return units, 0 at illegal actions.
     """
 
     policy: Tensor
     log_policy: Tensor
-    illegal: Tensor
+    illegal: Tensor | None
     regret: Tensor
 
 
@@ -127,6 +127,8 @@ def policy_target(teacher_q: Tensor, *, temperature: float) -> PolicyTarget:
     illegal = teacher_q == -torch.inf
     log_policy = F.log_softmax(teacher_q / temperature, dim=-1)
     regret = teacher_q.max(-1, keepdim=True).values - teacher_q
+    if not illegal.any():
+        return PolicyTarget(log_policy.exp(), log_policy, None, regret)
     # Finite numbers, which times a probability of 0 are 0; an infinite one would give NaN.
     return PolicyTarget(
         log_policy.exp(), log_policy.masked_fill(illegal, -_HUGE), illegal, regret.masked_fill(illegal, 0.0)
@@ -141,44 +143,48 @@ def kl_to_target(
     regret_coeff: float | Tensor | None = None,
 ) -> Tensor:
     """Return what `policy_kl()` does."""
-    cost = None if regret_coeff is None else regret_coeff * target.regret
-    return _ForwardKL.apply(student_q, target.policy, target.log_policy, target.illegal, cost, student_temperature)
+    return _ForwardKL.apply(student_q, target, student_temperature, regret_coeff)
 
 
 class _ForwardKL(torch.autograd.Function):
-    """Forward KL plus expected cost `[..., B]`. Autograd would need several times as many operations."""
+    """`kl_and_gradient()` for autograd, which would need several times as many operations by itself."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        student_q: Tensor,
-        teacher: Tensor,
-        log_teacher: Tensor,
-        illegal: Tensor,
-        cost: Tensor | None,
-        student_temperature: float,
+        ctx: Any, student_q: Tensor, target: PolicyTarget, student_temperature: float, regret_coeff: Any
     ) -> Tensor:
-        log_student = _log_softmax(student_q.masked_fill(illegal, -_HUGE) / student_temperature)
-        student = log_student.exp()
-        kl = (teacher * (log_teacher - log_student)).sum(-1)
-        ctx.student_temperature = student_temperature
-        if cost is None:
-            ctx.save_for_backward(student, teacher)
-            return kl
-        expected_cost = (student * cost).sum(-1, keepdim=True)
-        ctx.save_for_backward(student, teacher, cost, expected_cost)
-        return kl.add_(expected_cost.squeeze(-1))
+        kl, gradient = kl_and_gradient(
+            student_q, target, student_temperature=student_temperature, regret_coeff=regret_coeff
+        )
+        ctx.save_for_backward(gradient)
+        return kl
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         if torch.is_grad_enabled():  # what was saved has no graph, so that it would be wrong silently
             raise RuntimeError("The forward KL has no second derivative here: call backward() without create_graph.")
-        student, teacher, *costs = ctx.saved_tensors
-        of_logits = student - teacher
-        if costs:
-            cost, expected_cost = costs
-            of_logits.addcmul_(student, cost - expected_cost)
-        return of_logits.mul_(grad.unsqueeze(-1) / ctx.student_temperature), None, None, None, None, None
+        return ctx.saved_tensors[0] * grad.unsqueeze(-1), None, None, None
+
+
+def kl_and_gradient(
+    student_q: Tensor,
+    target: PolicyTarget,
+    *,
+    student_temperature: float,
+    regret_coeff: float | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return what `policy_kl()` does, `[..., B]`, and its derivatives by the student's outputs, `[..., B, A]`."""
+    logits = student_q if target.illegal is None else student_q.masked_fill(target.illegal, -_HUGE)
+    log_student = _log_softmax(logits if student_temperature == 1.0 else logits / student_temperature)
+    student = log_student.exp()
+    by_action = (target.log_policy - log_student).mul_(target.policy)
+    gradient = student - target.policy
+    if regret_coeff is not None:
+        cost = regret_coeff * target.regret
+        expected_cost = student * cost
+        by_action += expected_cost
+        gradient.addcmul_(student, cost - expected_cost.sum(-1, keepdim=True))
+    return by_action.sum(-1), gradient if student_temperature == 1.0 else gradient.div_(student_temperature)
 
 
 def reverse_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, student_temperature: float = 1.0) -> Tensor:

@@ -16,7 +16,8 @@ from rllib_kd.learner.student import Student
 from rllib_kd.observations.masks import NEXT_MASK
 from rllib_kd.wire import ACTING, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
-_TARGET = tuple(f"target_{name}" for name in losses.PolicyTarget._fields)
+#: Fields of the teacher's policy, and their columns in a batch.
+_TARGET = {name: f"target_{name}" for name in losses.PolicyTarget._fields}
 
 
 class Loss(NamedTuple):
@@ -68,18 +69,39 @@ class Objective:
             fwd_out: `qf_preds` `[B, A]` or `[N, B, A]`, for a C51 also `qf_logits` `[B, A, atoms]`; for TD also the
                 outputs of `forward_train()`.
         """
-        by_row: dict[str, Tensor] = {}  # each loss that has a coefficient, `[B]` or `[N, B]`
+        terms: dict[str, Tensor] = {}  # of each loss that has a coefficient
         if self.kd_coeff:
-            by_row["kd_loss"] = errors = self._distillation_loss(student, batch, fwd_out)
-            if student.own_states is not None:
-                by_row["kd_loss"] = student.own_states.weights(batch[ACTING]).view_as(errors) * errors
+            errors = self._distillation_loss(student, batch, fwd_out)
+            terms["kd_loss"] = _mean(errors, self._kd_weights(student, batch, errors))
         if self.td_coeff:
             assert isinstance(student, Student)  # what learns by TD is never stacked
             errors = self._td_error(student, batch, fwd_out)
-            by_row["td_loss"] = losses.td(errors, loss_fn=self.config.td_error_loss_fn)
-        weights = batch.get("weights")
-        terms = {name: (rows if weights is None else weights * rows).mean(-1) for name, rows in by_row.items()}
+            terms["td_loss"] = _mean(losses.td(errors, loss_fn=self.config.td_error_loss_fn), batch.get("weights"))
         return Loss(self._total(terms), {name: term.detach() for name, term in terms.items()}, errors.detach())
+
+    @property
+    def has_gradient(self) -> bool:
+        """Return whether `with_gradient()` knows the derivatives now: those of the default loss alone."""
+        config = self.config
+        is_kl = bool(self.kd_coeff) and not self.td_coeff and config.loss == "kl"
+        return is_kl and not (config.gap_weighting or config.value_gate or config.feature_coeff or config.bf16)
+
+    def with_gradient(
+        self, student: Student | StackedStudents, batch: Mapping[str, Tensor], student_q: Tensor
+    ) -> tuple[Loss, Tensor]:
+        """Return the loss of a batch, and the derivatives of its total by the outputs, without autograd.
+
+        Args:
+            student: the student or the stack with these outputs.
+            batch: as for a call.
+            student_q: outputs, logits, `[B, A]` or `[N, B, A]`.
+        """
+        errors, gradient = losses.kl_and_gradient(student_q, **self._of_kl(student, batch))
+        weights = self._kd_weights(student, batch, errors)
+        terms = {"kd_loss": _mean(errors, weights)}
+        share = self.kd_coeff / errors.shape[-1]
+        gradient *= share if weights is None else (share * weights).unsqueeze(-1)
+        return Loss(self._total(terms), terms, errors), gradient
 
     def target_columns(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return columns that the loss would otherwise make of the labels, for many batches at once.
@@ -89,7 +111,8 @@ class Objective:
         """
         if not self.kd_coeff or self.config.loss != "kl":
             return {}
-        return dict(zip(_TARGET, losses.policy_target(batch[TEACHER_Q], temperature=self.temperature), strict=True))
+        target = losses.policy_target(batch[TEACHER_Q], temperature=self.temperature)
+        return {_TARGET[field]: column for field, column in target._asdict().items() if column is not None}
 
     def coefficient(self, term: str) -> float:
         """Return the weight of a term of the loss, by its metric name."""
@@ -102,6 +125,16 @@ class Objective:
             weighted = term if coefficient == 1.0 else coefficient * term
             total = weighted if total is None else total + weighted
         return total.sum() if total.ndim else total
+
+    def _kd_weights(
+        self, student: Student | StackedStudents, batch: Mapping[str, Tensor], rows: Tensor
+    ) -> Tensor | None:
+        """Return the weights of rows `[B]` or `[N, B]` in the distillation loss; None: all count the same."""
+        weights = batch.get("weights")
+        if student.own_states is None:
+            return weights
+        own = student.own_states.weights(batch[ACTING]).view_as(rows)
+        return own if weights is None else weights * own
 
     def _td_error(self, student: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]) -> Tensor:
         return losses.td_error(
@@ -147,12 +180,7 @@ class Objective:
             case "huber":
                 return losses.huber(student_q, teacher_q, delta=config.huber_delta)
             case "kl":
-                made = batch if _TARGET[0] in batch else self.target_columns(batch)
-                target = losses.PolicyTarget(*(made[name] for name in _TARGET))
-                coeff = None if student.regret_coeff is None else student.regret_coeff / self.median_gap  # nats / unit
-                return losses.kl_to_target(
-                    student_q, target, student_temperature=self.student_temperature, regret_coeff=coeff
-                )
+                return losses.kl_to_target(student_q, **self._of_kl(student, batch))
             case "reverse_kl":
                 return losses.reverse_kl(student_q, teacher_q, **temperatures)
             case "jsd":
@@ -164,3 +192,19 @@ class Objective:
             case "categorical":
                 return losses.categorical(fwd_out[QF_LOGITS], batch[TEACHER_PROBS])
         raise AssertionError(f"validate() admits only {losses.LOSSES}, not {config.loss!r}.")
+
+    def _of_kl(self, student: Student | StackedStudents, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return what the forward KL takes beside the student's outputs."""
+        made: Mapping[str, Any] = batch if _TARGET["policy"] in batch else self.target_columns(batch)
+        return {
+            "target": losses.PolicyTarget._make(made.get(name) for name in _TARGET.values()),
+            "student_temperature": self.student_temperature,
+            "regret_coeff": None
+            if student.regret_coeff is None
+            else student.regret_coeff / self.median_gap,  # nats / unit
+        }
+
+
+def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the weighted mean of `[B]`, or of each student's of `[N, B]`."""
+    return (rows if weights is None else weights * rows).mean(-1)

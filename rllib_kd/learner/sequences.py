@@ -27,6 +27,7 @@ from rllib_kd.learner.replay import ColumnarReplay, default_capacity
 from rllib_kd.learner.stack import StackedStudents
 from rllib_kd.learner.student import Student
 from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.networks.gradients import MLPGradient
 from rllib_kd.networks.memories import StateLayout
 from rllib_kd.networks.recurrent import (
     PlainPass,
@@ -153,6 +154,10 @@ class RecurrentStudents(StackedStudents):
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `qf_preds` `[N, M, A]` of all members, inside an update."""
         return {QF_PREDS: torch.stack([student.outputs(batch)[QF_PREDS] for student in self.members])}
+
+    def gradients(self) -> list[MLPGradient]:
+        """Return none: they need autograd."""
+        return []
 
 
 class SequenceReplay(ColumnarReplay):

@@ -9,16 +9,16 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import torch
-from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
 from ray.rllib.utils.metrics import ALL_MODULES
 from torch import Tensor
 
 from rllib_kd.learner.label_statistics import QScale
-from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale
+from rllib_kd.learner.observation_scale import ObservationScale
 from rllib_kd.learner.own_states import OwnStates
 from rllib_kd.learner.student import Student, copy_into
 from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.networks.gradients import MLPGradient
 from rllib_kd.networks.quantization import rounded_stack
 from rllib_kd.networks.stacking import StackedMLPs, stacking_key
 
@@ -155,11 +155,22 @@ class StackedStudents:
         for stack in self._stacks:
             stack.set_moments(self.optimizer, moments)
 
+    def inputs(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what all members take of a batch as observations."""
+        return self.members[0].inputs(batch)
+
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `qf_preds` `[N, B, A]` of all members, inside an update."""
-        inputs = batch[Columns.OBS if self.members[0].obs_scale is None else NORMALIZED_OBS]  # the same for all
+        inputs = self.inputs(batch)
         q = [stack.q_values(self._forward_weights(stack), inputs) for stack in self._stacks]
         return {QF_PREDS: q[0] if len(q) == 1 else torch.cat(q)}
+
+    def gradients(self) -> list[MLPGradient]:
+        """Return passes that set the gradients of `params`, for each batch of matrices; none if autograd is needed."""
+        if self.scale is not None or self.members[0].rounds:
+            return []
+        can_be = all(MLPGradient.can_be_of(stack.params, stack.activations) for stack in self._stacks)
+        return [MLPGradient(stack.params, stack.activations) for stack in self._stacks] if can_be else []
 
     def _forward_weights(self, stack: _Stack) -> list[Tensor]:
         """Return the weights for a forward pass."""

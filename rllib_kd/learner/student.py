@@ -19,6 +19,7 @@ from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale,
 from rllib_kd.learner.own_states import OwnStates
 from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
 from rllib_kd.networks.dqn_module import QF_PREDS, first_linears, last_linear
+from rllib_kd.networks.gradients import MLPGradient
 from rllib_kd.networks.quantization import RoundedMLP, check_can_round, round_linears
 from rllib_kd.networks.stacking import PlainMLP, linears_of
 from rllib_kd.networks.weights import weights_of
@@ -125,13 +126,23 @@ class Student:
         """Return what the first layer's inputs are divided by inside an update; None if they are raw."""
         return None if self.obs_scale is None else self.obs_scale.scale
 
+    def inputs(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what the module takes of a batch as observations."""
+        return batch[Columns.OBS if self.obs_scale is None else NORMALIZED_OBS]
+
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs of the module's `compute_q_values()`."""
-        if self.obs_scale is not None:
-            batch = {**batch, Columns.OBS: batch[NORMALIZED_OBS]}
         if self._mlp is not None:
-            return {QF_PREDS: self._mlp.q_values(batch[Columns.OBS])}
-        return self.module.compute_q_values(batch)
+            return {QF_PREDS: self._mlp.q_values(self.inputs(batch))}
+        return self.module.compute_q_values({**batch, Columns.OBS: self.inputs(batch)})
+
+    def gradients(self) -> list[MLPGradient]:
+        """Return passes that set the gradients of `params`; none if autograd is needed."""
+        if type(self._mlp) is not PlainMLP or self.scale is not None or self.feature_map is not None:
+            return []
+        layers = self._mlp.layers
+        learns_all = {*map(id, layers.params)} == {*map(id, self.params)}
+        return [MLPGradient(*layers)] if learns_all and MLPGradient.can_be_of(*layers) else []
 
     def td_outputs(self, batch: Mapping[str, Tensor], *, double_q: bool) -> dict[str, Tensor]:
         """Return the outputs of RLlib's `forward_train()`, without its useless backward pass through next states."""

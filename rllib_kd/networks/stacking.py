@@ -8,7 +8,7 @@ them: layer by layer, their matrices are in one batch, the narrower ones padded 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -24,6 +24,14 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.SiLU: nn.functional.silu,
     nn.ELU: nn.functional.elu,
 }
+
+
+class Layers(NamedTuple):
+    """Matrices and biases of an MLP in turn, and the functions between its layers."""
+
+    params: list[Tensor]
+    activations: list[Callable[[Tensor], Tensor]]
+
 
 #: A hidden layer, and its activation.
 _Hidden = tuple[nn.Linear, Callable[[Tensor], Tensor]]
@@ -70,7 +78,8 @@ class PlainMLP:
 
     def __init__(self, module: Any):
         self._hidden, self._last = _hidden_and_last(module.encoder, module.af)
-        self._hooks = [hooks for part in module.modules() for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        self._hooks = [getattr(part, kind) for part in module.modules() for kind in kinds]
 
     @staticmethod
     def of(module: Any) -> PlainMLP | None:
@@ -84,6 +93,13 @@ class PlainMLP:
     def has_hooks(self) -> bool:
         """Return whether the module has hooks now."""
         return any(self._hooks)
+
+    @property
+    def layers(self) -> Layers:
+        """Return its parameters and activations."""
+        linears = [*(layer for layer, _ in self._hidden), self._last]
+        params = [param for linear in linears for param in (linear.weight, linear.bias)]
+        return Layers(params, [activation for _, activation in self._hidden])
 
     def q_values(self, obs: Tensor) -> Tensor:
         """Return Q-values `[B, A]` of observations `[B, inputs]`."""
@@ -122,7 +138,7 @@ class StackedMLPs:
     def __init__(self, modules: Sequence[Any]):
         parts = [_parts(module.encoder, module.af) for module in modules]
         self._linears = [linears for linears, _ in parts]
-        self._activations = parts[0][1]
+        self.activations = parts[0][1]
 
     @property
     def weights(self) -> list[list[Tensor]]:
@@ -155,8 +171,8 @@ class StackedMLPs:
         x = obs.expand(len(packed[0]), *obs.shape)
         for i, (matrix, bias) in enumerate(zip(packed[::2], packed[1::2], strict=True)):
             x = torch.baddbmm(bias, x, matrix)
-            if i < len(self._activations):
-                x = self._activations[i](x)
+            if i < len(self.activations):
+                x = self.activations[i](x)
         return x
 
 

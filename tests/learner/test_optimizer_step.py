@@ -11,11 +11,12 @@ from rllib_kd.learner.optimizer_step import clip_gradients, step_with, take_step
 UNCLIPPED = SimpleNamespace(grad_clip=None, grad_clip_by="global_norm")
 
 
-def test_a_step_forgets_the_gradients_of_the_last():
+def test_a_step_is_along_the_gradients():
     param = torch.tensor([1.0, 2.0], requires_grad=True)
     optimizer = torch.optim.SGD([param], lr=0.5)
     for _ in range(2):
-        take_step(param.sum(), [param], optimizer, config=UNCLIPPED, num_learners=1)
+        param.grad = torch.ones(2)
+        take_step([param], optimizer, config=UNCLIPPED, num_learners=1)
     assert param.tolist() == [0.0, 1.0]
     assert param.grad.tolist() == [1.0, 1.0]
 
@@ -24,9 +25,10 @@ def adam_of(params):
     return torch.optim.Adam(params, lr=0.01, eps=1e-4, fused=True)
 
 
-def test_adam_without_pytorchs_overhead_is_adam():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adam_without_pytorchs_overhead_is_adam(dtype):
     torch.manual_seed(0)
-    ours = [torch.randn(3, 2, requires_grad=True), torch.randn(4, requires_grad=True), torch.randn(1)]
+    ours = [torch.randn(3, 2, requires_grad=True), torch.randn(4, requires_grad=True, dtype=dtype), torch.randn(1)]
     theirs = [param.detach().clone().requires_grad_(param.requires_grad) for param in ours]
     optimizers = adam_of(ours), adam_of(theirs)
     for optimizer in optimizers:

@@ -1,0 +1,75 @@
+"""The gradient of one student, or of students side by side, on a batch: by autograd, or written out for MLPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rllib_kd.learner.objective import Loss, Objective
+from rllib_kd.learner.stack import StackedStudents, forward
+from rllib_kd.learner.student import Student
+from rllib_kd.networks.gradients import MLPGradient
+
+#: Sets the gradients of a learner's parameters on a batch, and returns its loss.
+Gradient = Callable[[Mapping[str, Tensor]], Loss]
+
+
+def gradient_of(learner: Student | StackedStudents, objective: Objective, loss: Any, *, uses_td: bool) -> Gradient:
+    """Return how a learner's gradients are made, inside an update.
+
+    Args:
+        learner: the student or the stack.
+        objective: its objective.
+        loss: makes its loss of the learner, a batch and its outputs, if it is another than the objective; else None.
+        uses_td: whether there is a TD loss.
+    """
+    if loss is None and not uses_td and objective.has_gradient and (parts := learner.gradients()):
+        return WrittenOut(learner, objective, parts)
+    return Autograd(learner, objective, loss or objective, uses_td=uses_td)
+
+
+class Autograd:
+    """Gradients of any loss and network.
+
+    Args: as `gradient_of()`.
+    """
+
+    def __init__(self, learner: Student | StackedStudents, objective: Objective, loss: Any, *, uses_td: bool):
+        self._learner, self._config, self._loss, self._uses_td = learner, objective.config, loss, uses_td
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Loss:
+        """Return the loss of a batch, after its gradients have been set."""
+        fwd_out = forward(self._learner, batch, config=self._config, uses_td=self._uses_td)
+        loss: Loss = self._loss(self._learner, batch, fwd_out)
+        for param in self._learner.params:
+            param.grad = None  # as optimizer.zero_grad(), at a tenth of its cost
+        loss.total.backward()
+        return loss
+
+
+class WrittenOut:
+    """Gradients of an objective that knows its derivatives by the outputs of MLPs.
+
+    Args:
+        learner: the student or the stack.
+        objective: its objective.
+        parts: one for each batch of matrices in it, in the order of their outputs.
+    """
+
+    def __init__(self, learner: Student | StackedStudents, objective: Objective, parts: list[MLPGradient]):
+        self._learner, self._objective, self._parts = learner, objective, parts
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Tensor]) -> Loss:
+        """Return the loss of a batch, after its gradients have been set."""
+        inputs = self._learner.inputs(batch)
+        outputs = [part.outputs(inputs) for part in self._parts]
+        together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        loss, gradient = self._objective.with_gradient(self._learner, batch, together)
+        each = [gradient] if len(outputs) == 1 else gradient.split([len(own) for own in outputs])
+        for part, own in zip(self._parts, each, strict=True):
+            part.backward(own)
+        return loss

@@ -94,13 +94,15 @@ class Objective:
         Args:
             student: the student or the stack with these outputs.
             batch: as for a call.
-            student_q: outputs, logits, `[B, A]` or `[N, B, A]`.
+            student_q: outputs, logits, `[A, B]` or `[N, A, B]`.
         """
-        errors, gradient = losses.kl_and_gradient(student_q, **self._of_kl(student, batch))
+        given = self._of_kl(student, batch)
+        target = losses.PolicyTarget._make(None if column is None else column.t() for column in given.pop("target"))
+        errors, gradient = losses.kl_and_gradient(student_q, target, dim=-2, **given)
         weights = self._kd_weights(student, batch, errors)
         terms = {"kd_loss": _mean(errors, weights)}
         share = self.kd_coeff / errors.shape[-1]
-        gradient *= share if weights is None else (share * weights).unsqueeze(-1)
+        gradient *= share if weights is None else (share * weights).unsqueeze(-2)
         return Loss(self._total(terms), terms, errors), gradient
 
     def target_columns(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,8 +113,8 @@ class Objective:
         """
         if not self.kd_coeff or self.config.loss != "kl":
             return {}
-        target = losses.policy_target(batch[TEACHER_Q], temperature=self.temperature)
-        return {_TARGET[field]: column for field, column in target._asdict().items() if column is not None}
+        target = losses.policy_target(batch[TEACHER_Q].t().contiguous(), temperature=self.temperature, dim=-2)
+        return {_TARGET[field]: rows.t() for field, rows in target._asdict().items() if rows is not None}
 
     def coefficient(self, term: str) -> float:
         """Return the weight of a term of the loss, by its metric name."""

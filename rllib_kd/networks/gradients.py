@@ -38,12 +38,21 @@ class MLPGradient:
 
     @torch.no_grad()
     def outputs(self, inputs: Tensor) -> Tensor:
-        """Return outputs `[B, A]`, or `[N, B, A]`, of inputs `[B, inputs]`."""
-        x = inputs.expand(len(self._weights[0]), *inputs.shape) if self._are_stacked else inputs
+        """Return outputs `[A, B]`, or `[N, A, B]`, of inputs `[B, inputs]`.
+
+        The rows of the batch are last: products with few outputs, and sums over these, are several times as fast so.
+        """
+        x = inputs.t().contiguous()
+        if self._are_stacked:
+            x = x.expand(len(self._weights[0]), *x.shape)
         self._inputs = []
         for i, (matrix, bias) in enumerate(zip(self._weights[::2], self._weights[1::2], strict=True)):
             self._inputs.append(x)
-            x = torch.baddbmm(bias, x, matrix) if self._are_stacked else torch.addmm(bias, x, matrix.t())
+            x = (
+                torch.baddbmm(bias.mT, matrix.mT, x)
+                if self._are_stacked
+                else torch.addmm(bias.unsqueeze(-1), matrix, x)
+            )
             if i < len(self._activations):
                 x = self._activations[i](x)
         return x
@@ -58,9 +67,9 @@ class MLPGradient:
         for i in range(len(self._inputs) - 1, -1, -1):
             matrix, bias = self._params[2 * i : 2 * i + 2]
             weights, inputs = self._weights[2 * i], self._inputs[i]
-            matrix.grad = inputs.mT @ gradient if self._are_stacked else gradient.t() @ inputs
-            bias.grad = gradient.sum(-2, keepdim=self._are_stacked)
+            matrix.grad = inputs @ gradient.mT if self._are_stacked else gradient @ inputs.t()
+            bias.grad = gradient.sum(-1).view_as(bias)
             if i:
-                gradient = gradient @ (weights.mT if self._are_stacked else weights)
+                gradient = (weights if self._are_stacked else weights.t()) @ gradient
                 gradient = _THROUGH[self._activations[i - 1]](gradient, inputs)
         self._inputs = []

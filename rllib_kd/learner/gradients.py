@@ -11,39 +11,47 @@ from torch import Tensor
 from rllib_kd.learner.objective import Loss, Objective
 from rllib_kd.learner.stack import StackedStudents, forward
 from rllib_kd.learner.student import Student
-from rllib_kd.networks.gradients import MLPGradient
+from rllib_kd.networks.mlp_gradient import MLPGradient
 
 #: Sets the gradients of a learner's parameters on a batch, and returns its loss.
 Gradient = Callable[[Mapping[str, Tensor]], Loss]
 
+_Learner = Student | StackedStudents
+#: Makes the loss of a learner, a batch and its outputs, as an Objective does.
+_OwnLoss = Callable[[Any, Mapping[str, Tensor], Mapping[str, Tensor]], Loss]
 
-def gradient_of(learner: Student | StackedStudents, objective: Objective, loss: Any, *, uses_td: bool) -> Gradient:
+
+def gradient_of(learner: _Learner, objective: Objective, own_loss: _OwnLoss | None, *, uses_td: bool) -> Gradient:
     """Return how a learner's gradients are made, inside an update.
 
     Args:
         learner: the student or the stack.
         objective: its objective.
-        loss: makes its loss of the learner, a batch and its outputs, if it is another than the objective; else None.
+        own_loss: what it minimises instead of the objective; None: the objective.
         uses_td: whether there is a TD loss.
     """
-    if loss is None and not uses_td and objective.has_gradient and (parts := learner.gradients()):
+    if own_loss is None and not uses_td and objective.has_gradient and (parts := learner.gradients()):
         return WrittenOut(learner, objective, parts)
-    return Autograd(learner, objective, loss or objective, uses_td=uses_td)
+    return Autograd(learner, objective, own_loss or objective, uses_td=uses_td)
 
 
 class Autograd:
     """Gradients of any loss and network.
 
-    Args: as `gradient_of()`.
+    Args:
+        learner: as for `gradient_of()`.
+        objective: likewise.
+        loss: what the learner minimises.
+        uses_td: as for `gradient_of()`.
     """
 
-    def __init__(self, learner: Student | StackedStudents, objective: Objective, loss: Any, *, uses_td: bool):
+    def __init__(self, learner: _Learner, objective: Objective, loss: _OwnLoss, *, uses_td: bool):
         self._learner, self._config, self._loss, self._uses_td = learner, objective.config, loss, uses_td
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Loss:
         """Return the loss of a batch, after its gradients have been set."""
         fwd_out = forward(self._learner, batch, config=self._config, uses_td=self._uses_td)
-        loss: Loss = self._loss(self._learner, batch, fwd_out)
+        loss = self._loss(self._learner, batch, fwd_out)
         for param in self._learner.params:
             param.grad = None  # as optimizer.zero_grad(), at a tenth of its cost
         loss.total.backward()
@@ -59,7 +67,7 @@ class WrittenOut:
         parts: one for each batch of matrices in it, in the order of their outputs.
     """
 
-    def __init__(self, learner: Student | StackedStudents, objective: Objective, parts: list[MLPGradient]):
+    def __init__(self, learner: _Learner, objective: Objective, parts: list[MLPGradient]):
         self._learner, self._objective, self._parts = learner, objective, parts
 
     @torch.no_grad()

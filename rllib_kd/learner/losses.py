@@ -111,7 +111,7 @@ class PolicyTarget(NamedTuple):
     Attributes:
         policy: p_T `[B, A]`, 0 at illegal actions.
         log_policy: log p_T `[B, A]`, nats, finite at illegal actions.
-        illegal: `[B, A]`; None: all actions are legal.
+        illegal: `[B, A]`; None: all actions are known to be legal.
         regret: of each action, max_b q_T(b) − q_T(a), `[B, A]`, return units, 0 at illegal actions.
     """
 
@@ -131,7 +131,7 @@ def policy_target(teacher_q: Tensor, *, temperature: float, dim: int = -1) -> Po
     illegal = teacher_q == -torch.inf
     log_policy = F.log_softmax(teacher_q / temperature, dim=dim)
     regret = teacher_q.max(dim, keepdim=True).values - teacher_q
-    if not illegal.any():
+    if illegal.is_cpu and not illegal.any():  # of a GPU, the answer would be waited for
         return PolicyTarget(log_policy.exp(), log_policy, None, regret)
     # Finite numbers, which times a probability of 0 are 0; an infinite one would give NaN.
     return PolicyTarget(

@@ -18,7 +18,7 @@ from rllib_kd.learner.observation_scale import ObservationScale
 from rllib_kd.learner.own_states import OwnStates
 from rllib_kd.learner.student import Student, copy_into
 from rllib_kd.networks.dqn_module import QF_PREDS
-from rllib_kd.networks.gradients import MLPGradient
+from rllib_kd.networks.mlp_gradient import MLPGradient
 from rllib_kd.networks.quantization import rounded_stack
 from rllib_kd.networks.stacking import StackedMLPs, stacking_key
 

@@ -96,7 +96,7 @@ REACHED_IN_MODULES = {
 }
 #: Private names of other packages: named tuples, Python, PyTorch.
 OF_OTHERS = (
-    *("_asdict", "_replace", "_exit", "_Unpickler"),
+    *("_asdict", "_make", "_replace", "_exit", "_Unpickler"),
     *("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
     *("_foreach_add_", "_foreach_lerp_", "_foreach_mul_", "_foreach_norm", "_fused_adam_"),
     *("_forward_hooks", "_forward_pre_hooks"),

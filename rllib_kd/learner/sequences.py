@@ -27,8 +27,8 @@ from rllib_kd.learner.replay import ColumnarReplay, default_capacity
 from rllib_kd.learner.stack import StackedStudents
 from rllib_kd.learner.student import Student
 from rllib_kd.networks.dqn_module import QF_PREDS
-from rllib_kd.networks.mlp_gradient import MLPGradient
 from rllib_kd.networks.memories import StateLayout
+from rllib_kd.networks.mlp_gradient import MLPGradient
 from rllib_kd.networks.recurrent import (
     PlainPass,
     at_places,

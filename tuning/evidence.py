@@ -2,8 +2,8 @@
 
     python tuning/evidence.py [--results docs/results]
 
-`results.py`, `min_atar.py` and `language.py` measure the rows. The figures of Atari are those of
-docs/results/images.md.
+`results.py`, `min_atar.py`, `language.py` and `tests/benchmarks/alternatives.py` measure the rows. The figures of Atari
+are those of docs/results/images.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import matplotlib
@@ -28,6 +28,14 @@ from results_page import cell, interval  # isort: skip
 
 #: Rusu et al. 2015 (arXiv 1511.06295), table 1: geometric means over ten games, in percent of the parameters.
 RUSU = {25.3: 1.083, 6.7: 1.017, 3.7: 0.839}
+#: Methods of `tests/benchmarks/alternatives.py`, and their names on the page.
+METHODS = {
+    "rllib_kd": "rllib_kd",
+    "plain": "a script of 40 lines",
+    "dagger": "`imitation`'s DAgger",
+    "bc": "`imitation`'s BC",
+    "rsl_rl": "recipe of `rsl_rl`",
+}
 _KINDS = ("vectors", "images", "language")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#999933")
 
@@ -131,16 +139,29 @@ def certificates_of(results: Path) -> list[tuple[str, int, int, int]]:
     return found
 
 
+def alternatives_of(results: Path) -> list[tuple[str, dict[str, str]]]:
+    """Return for each teacher its name and, by method, the return ratio and seconds with the most env steps."""
+    rows = [json.loads(line) for line in (results / "alternatives.jsonl").read_text().splitlines()]
+    found: dict[str, dict[str, str]] = {}
+    for teacher, env in dict.fromkeys((row["teacher"], row["env"]) for row in rows if row["method"] == "rllib_kd"):
+        name, most = "", 0
+        for method in METHODS:  # this package first
+            of_method = [row for row in rows if row["teacher"] == teacher and row["method"] == method]
+            env_steps = max(row["env_steps"] for row in of_method)
+            own = [row for row in of_method if row["env_steps"] == env_steps]
+            name, most = name or f"{env}, {teacher.partition('-')[0].upper()}, {env_steps:,}", most or env_steps
+            ratio, seconds = fmean(row["return_ratio"] for row in own), median(row["seconds"] for row in own)
+            fewer = "" if env_steps == most else f" (after {env_steps:,})"
+            found.setdefault(name, {})[method] = f"{ratio:.3f} in {seconds:.1f} s{fewer}"
+    return list(found.items())
+
+
 # --- The page ---------------------------------------------------------------------------------------------------------
 
 
-def page(
-    tasks: Sequence[Task],
-    integers: Mapping[str, Sequence[float]],
-    certificates: Sequence[tuple[str, int, int, int]],
-    made_on: str,
-) -> str:
-    """Return the text of the page."""
+def page(results: Path, made_on: str) -> str:
+    """Return the text of the page, made of the rows in a folder."""
+    tasks, integers, certificates = tasks_of(results), integers_of(results), certificates_of(results)
     parts = [_INTRODUCTION.format(date=made_on)]
     for kind, text in zip(_KINDS, (_VECTORS, _IMAGES, _LANGUAGE), strict=True):
         if own := [task for task in tasks if task.kind == kind]:
@@ -151,7 +172,11 @@ def page(
     parts.append("\n".join([_INTEGERS, *lost]))
     lines = ["| environment | parameters (median) | certificates | wrong |", "|---|---|---|---|"]
     lines += [f"| {env} | {median} | {number} | {wrong} |" for env, median, number, wrong in certificates]
-    parts += [_CERTIFIED, "\n".join(lines), _MISSING]
+    parts += [_CERTIFIED, "\n".join(lines)]
+    names = " | ".join(METHODS.values())
+    lines = [f"| environment, teacher, env steps | {names} |", "|---" * (len(METHODS) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(cells.values())} |" for name, cells in alternatives_of(results)]
+    parts += [_BESIDE, "\n".join(lines), _MISSING]
     return "\n\n".join(parts) + "\n"
 
 
@@ -217,6 +242,12 @@ _CERTIFIED = """## The smallest one, with a certificate
 confidence of 95 %. Each certified student then played 5,000 further episodes. A certificate is wrong if these show
 that the ratio is lower."""
 
+_BESIDE = """## Beside what else there is
+
+Students of 32 units of the same teachers, mean return ratio of three seeds, and the seconds of getting states and
+learning ([other numbers of env steps, and the methods](studies.md#beside-other-libraries)). Trees stand beside VIPER's
+recipe on [their own page](trees.md)."""
+
 _MISSING = """## What this does not show
 
 - Atari's SpaceInvaders at 3.6 % stays below its teacher ([why](images.md#spaceinvaders)), and so do students of 1 % on
@@ -268,10 +299,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "docs" / "results")
     results = parser.parse_args().results
-    tasks = tasks_of(results)
-    draw(tasks, results / "evidence.png")
-    text = page(tasks, integers_of(results), certificates_of(results), date.today().isoformat())
-    (results / "evidence.md").write_text(text)
+    draw(tasks_of(results), results / "evidence.png")
+    (results / "evidence.md").write_text(page(results, date.today().isoformat()))
     print(results / "evidence.md")
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 #: For activations of which it is known from their outputs: the gradient by their inputs, of those by their outputs.
 _THROUGH: Mapping[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]] = {
-    torch.relu: lambda gradient, outputs: torch.ops.aten.threshold_backward(gradient, outputs, 0),
-    torch.tanh: torch.ops.aten.tanh_backward,
+    torch.relu: lambda gradient, outputs: torch.ops.aten.threshold_backward.default(gradient, outputs, 0),
+    torch.tanh: torch.ops.aten.tanh_backward.default,
 }
 
 

@@ -103,7 +103,7 @@ class Objective:
         terms = {"kd_loss": _mean(errors, weights)}
         share = self.kd_coeff / errors.shape[-1]
         gradient *= share if weights is None else (share * weights).unsqueeze(-2)
-        return Loss(self._total(terms), terms, errors), gradient
+        return Loss(self._total(terms), terms, errors), gradient.to(student_q.dtype)  # labels may have another
 
     def target_columns(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return columns that the loss would otherwise make of the labels, for many batches at once.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,14 +32,15 @@ def step_with(optimizer: torch.optim.Optimizer) -> None:
     The rest is what PyTorch does around each step: hooks, profiling, checks and sorting of the parameters. For small
     networks, it takes as long as their backward pass.
     """
-    is_plain = type(optimizer) is torch.optim.Adam and optimizer.defaults["fused"] and not _has_hooks(optimizer)
-    params = [[param for param in group["params"] if param.grad is not None] for group in optimizer.param_groups]
+    groups = optimizer.param_groups
+    is_adam = type(optimizer) is torch.optim.Adam and all(_is_usual(group) for group in groups)
+    params = [[param for param in group["params"] if param.grad is not None] for group in groups]
     kinds = {(param.device, param.dtype) for own in params for param in own}
     is_first = any(param not in optimizer.state for own in params for param in own)
-    if not is_plain or is_first or len(kinds) > 1:
+    if not is_adam or _has_hooks(optimizer) or is_first or len(kinds) > 1:
         optimizer.step()
         return
-    for group, own in zip(optimizer.param_groups, params, strict=True):
+    for group, own in zip(groups, params, strict=True):
         if not own:
             continue
         states = [optimizer.state[param] for param in own]
@@ -60,6 +61,10 @@ def step_with(optimizer: torch.optim.Optimizer) -> None:
             eps=group["eps"],
             maximize=group["maximize"],
         )
+
+
+def _is_usual(group: Mapping[str, Any]) -> bool:
+    return group["fused"] and not group["amsgrad"] and not group.get("decoupled_weight_decay")
 
 
 def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:

@@ -20,7 +20,7 @@ from rllib_kd.learner.student import Student, copy_into
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.mlp_gradient import MLPGradient
 from rllib_kd.networks.quantization import rounded_stack
-from rllib_kd.networks.stacking import StackedMLPs, stacking_key
+from rllib_kd.networks.stacking import StackedMLPs, learns_whole, stacking_key
 
 #: What Adam knows of a student: of each weight its moments, and the steps made.
 _Moments = Mapping[str, Sequence[Tensor]]
@@ -259,7 +259,8 @@ def stackable(modules: Mapping[str, Any], config: Any, *, own_loss: bool) -> lis
     plain = own_loss and not config.uses_td and config.feature_coeff == 0.0 and config.grad_clip is None
     stacks: dict[Any, list[str]] = {}
     for module_id, module in modules.items():
-        can_be_stacked = plain and (module.is_stateful() or stacking_key(module) is not None)
+        is_mlp = stacking_key(module) is not None and learns_whole(module)
+        can_be_stacked = plain and (module.is_stateful() or is_mlp)
         stacks.setdefault(None if can_be_stacked else module_id, []).append(module_id)
     return list(stacks.values())
 

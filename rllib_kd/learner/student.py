@@ -77,7 +77,8 @@ class Student:
         self.rounds = rounds
         self.scale: QScale | None = None  # set while the outputs are normalised
         self.obs_scale: ObservationScale | None = None  # set while the first layers take normalised observations
-        self.first_layers = first_linears(module) if normalizes_obs else []  # those that can
+        #: Those that can, and learn: what they take is changed by their weights.
+        self.first_layers = first_linears(module) if normalizes_obs and all(map(_learns, first_linears(module))) else []
         self.feature_map: nn.Linear | None = None  # made when the first labels show the teacher's width
         self._features: Tensor | None = None
         self._mlp: PlainMLP | None = None  # inside an update: a shorter way through the module, where there is one
@@ -141,7 +142,7 @@ class Student:
         if type(self._mlp) is not PlainMLP or self.scale is not None or self.feature_map is not None:
             return []
         layers = self._mlp.layers
-        learns_all = {*map(id, layers.params)} == {*map(id, self.params)}
+        learns_all = sorted(map(id, layers.params)) == sorted(map(id, self.params))  # none of them twice
         return [MLPGradient(*layers)] if learns_all and MLPGradient.can_be_of(*layers) else []
 
     def td_outputs(self, batch: Mapping[str, Tensor], *, double_q: bool) -> dict[str, Tensor]:
@@ -324,6 +325,10 @@ def copy_into(params: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
     """Copy weights into parameters, in the same order."""
     for param, weight in zip(params, weights, strict=True):
         param.copy_(weight)
+
+
+def _learns(layer: nn.Module) -> bool:
+    return all(param.requires_grad for param in layer.parameters())
 
 
 def _as_array(tensor: Tensor) -> np.ndarray:

@@ -25,16 +25,21 @@ class MLPGradient:
 
     def __init__(self, params: Sequence[Tensor], activations: Sequence[Callable[[Tensor], Tensor]]):
         self._params = params
-        self._weights = [param.detach() for param in params]
         self._activations = activations
         self._are_stacked = params[0].ndim == 3
         self._inputs: list[Tensor] = []  # of each layer, in the last forward pass
 
     @staticmethod
     def can_be_of(params: Sequence[Tensor], activations: Sequence[Callable[[Tensor], Tensor]]) -> bool:
-        """Return whether the gradients of all activations are known, and no hook waits for autograd."""
+        """Return whether the gradients of all activations are known, and nothing needs autograd.
+
+        That is a frozen parameter, a hook, or autocast. A fused Adam reads parameters and gradients as if both were
+        row-major; autograd makes gradients in the parameters' own order.
+        """
         has_hooks = any(param._backward_hooks or param._post_accumulate_grad_hooks for param in params)
-        return all(activation in _THROUGH for activation in activations) and not has_hooks
+        are_plain = all(param.requires_grad and param.is_contiguous() for param in params)
+        casts = torch.is_autocast_enabled(params[0].device.type)
+        return all(activation in _THROUGH for activation in activations) and are_plain and not has_hooks and not casts
 
     @torch.no_grad()
     def outputs(self, inputs: Tensor) -> Tensor:
@@ -44,9 +49,9 @@ class MLPGradient:
         """
         x = inputs.t().contiguous()
         if self._are_stacked:
-            x = x.expand(len(self._weights[0]), *x.shape)
+            x = x.expand(len(self._params[0]), *x.shape)
         self._inputs = []
-        for i, (matrix, bias) in enumerate(zip(self._weights[::2], self._weights[1::2], strict=True)):
+        for i, (matrix, bias) in enumerate(zip(self._params[::2], self._params[1::2], strict=True)):
             self._inputs.append(x)
             x = (
                 torch.baddbmm(bias.mT, matrix.mT, x)
@@ -66,10 +71,10 @@ class MLPGradient:
         """
         for i in range(len(self._inputs) - 1, -1, -1):
             matrix, bias = self._params[2 * i : 2 * i + 2]
-            weights, inputs = self._weights[2 * i], self._inputs[i]
+            inputs = self._inputs[i]
             matrix.grad = inputs @ gradient.mT if self._are_stacked else gradient @ inputs.t()
             bias.grad = gradient.sum(-1).view_as(bias)
             if i:
-                gradient = (weights if self._are_stacked else weights.t()) @ gradient
+                gradient = (matrix if self._are_stacked else matrix.t()) @ gradient
                 gradient = _THROUGH[self._activations[i - 1]](gradient, inputs)
         self._inputs = []

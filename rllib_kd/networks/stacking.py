@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import torch
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
+from ray.rllib.core.models.torch.encoder import TorchMLPEncoder
+from ray.rllib.core.models.torch.heads import TorchMLPHead
+from ray.rllib.core.models.torch.primitives import TorchMLP
 from torch import Tensor, nn
 
 from rllib_kd.networks.dqn_module import FlattenEncoder
@@ -24,6 +27,9 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.SiLU: nn.functional.silu,
     nn.ELU: nn.functional.elu,
 }
+
+#: Parts that pass the observation from one of their own parts to the next.
+_CHAINS = (nn.Sequential, TorchMLP, TorchMLPEncoder, TorchMLPHead)
 
 
 class Layers(NamedTuple):
@@ -56,15 +62,31 @@ def _is_mlp(module: Any) -> bool:
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         return False
     heads = (module.af, module.vf) if module.uses_dueling else (module.af,)
-    return all(_alternate(_layers(module.encoder, head)) for head in heads)
+    is_chain = all(map(_passes_on, [part for network in (module.encoder, *heads) for part in network.modules()]))
+    return is_chain and all(_alternate(_layers(module.encoder, head)) for head in heads)
+
+
+def _passes_on(part: nn.Module) -> bool:
+    """Return whether a part does what its class does, and if it has parts, calls them one after the other."""
+    return "forward" not in vars(part) and (type(part) in _CHAINS or not list(part.children()))
 
 
 def _alternate(layers: Sequence[Any]) -> bool:
     """Return whether linear layers and known activations take turns, and the first and the last one are linear."""
     return len(layers) % 2 == 1 and all(
-        (type(layer) is nn.Linear and layer.bias is not None) if i % 2 == 0 else type(layer) in _ACTIVATIONS
+        (type(layer) is nn.Linear and layer.bias is not None) if i % 2 == 0 else _is_known(layer)
         for i, layer in enumerate(layers)
     )
+
+
+def _is_known(activation: Any) -> bool:
+    return type(activation) in _ACTIVATIONS and getattr(activation, "alpha", 1.0) == 1.0  # of an ELU
+
+
+def learns_whole(module: Any) -> bool:
+    """Return whether each layer of a stackable module learns for itself: none is frozen, or shares its weights."""
+    params = [param for linear in linears_of(module) for param in (linear.weight, linear.bias)]
+    return all(param.requires_grad for param in params) and len({*map(id, params)}) == len(params)
 
 
 class PlainMLP:

@@ -12,6 +12,7 @@ from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationStatis
 from rllib_kd.learner.own_states import OwnStates
 from rllib_kd.learner.stack import StackedStudents
 from rllib_kd.learner.student import Student
+from rllib_kd.networks.stacking import linears_of
 from rllib_kd.wire import ACTING, TEACHER_Q
 from tests.conftest import make_q_module, states
 from tests.networks.test_stacking import linear
@@ -98,10 +99,19 @@ def test_with_all_that_the_loss_takes(make, what):
     torch.testing.assert_close(*both(learner, goal, batch), rtol=1e-4, atol=1e-6)
 
 
-def test_autograd_makes_those_of_another_loss_or_network():
-    def way(learner, loss=None, *, uses_td=False, **kwargs):
-        return type(gradient_of(enter(learner), objective(**kwargs), loss, uses_td=uses_td))
+def test_labels_may_be_of_another_precision():
+    batch = a_batch()
+    batch[TEACHER_Q] = batch[TEACHER_Q].double()
+    for learner in (student([8]), stack()):
+        ours, theirs = both(learner, objective(), batch)
+        torch.testing.assert_close(ours[-1], theirs[-1], rtol=1e-4, atol=1e-6)
 
+
+def way(learner, loss=None, *, uses_td=False, **kwargs):
+    return type(gradient_of(enter(learner), objective(**kwargs), loss, uses_td=uses_td))
+
+
+def test_autograd_makes_those_of_another_loss_or_network():
     assert way(student([8])) is WrittenOut
     assert way(student([8], "silu")) is Autograd
     assert way(StackedStudents([student([8]), student([8], "elu", seed=1)])) is Autograd
@@ -111,9 +121,6 @@ def test_autograd_makes_those_of_another_loss_or_network():
     assert way(student([8]), uses_td=True, td_coeff=1.0) is Autograd
     for other in ({"loss": "reverse_kl"}, {"gap_weighting": True}, {"bf16": True}, {"feature_coeff": 1.0}):
         assert way(student([8]), **other) is Autograd
-    frozen = student([8])
-    frozen.params.pop()
-    assert way(frozen) is Autograd
     for hook in ("register_hook", "register_post_accumulate_grad_hook"):
         hooked = student([8])
         getattr(hooked.params[0], hook)(lambda _: None)
@@ -121,3 +128,52 @@ def test_autograd_makes_those_of_another_loss_or_network():
     hooked = student([8])
     hooked.module.register_full_backward_hook(lambda *_: None)
     assert way(hooked) is Autograd
+
+
+def frozen_later(own):
+    own.module.af.requires_grad_(False)
+
+
+def frozen_from_the_beginning(own):
+    own.params.pop()
+
+
+def column_major(own):
+    """As weights are that come from a library with matrices `[inputs, units]`."""
+    own.params[0].data = own.params[0].data.t().contiguous().t()
+
+
+def tied(own):
+    layers = linears_of(own.module)
+    layers[1].weight = layers[0].weight
+    own.params.remove(next(param for param in own.params if param.shape == (4, 4)))
+
+
+def patched(own):
+    layer = linears_of(own.module)[0]
+    layer.forward = lambda x, forward=layer.forward: forward(x) * 0.25
+
+
+@pytest.mark.parametrize("change", [frozen_later, frozen_from_the_beginning, column_major, tied, patched])
+def test_autograd_makes_those_of_layers_that_are_not_as_they_were_made(change):
+    own = student([4, 4])
+    assert way(own) is WrittenOut
+    own.leave()
+    own.forget()  # weights of before, of other parameters
+    change(own)
+    assert way(own) is Autograd
+
+
+def test_autograd_makes_those_in_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert way(student([8])) is Autograd
+
+
+def test_weights_that_are_replaced_in_an_update_count_at_once():
+    own, goal, batch = enter(student([8])), objective(), a_batch()
+    written = gradient_of(own, goal, None, uses_td=False)
+    for param in own.params:
+        param.data = param.data + 0.1
+    loss = written(batch)
+    assert isinstance(written, WrittenOut)
+    torch.testing.assert_close(loss.total, goal(own, batch, own.outputs(batch)).total)

@@ -49,6 +49,19 @@ def test_adam_without_pytorchs_overhead_is_adam(dtype):
     assert [state["step"] for state in optimizers[0].state.values()] == [5.0, 5.0]
 
 
+@pytest.mark.parametrize("option", ["amsgrad", "decoupled_weight_decay", "maximize"])
+def test_options_of_adam_count(option):
+    ours, theirs = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    options = {"fused": True, "weight_decay": 0.5, option: True}
+    optimizers = torch.optim.Adam([ours], **options), torch.optim.Adam([theirs], **options)
+    for step in range(4):
+        for param in (ours, theirs):
+            param.grad = torch.tensor([1.0, -2.0, 3.0]) / (1 + step)
+        step_with(optimizers[0])
+        optimizers[1].step()
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("register", ["own", "global"])
 def test_hooks_of_an_optimizer_are_called(register):
     param, called = torch.zeros(1, requires_grad=True), []

@@ -1,6 +1,7 @@
 """Students of several depths and activations that learn side by side, against each by itself."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.learner.observation_scale import ObservationStatistics
 from rllib_kd.learner.stack import StackedStudents, stackable
 from rllib_kd.learner.student import Student
+from rllib_kd.networks.stacking import linears_of
 from tests.conftest import make_q_module, states
 from tests.networks.test_stacking import linear
 
@@ -75,6 +77,29 @@ def test_rows_of_outputs_are_those_of_the_members():
     assert sorted(member.name for member in stack.members) == sorted(own)
     for row, member in zip(q, stack.members, strict=True):
         torch.testing.assert_close(row, member.module.compute_q_values({"obs": obs})["qf_preds"])
+
+
+def test_students_with_frozen_or_shared_layers_learn_by_themselves():
+    own = modules()
+    own["a"].encoder.requires_grad_(False)
+    layers = linears_of(own["deep"])
+    layers[1].weight = layers[0].weight
+    config = SimpleNamespace(uses_td=False, feature_coeff=0.0, grad_clip=None)
+    assert sorted(map(len, stackable(own, config, own_loss=True))) == [1, 1, 4]
+
+
+def test_inputs_of_a_frozen_first_layer_stay_as_they_are():
+    own = make_q_module(fcnet_hiddens=[8])
+    own.encoder.requires_grad_(False)
+    before = {name: weight.clone() for name, weight in own.encoder.state_dict().items()}
+    given = {"normalizes": False, "normalizes_obs": True, "averages": True, "regret_coeff": 0.0}
+    student = Student("s", own, torch.optim.Adam(own.parameters()), **given)
+    statistics = ObservationStatistics(4)
+    statistics.update(torch.from_numpy(states(50)))
+    for _ in range(3):
+        student.enter(QStatistics(2).scale(), statistics.scale())
+        student.leave()
+    torch.testing.assert_close(own.encoder.state_dict(), before, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize(("own_loss", "expected"), [(True, [6]), (False, [1] * 6)])

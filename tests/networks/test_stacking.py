@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from rllib_kd.env_runner.family import FamilyTurns
 from rllib_kd.networks.dqn_module import student_module_spec
@@ -234,6 +235,35 @@ def test_hooks_see_every_pass():
     assert PlainMLP.of(module) is None
     handle.remove()
     assert PlainMLP.of(module) is not None
+
+
+class Halving(nn.Sequential):
+    """A chain of layers that does more than they do."""
+
+    def forward(self, x):
+        return super().forward(x / 2)
+
+
+def with_another_chain(module):
+    module.encoder.net.mlp = Halving(*module.encoder.net.mlp)
+
+
+def with_a_patched_chain(module):
+    chain = module.encoder.net.mlp
+    chain.forward = lambda x, forward=chain.forward: forward(x / 2)
+
+
+def with_another_elu(module):
+    module.encoder.net.mlp[1] = nn.ELU(alpha=4.0)
+
+
+@pytest.mark.parametrize("change", [with_another_chain, with_a_patched_chain, with_another_elu])
+def test_a_module_that_does_more_than_its_layers_is_no_plain_mlp(change):
+    module = make_q_module(fcnet_activation="elu")
+    assert PlainMLP.of(module) is not None
+    change(module)
+    assert PlainMLP.of(module) is None
+    assert stacking_key(module) is None
 
 
 @pytest.mark.parametrize("config", [{"num_atoms": 5}, {"dueling": True, "num_atoms": 5}, {"fcnet_use_layernorm": True}])

@@ -207,15 +207,13 @@ and commands. Return ratio = (student − random) / (teacher − random): 1 is t
 
 Cells have the interquartile mean of the return ratios over training seeds, and a 95 % interval by a stratified
 bootstrap over seeds and episodes; then the student's share of its teacher's parameters. The last student of each run
-is judged, in fresh episodes, on the same seeds as its teacher. Only teacher, environment and size are set, but for
-LunarLander's DQN."""
+is judged, in fresh episodes, on the same seeds as its teacher. Only teacher, environment and size are set."""
 
 _VECTORS = """## Vectors
 
-Students of one hidden layer, or none, which learn in one run ([Size against return](sizes/README.md)). The row of
-LunarLander's DQN was measured before today's defaults. Highway is sampled in envpool's environment, and judged in
-gymnasium's. Studies of newer students have other teachers: [LunarLander](studies.md#lunarlander-at-todays-defaults),
-[highway](studies.md#highway-with-envpool)."""
+Students of one hidden layer, or none, which learn in one run ([Size against return](sizes/README.md)). Highway is sampled
+in envpool's environment, and judged in gymnasium's. Other teachers of the same tasks:
+[LunarLander](studies.md#lunarlander-at-todays-defaults), [highway](studies.md#highway-with-envpool)."""
 
 _IMAGES = """## Images
 

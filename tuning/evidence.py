@@ -211,8 +211,8 @@ is judged, in fresh episodes, on the same seeds as its teacher. Only teacher, en
 
 _VECTORS = """## Vectors
 
-Students of one hidden layer, or none, which learn in one run ([Size against return](sizes/README.md)). Highway is sampled
-in envpool's environment, and judged in gymnasium's. Other teachers of the same tasks:
+Students of one hidden layer, or none, which learn in one run ([Size against return](sizes/README.md)). Highway is
+sampled in envpool's environment, and judged in gymnasium's. Other teachers of the same tasks:
 [LunarLander](studies.md#lunarlander-at-todays-defaults), [highway](studies.md#highway-with-envpool)."""
 
 _IMAGES = """## Images

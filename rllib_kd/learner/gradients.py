@@ -11,6 +11,7 @@ from torch import Tensor
 from rllib_kd.learner.objective import Loss, Objective
 from rllib_kd.learner.stack import StackedStudents, forward
 from rllib_kd.learner.student import Student
+from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.mlp_gradient import MLPGradient
 
 #: Sets the gradients of a learner's parameters on a batch, and returns its loss.
@@ -30,7 +31,10 @@ def gradient_of(learner: _Learner, objective: Objective, own_loss: _OwnLoss | No
         own_loss: what it minimises instead of the objective; None: the objective.
         uses_td: whether there is a TD loss.
     """
-    if own_loss is None and not uses_td and objective.has_gradient and (parts := learner.gradients()):
+    config = objective.config
+    is_possible = own_loss is None and not (uses_td or config.feature_coeff or config.bf16)
+    pays = learner.is_one_batch or objective.has_gradient(learner)
+    if is_possible and pays and (parts := learner.gradients()):
         return WrittenOut(learner, objective, parts)
     return Autograd(learner, objective, own_loss or objective, uses_td=uses_td)
 
@@ -59,7 +63,7 @@ class Autograd:
 
 
 class WrittenOut:
-    """Gradients of an objective that knows its derivatives by the outputs of MLPs.
+    """Gradients of MLPs, whose passes are written out. Autograd makes the loss's derivatives that are not known.
 
     Args:
         learner: the student or the stack.
@@ -76,8 +80,20 @@ class WrittenOut:
         inputs = self._learner.inputs(batch)
         outputs = [part.outputs(inputs) for part in self._parts]
         together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        loss, gradient = self._objective.with_gradient(self._learner, batch, together)
+        loss, gradient = self._derivatives(batch, together)
         each = [gradient] if len(outputs) == 1 else gradient.split([len(own) for own in outputs])
         for part, own in zip(self._parts, each, strict=True):
             part.backward(own)
         return loss
+
+    def _derivatives(self, batch: Mapping[str, Tensor], outputs: Tensor) -> tuple[Loss, Tensor]:
+        """Return the loss, and its derivatives by outputs `[A, B]` or `[N, A, B]`, in their shape."""
+        if self._objective.has_gradient(self._learner):
+            known = self._objective.with_gradient(self._learner, batch, outputs)
+            if known is not None:
+                return known
+        with torch.enable_grad():
+            q = outputs.mT.contiguous().requires_grad_()
+            loss = self._objective(self._learner, batch, {QF_PREDS: q})
+        (gradient,) = torch.autograd.grad(loss.total, q)
+        return loss, gradient.mT.contiguous()

@@ -10,14 +10,14 @@ import torch
 from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
 from torch import Tensor
 
-from rllib_kd.learner import losses
+from rllib_kd.learner import derivatives, losses
 from rllib_kd.learner.stack import StackedStudents
 from rllib_kd.learner.student import Student
 from rllib_kd.observations.masks import NEXT_MASK
 from rllib_kd.wire import ACTING, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 #: Fields of the teacher's policy, and their columns in a batch.
-_TARGET = {name: f"target_{name}" for name in losses.PolicyTarget._fields}
+_TARGET = {name: f"target_{name}" for name in derivatives.PolicyTarget._fields}
 
 
 class Loss(NamedTuple):
@@ -79,26 +79,37 @@ class Objective:
             terms["td_loss"] = _mean(losses.td(errors, loss_fn=self.config.td_error_loss_fn), batch.get("weights"))
         return Loss(self._total(terms), {name: term.detach() for name, term in terms.items()}, errors.detach())
 
-    @property
-    def has_gradient(self) -> bool:
-        """Return whether `with_gradient()` knows the derivatives now: those of the default loss alone."""
+    def has_gradient(self, student: Student | StackedStudents) -> bool:
+        """Return whether `with_gradient()` knows the derivatives now, if all actions are legal."""
         config = self.config
-        is_kl = bool(self.kd_coeff) and not self.td_coeff and config.loss == "kl"
-        return is_kl and not (config.gap_weighting or config.value_gate or config.feature_coeff or config.bf16)
+        is_known = config.loss in ("mse", "huber") or (config.loss == "kl" and student.scale is None)
+        changes = config.gap_weighting or config.value_gate or config.feature_coeff or self.td_coeff
+        return is_known and bool(self.kd_coeff) and not changes
 
     def with_gradient(
         self, student: Student | StackedStudents, batch: Mapping[str, Tensor], student_q: Tensor
-    ) -> tuple[Loss, Tensor]:
+    ) -> tuple[Loss, Tensor] | None:
         """Return the loss of a batch, and the derivatives of its total by the outputs, without autograd.
 
         Args:
-            student: the student or the stack with these outputs.
+            student: the student or the stack with these outputs, which `has_gradient()`.
             batch: as for a call.
-            student_q: outputs, logits, `[A, B]` or `[N, A, B]`.
+            student_q: outputs, inside an update, `[A, B]` or `[N, A, B]`.
+
+        Returns:
+            None if autograd has to make them: of a value loss, where there are illegal actions.
         """
-        given = self._of_kl(student, batch)
-        target = losses.PolicyTarget._make(None if column is None else column.t() for column in given.pop("target"))
-        errors, gradient = losses.kl_and_gradient(student_q, target, dim=-2, **given)
+        if self.config.loss == "kl":
+            given = self._of_kl(student, batch)
+            target = derivatives.PolicyTarget._make(None if rows is None else rows.t() for rows in given.pop("target"))
+            errors, gradient = derivatives.kl_and_gradient(student_q, target, dim=-2, **given)
+        else:
+            teacher_q = batch[TEACHER_Q]
+            if not teacher_q.is_cpu or (teacher_q == -torch.inf).any():  # of a GPU, the answer would be waited for
+                return None
+            teacher_q = (teacher_q if student.scale is None else student.scale.normalize(teacher_q)).t()
+            delta = self.config.huber_delta if self.config.loss == "huber" else None
+            errors, gradient = derivatives.difference_and_gradient(student_q, teacher_q, delta=delta)
         weights = self._kd_weights(student, batch, errors)
         terms = {"kd_loss": _mean(errors, weights)}
         share = self.kd_coeff / errors.shape[-1]
@@ -113,7 +124,7 @@ class Objective:
         """
         if not self.kd_coeff or self.config.loss != "kl":
             return {}
-        target = losses.policy_target(batch[TEACHER_Q].t().contiguous(), temperature=self.temperature, dim=-2)
+        target = derivatives.policy_target(batch[TEACHER_Q].t().contiguous(), temperature=self.temperature, dim=-2)
         return {_TARGET[field]: rows.t() for field, rows in target._asdict().items() if rows is not None}
 
     def coefficient(self, term: str) -> float:
@@ -199,7 +210,7 @@ class Objective:
         """Return what the forward KL takes beside the student's outputs."""
         made: Mapping[str, Any] = batch if _TARGET["policy"] in batch else self.target_columns(batch)
         return {
-            "target": losses.PolicyTarget._make(made.get(name) for name in _TARGET.values()),
+            "target": derivatives.PolicyTarget._make(made.get(name) for name in _TARGET.values()),
             "student_temperature": self.student_temperature,
             "regret_coeff": None
             if student.regret_coeff is None

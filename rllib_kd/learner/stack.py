@@ -167,7 +167,7 @@ class StackedStudents:
 
     def gradients(self) -> list[MLPGradient]:
         """Return passes that set the gradients of `params`, for each batch of matrices; none if autograd is needed."""
-        if self.scale is not None or self.members[0].rounds:
+        if self.members[0].rounds:
             return []
         can_be = all(MLPGradient.can_be_of(stack.params, stack.activations) for stack in self._stacks)
         return [MLPGradient(stack.params, stack.activations) for stack in self._stacks] if can_be else []

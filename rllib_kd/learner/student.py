@@ -139,7 +139,7 @@ class Student:
 
     def gradients(self) -> list[MLPGradient]:
         """Return passes that set the gradients of `params`; none if autograd is needed."""
-        if type(self._mlp) is not PlainMLP or self.scale is not None or self.feature_map is not None:
+        if type(self._mlp) is not PlainMLP:
             return []
         layers = self._mlp.layers
         learns_all = sorted(map(id, layers.params)) == sorted(map(id, self.params))  # none of them twice

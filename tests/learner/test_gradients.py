@@ -42,7 +42,9 @@ def a_batch(num_rows=16):
 def enter(learner):
     statistics = ObservationStatistics(4)
     statistics.update(torch.from_numpy(states(50)))
-    learner.enter(QStatistics(2).scale(), statistics.scale())
+    labels = QStatistics(2)
+    labels.update(torch.tensor([[3.0, 9.0], [8.0, 2.0], [5.0, 5.5]]))
+    learner.enter(labels.scale(), statistics.scale())
     return learner
 
 
@@ -99,6 +101,29 @@ def test_with_all_that_the_loss_takes(make, what):
     torch.testing.assert_close(*both(learner, goal, batch), rtol=1e-4, atol=1e-6)
 
 
+def with_masks(batch):
+    batch[TEACHER_Q][::3, 1] = -torch.inf
+    return batch
+
+
+@pytest.mark.parametrize("batch", [a_batch(), with_masks(a_batch())])
+@pytest.mark.parametrize("loss", ["mse", "huber", "reverse_kl", "jsd", "nll", "margin", "kl"])
+def test_of_all_losses_of_students_side_by_side(loss, batch):
+    for gap_weighting in (False, True):
+        goal = objective(loss=loss, gap_weighting=gap_weighting, huber_delta=0.5, jsd_beta=0.3, margin=0.2)
+        found = both(stack(normalizes=loss in ("mse", "huber")), goal, batch)
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [a_batch(), with_masks(a_batch())])
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+def test_of_value_losses_of_one_student(loss, batch):
+    batch = {**batch, "weights": torch.rand(16)}
+    for normalizes in (False, True):
+        own = student([8], normalizes=normalizes)
+        torch.testing.assert_close(*both(own, objective(loss=loss, huber_delta=0.5), batch), rtol=1e-4, atol=1e-6)
+
+
 def test_labels_may_be_of_another_precision():
     batch = a_batch()
     batch[TEACHER_Q] = batch[TEACHER_Q].double()
@@ -115,7 +140,6 @@ def test_autograd_makes_those_of_another_loss_or_network():
     assert way(student([8])) is WrittenOut
     assert way(student([8], "silu")) is Autograd
     assert way(StackedStudents([student([8]), student([8], "elu", seed=1)])) is Autograd
-    assert way(student([8], normalizes=True)) is Autograd  # of values, not of logits
     assert way(student([8], rounds=True)) is Autograd
     assert way(student([8]), lambda *_: None) is Autograd
     assert way(student([8]), uses_td=True, td_coeff=1.0) is Autograd

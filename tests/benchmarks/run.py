@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own packa
 from tests.benchmarks import (  # isort: skip
     concurrency,
     env_runner,
+    evaluation,
     family,
     harness,
     labelling,
@@ -39,6 +40,7 @@ BENCHMARKS = (
     | recurrent.BENCHMARKS
     | family.BENCHMARKS
     | env_runner.BENCHMARKS
+    | evaluation.BENCHMARKS
     | labelling.BENCHMARKS
     | recorded.BENCHMARKS
     | concurrency.BENCHMARKS

@@ -283,7 +283,7 @@ def draw(tasks: Sequence[Task], path: Path) -> None:
     )
     for axes, title in zip(panels, ("vectors", "images and language"), strict=True):
         axes.axhline(1.0, color="#8a8f98", linewidth=0.8)
-        axes.set(title=title, xscale="log", xlabel="parameters, in percent of the teacher's", ylim=(0.5, 1.3))
+        axes.set(title=title, xscale="log", xlabel="parameters, in percent of the teacher's", ylim=(0.5, 1.4))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.grid(color="#d5d9de", linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)

@@ -142,18 +142,18 @@ def certificates_of(results: Path) -> list[tuple[str, int, int, int]]:
 def alternatives_of(results: Path) -> list[tuple[str, dict[str, str]]]:
     """Return for each teacher its name and, by method, the return ratio and seconds with the most env steps."""
     rows = [json.loads(line) for line in (results / "alternatives.jsonl").read_text().splitlines()]
-    found: dict[str, dict[str, str]] = {}
+    found = []
     for teacher, env in dict.fromkeys((row["teacher"], row["env"]) for row in rows if row["method"] == "rllib_kd"):
-        name, most = "", 0
-        for method in METHODS:  # this package first
-            of_method = [row for row in rows if row["teacher"] == teacher and row["method"] == method]
-            env_steps = max(row["env_steps"] for row in of_method)
-            own = [row for row in of_method if row["env_steps"] == env_steps]
-            name, most = name or f"{env}, {teacher.partition('-')[0].upper()}, {env_steps:,}", most or env_steps
+        of_teacher = [row for row in rows if row["teacher"] == teacher]
+        most = {method: max(row["env_steps"] for row in of_teacher if row["method"] == method) for method in METHODS}
+        cells = {}
+        for method, env_steps in most.items():
+            own = [row for row in of_teacher if (row["method"], row["env_steps"]) == (method, env_steps)]
             ratio, seconds = fmean(row["return_ratio"] for row in own), median(row["seconds"] for row in own)
-            fewer = "" if env_steps == most else f" (after {env_steps:,})"
-            found.setdefault(name, {})[method] = f"{ratio:.3f} in {seconds:.1f} s{fewer}"
-    return list(found.items())
+            fewer = "" if env_steps == most["rllib_kd"] else f" (after {env_steps:,})"
+            cells[method] = f"{ratio:.3f} in {seconds:.1f} s{fewer}"
+        found.append((f"{env}, {teacher.partition('-')[0].upper()}, {most['rllib_kd']:,}", cells))
+    return found
 
 
 # --- The page ---------------------------------------------------------------------------------------------------------

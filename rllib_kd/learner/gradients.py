@@ -73,6 +73,7 @@ class WrittenOut:
 
     def __init__(self, learner: _Learner, objective: Objective, parts: list[MLPGradient]):
         self._learner, self._objective, self._parts = learner, objective, parts
+        self._has_gradient = objective.has_gradient(learner)
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Tensor]) -> Loss:
@@ -88,10 +89,9 @@ class WrittenOut:
 
     def _derivatives(self, batch: Mapping[str, Tensor], outputs: Tensor) -> tuple[Loss, Tensor]:
         """Return the loss, and its derivatives by outputs `[A, B]` or `[N, A, B]`, in their shape."""
-        if self._objective.has_gradient(self._learner):
-            known = self._objective.with_gradient(self._learner, batch, outputs)
-            if known is not None:
-                return known
+        known = self._objective.with_gradient(self._learner, batch, outputs) if self._has_gradient else None
+        if known is not None:
+            return known
         with torch.enable_grad():
             q = outputs.mT.contiguous().requires_grad_()
             loss = self._objective(self._learner, batch, {QF_PREDS: q})

@@ -85,7 +85,7 @@ def _is_known(activation: Any) -> bool:
 
 def learns_whole(module: Any) -> bool:
     """Return whether each layer of a stackable module learns for itself: none is frozen, or shares its weights."""
-    params = [param for linear in linears_of(module) for param in (linear.weight, linear.bias)]
+    params = _params_of(linears_of(module))
     return all(param.requires_grad for param in params) and len({*map(id, params)}) == len(params)
 
 
@@ -119,8 +119,7 @@ class PlainMLP:
     @property
     def layers(self) -> Layers:
         """Return its parameters and activations."""
-        linears = [*(layer for layer, _ in self._hidden), self._last]
-        params = [param for linear in linears for param in (linear.weight, linear.bias)]
+        params = _params_of([*(layer for layer, _ in self._hidden), self._last])
         return Layers(params, [activation for _, activation in self._hidden])
 
     def q_values(self, obs: Tensor) -> Tensor:
@@ -165,7 +164,7 @@ class StackedMLPs:
     @property
     def weights(self) -> list[list[Tensor]]:
         """Return for each module the matrix and bias of each layer."""
-        return [[tensor for linear in own for tensor in (linear.weight, linear.bias)] for own in self._linears]
+        return list(map(_params_of, self._linears))
 
     @torch.no_grad()
     def pack(self, weights: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -206,6 +205,11 @@ def _matrix(tensor: Tensor) -> Tensor:
 def linears_of(module: Any) -> list[nn.Linear]:
     """Return the linear layers of a module with a `stacking_key()`, in the order in which they run."""
     return _parts(module.encoder, module.af)[0]
+
+
+def _params_of(linears: Sequence[nn.Linear]) -> list[Tensor]:
+    """Return the matrix and bias of each layer, in turn."""
+    return [param for linear in linears for param in (linear.weight, linear.bias)]
 
 
 def _parts(*networks: nn.Module) -> tuple[list[nn.Linear], list[Callable[[Tensor], Tensor]]]:

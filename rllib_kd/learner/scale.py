@@ -20,8 +20,10 @@ from rllib_kd.networks.dqn_module import last_linear
 
 
 def has_scalable_head(module: RLModule) -> bool:
-    """Return whether the last layer can be rescaled: in RLlib's own module with one output for each action."""
-    return isinstance(module, DefaultDQNRLModule) and module.num_atoms == 1
+    """Return whether the last layer can be rescaled: it learns, in RLlib's module of one output for each action."""
+    if not isinstance(module, DefaultDQNRLModule) or module.num_atoms != 1:
+        return False
+    return all(param.requires_grad for layer in _heads(module) for param in (layer.weight, layer.bias))
 
 
 @torch.no_grad()
@@ -42,19 +44,24 @@ def to_normalized(module: Any, scale: QScale) -> None:
         layer.bias.copy_(torch.linalg.solve(matrix, bias - offset))
 
 
+def _heads(module: Any) -> list[nn.Linear]:
+    """Return the output layers: of the Q-values, or of advantages and values."""
+    return [last_linear(head) for head in ((module.af, module.vf) if module.uses_dueling else (module.af,))]
+
+
 def _head_maps(module: Any, scale: QScale) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor]]:
     """Return (layer, M, m) for each output layer: M · output + m turns normalised outputs into Q-values."""
-    head = last_linear(module.af)
+    head, *value_head = _heads(module)
     kwargs: dict[str, Any] = {"dtype": torch.float64, "device": head.weight.device}
     deviation_mean = torch.as_tensor(scale.deviation_mean, **kwargs)
     identity = torch.eye(len(deviation_mean), **kwargs)
-    if module.uses_dueling:
+    if value_head:
         # RLlib adds the value to the centred advantages: the two parts have layers of their own.
         value_matrix = torch.full((1, 1), scale.value_scale, **kwargs)
         value_offset = torch.full((1,), scale.value_mean, **kwargs)
         return [
             (head, scale.deviation_scale * identity, deviation_mean),
-            (last_linear(module.vf), value_matrix, value_offset),
+            (value_head[0], value_matrix, value_offset),
         ]
     average = torch.full_like(identity, 1.0 / len(identity))
     matrix = scale.value_scale * average + scale.deviation_scale * (identity - average)

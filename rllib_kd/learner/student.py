@@ -77,8 +77,7 @@ class Student:
         self.rounds = rounds
         self.scale: QScale | None = None  # set while the outputs are normalised
         self.obs_scale: ObservationScale | None = None  # set while the first layers take normalised observations
-        #: Those that can, and learn: what they take is changed by their weights.
-        self.first_layers = first_linears(module) if normalizes_obs and all(map(_learns, first_linears(module))) else []
+        self.first_layers = unless_frozen(first_linears(module)) if normalizes_obs else []  # those that can
         self.feature_map: nn.Linear | None = None  # made when the first labels show the teacher's width
         self._features: Tensor | None = None
         self._mlp: PlainMLP | None = None  # inside an update: a shorter way through the module, where there is one
@@ -327,8 +326,9 @@ def copy_into(params: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         param.copy_(weight)
 
 
-def _learns(layer: nn.Module) -> bool:
-    return all(param.requires_grad for param in layer.parameters())
+def unless_frozen(layers: list[Any]) -> list[Any]:
+    """Return layers with a weight and a bias, which an update may rewrite; none if some of these do not learn."""
+    return layers if all(param.requires_grad for layer in layers for param in (layer.weight, layer.bias)) else []
 
 
 def _as_array(tensor: Tensor) -> np.ndarray:

@@ -88,18 +88,21 @@ def test_students_with_frozen_or_shared_layers_learn_by_themselves():
     assert sorted(map(len, stackable(own, config, own_loss=True))) == [1, 1, 4]
 
 
-def test_inputs_of_a_frozen_first_layer_stay_as_they_are():
-    own = make_q_module(fcnet_hiddens=[8])
-    own.encoder.requires_grad_(False)
-    before = {name: weight.clone() for name, weight in own.encoder.state_dict().items()}
-    given = {"normalizes": False, "normalizes_obs": True, "averages": True, "regret_coeff": 0.0}
+@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("part", ["encoder", "af"])
+def test_frozen_layers_stay_as_they_are(part, dueling):
+    own = make_q_module(fcnet_hiddens=[8], dueling=dueling)
+    frozen = getattr(own, part).requires_grad_(False)
+    before = {name: weight.clone() for name, weight in frozen.state_dict().items()}
+    given = {"normalizes": True, "normalizes_obs": True, "averages": True, "regret_coeff": 0.0}
     student = Student("s", own, torch.optim.Adam(own.parameters()), **given)
-    statistics = ObservationStatistics(4)
+    statistics, labels = ObservationStatistics(4), QStatistics(2)
     statistics.update(torch.from_numpy(states(50)))
+    labels.update(torch.tensor([[3.0, 9.0], [8.0, 2.0], [5.0, 5.5]]))
     for _ in range(3):
-        student.enter(QStatistics(2).scale(), statistics.scale())
+        student.enter(labels.scale(), statistics.scale())
         student.leave()
-    torch.testing.assert_close(own.encoder.state_dict(), before, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(frozen.state_dict(), before, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize(("own_loss", "expected"), [(True, [6]), (False, [1] * 6)])

@@ -9,6 +9,7 @@ import torch
 
 from rllib_kd import DistillDQNConfig, load_teacher
 from rllib_kd.learner.observation_scale import ObservationScale, take_normalized, take_raw
+from rllib_kd.learner.student import unless_frozen
 from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.networks.recurrent import Memory, PlainPass, first_layers, initial_state, run_sequences
 
@@ -96,3 +97,11 @@ def test_the_plain_pass_equals_the_module(name):
 
 def test_images_have_no_layer_for_a_scale():
     assert first_layers(recurrent((12, 12, 1), conv_filters=[[4, 3, 2]])) == []
+
+
+@pytest.mark.parametrize("hiddens", [[], [8]])
+def test_first_layers_that_are_frozen_are_not_rewritten(hiddens):
+    module = recurrent(fcnet_hiddens=hiddens)
+    assert unless_frozen(first_layers(module)) != []
+    module.encoder.requires_grad_(False)
+    assert unless_frozen(first_layers(module)) == []

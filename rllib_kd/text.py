@@ -125,6 +125,13 @@ def percent(share: float) -> str:
     return "–" if math.isnan(share) else f"{100 * share:.2f}"
 
 
+def rough_percent(share: float) -> str:
+    """Return a share as percent with two digits, without the sign: `0.67`; `–` if it is not known."""
+    if not math.isfinite(share):
+        return "–"
+    return f"{100 * share:.2g}" if share < 0.995 else f"{100 * share:,.0f}"
+
+
 def ratio(value: float) -> str:
     """Return a return ratio as text: `0.987`; `–` if there is none."""
     return f"{value:.3g}" if 10 <= abs(value) < math.inf else _number(value, 3, scale=1.0)

@@ -11,6 +11,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 from rllib_kd.env_runner.column_sampler import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
 from rllib_kd.environments.failures import name_of
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.wire import LOG_PROBS, Q_VALUES
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
@@ -76,8 +77,10 @@ class UnusableStates:
 
     def _blame(self, num_states: int) -> str:
         teacher = ", ".join(f"'{teacher.source}'" for teacher in self._teachers.values())
+        outputs = {self._config.outputs_of(group_id) for group_id in self._teachers}
+        values = "Q-values" if outputs == {Q_VALUES} else "log-probabilities" if outputs == {LOG_PROBS} else "labels"
         return (
-            f"the teacher {teacher} returns NaN or infinite Q-values in {num_states} states. Check that it gets the "
+            f"the teacher {teacher} returns NaN or infinite {values} in {num_states} states. Check that it gets the "
             "observations on which it was trained."
         )
 

@@ -57,8 +57,6 @@ NUM_NOT_FINITE_LIFETIME = {
     "labels": "num_labels_not_finite_lifetime",
 }
 
-ENDLESS = 10_000  # steps after which a baseline episode is cut
-
 
 class ExplainsFailures:
     """A mixin for EnvRunners that reports what the environment raised, and where, also to the calling process.

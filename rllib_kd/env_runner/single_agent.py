@@ -31,7 +31,6 @@ from rllib_kd.allocator import keep_freed_memory
 from rllib_kd.checkpoints.connectors import stages_of
 from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
 from rllib_kd.env_runner.column_sampler import (
-    ENDLESS,
     ExplainsFailures,
     fixed_seed,
     has_plain_connectors,
@@ -44,6 +43,8 @@ from rllib_kd.env_runner.fragment import Fragment, append_final_states
 from rllib_kd.env_runner.passes import replaced_passes
 from rllib_kd.env_runner.recorded import RecordingEnvRunner
 from rllib_kd.env_runner.students import StudentsEnvRunner
+from rllib_kd.env_runner.whole_episodes import WholeEpisodes
+from rllib_kd.environments.making import time_limit_of
 from rllib_kd.environments.returned import explained, not_finite, not_finite_by_connectors
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.family import FamilyQValues
@@ -281,30 +282,20 @@ class DistillEnvRunner(RecordingEnvRunner):
         policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, policy_generator(self._seed))
         self._needs_initial_reset = True
         turns = copy.deepcopy(self._turns)
-        due = np.full(self.num_envs, num_episodes // self.num_envs)
-        due[: num_episodes % self.num_envs] += 1
-        running, lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
-        returns: list[float] = []
+        episodes = WholeEpisodes(num_episodes, num_envs=self.num_envs, time_limit=time_limit_of(self.env))
         connectors = (self._env_to_module, self._module_to_env)
         states = [connector.get_state() for connector in connectors]
-        while due.any():
+        while not episodes.are_complete:
             fragment = self._sample_fragment(policy)
             self._check_fragment(fragment)
-            if fragment.restarted:
-                running[:], lengths[:] = 0.0, 0
-            for counts, rewards, ended in zip(*fragment.transitions(), strict=True):
-                running += rewards * counts
-                lengths += counts
-                finished = ended | (lengths >= ENDLESS)
-                returns += running[finished & (due > 0)].tolist()
-                due -= finished & (due > 0)
-                running[finished], lengths[finished] = 0.0, 0
+            episodes.add(fragment)
+        episodes.warn_of_cut("the teacher" if teacher else "the random policy")
         for connector, state in zip(connectors, states, strict=True):  # filters are for the states of training
             connector.set_state(state)
         self.get_metrics()  # not samples: drop what RLlib has logged
         self._turns = turns  # nor do these returns tell of students
         self._needs_initial_reset = True
-        return {DEFAULT_MODULE_ID: returns}
+        return {DEFAULT_MODULE_ID: episodes.returns}
 
     def _sample_fragment(self, policy: BehaviorPolicy) -> Fragment:
         if self._needs_initial_reset:

@@ -63,6 +63,13 @@ def name_in(envs: Any) -> str:
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
+def time_limit_of(envs: Any) -> int | None:
+    """Return after how many steps an environment, or each of a vector env, ends an episode; None if that is unknown."""
+    unwrapped = envs.unwrapped
+    env = unwrapped.envs[0] if hasattr(unwrapped, "envs") else envs
+    return None if env.spec is None else env.spec.max_episode_steps
+
+
 def close(envs: Any) -> None:
     """Close an environment, or all those of a vector env. Errors become one warning: what was played counts.
 

@@ -26,6 +26,7 @@ from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean, return_rati
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.evaluation.sources import open_source, open_sources
 from rllib_kd.evaluation.trees import tree_figures
+from rllib_kd.numeric import check_integer
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import View
 from rllib_kd.observations.spaces import brief, same_space
@@ -258,6 +259,7 @@ def evaluate(
         ValueError: as `compare()`, or the environment cannot be rendered.
     """
     seeds = episode_seeds(num_episodes, seed)
+    check_integer("num_videos", num_videos, low=1)
     if render and video_dir is not None:
         raise ValueError("An environment renders either to the screen or to videos, but both were given. Choose one.")
     if video_dir is not None:

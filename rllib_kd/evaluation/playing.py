@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_kd.allocator import keep_freed_memory
-from rllib_kd.environments.making import EnvMaker, checked_call, close, name_in
+from rllib_kd.environments.making import EnvMaker, checked_call, close, name_in, time_limit_of
 from rllib_kd.environments.masked import with_masks_in_infos
 from rllib_kd.environments.returned import unusable_mask
 from rllib_kd.observations.masks import LegalActions, MaskError, random_actions
@@ -19,7 +19,7 @@ from rllib_kd.random_state import policy_generator, seeded
 _ENVS_AT_ONCE = 50
 _GAMES_AT_ONCE = 16  # in a vector env of its own kind, which plays one episode after the other in each place
 _MAX_STATES = 10_000  # kept of what was seen; at least half as many, of longer play
-_MAX_EPISODE_STEPS = 30_000  # Atari's own limit is 27,000
+_MAX_EPISODE_STEPS = 30_000  # where the environment has no longer limit of its own; Atari's is 27,000
 #: A function from a vector env's observations to actions `[N, ...]`. It may remember earlier steps.
 Act = Callable[[Shown], np.ndarray]
 
@@ -95,7 +95,7 @@ def play(
     Args:
         make_env: makes one environment.
         policy: the player.
-        seeds: seeds of the resets.
+        seeds: seeds of the resets; without any, nothing is played.
         views: functions that start a view, by which all states are recorded as inputs of other networks; called for
             each vector env.
         num_envs: number of episodes at the same time, ≥ 1.
@@ -111,7 +111,7 @@ def play(
     """
     returns: list[float] = []
     seen = VisitedStates(len(views))
-    own_vector = None if chooses else _own_vector(make_env, min(_GAMES_AT_ONCE, num_envs, len(seeds)))
+    own_vector = None if chooses or not seeds else _own_vector(make_env, min(_GAMES_AT_ONCE, num_envs, len(seeds)))
     make_envs = choosing_envs if chooses else one_episode_each
     at_once = num_envs if own_vector is None else len(seeds)
     with seeded(next(iter(seeds), 0)):
@@ -190,8 +190,8 @@ def play_chunk(
     shown = Shown(obs, first=np.ones(num_envs, dtype=bool), mask=mask)
     totals, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), dtype=int)
     episodes, running = np.arange(num_envs), np.ones(num_envs, dtype=bool)  # which seed's each plays, and if still
-    num_begun = num_envs
-    while lengths.max() < _MAX_EPISODE_STEPS:
+    num_begun, limit = num_envs, max(_MAX_EPISODE_STEPS, time_limit_of(envs) or 0)
+    while lengths[episodes[running]].max() < limit:
         if seen is not None:
             seen.add([np.asarray(view(shown))[running] for view in views])
         actions = act(shown)
@@ -213,7 +213,7 @@ def play_chunk(
         obs, mask = taken_apart(legal_actions, envs, obs, infos, ~running, doing="step")
         shown = Shown(obs, ~running | begins, actions, rewards, mask)  # who has ended has nothing to remember
     raise ValueError(
-        f"An episode of the environment '{name_in(envs)}' has not ended after {_MAX_EPISODE_STEPS} steps. Give it a "
+        f"An episode of the environment '{name_in(envs)}' has not ended after {limit} steps. Give it a "
         "limit: gymnasium.wrappers.TimeLimit, or max_episode_steps when it is registered."
     )
 

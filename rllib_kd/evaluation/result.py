@@ -47,7 +47,7 @@ class Comparison:
     random: PolicyReport
     return_ratio: float  # (student − random) / (teacher − random); NaN if the teacher is no better than random
     compression: float  # student parameters / teacher parameters
-    agreement_on_teacher_states: float  # share of states in which both choose one action, in [0, 1]
+    agreement_on_teacher_states: float  # share of states in which both choose the same action, in [0, 1]
     agreement_on_student_states: float
     q_regret_on_teacher_states: float  # mean of max_a Q_T(s, a) − Q_T(s, a_S), in `regret_unit`, ≥ 0
     q_regret_on_student_states: float

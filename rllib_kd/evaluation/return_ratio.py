@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.evaluation.intervals import mean_and_ci95
+from rllib_kd.evaluation.intervals import mean_and_ci95, standard_error
 from rllib_kd.text import means_and_intervals
 
 
@@ -38,8 +38,8 @@ def doubt(
     """Return why a teacher may be no better than a random policy, as the sentences of a warning or an error.
 
     "No better" is claimed only if its mean return is not higher. If it is higher, but by less than two standard errors
-    of the difference, the text says that the episodes are too few to tell. Nothing is known of the noise of one
-    episode.
+    of the difference, the text says that the episodes are too few to tell. Of one episode the noise is unknown, and
+    counts as none.
 
     Args:
         source: the teacher's name or path.
@@ -56,7 +56,7 @@ def doubt(
     """
     means = [mean_and_ci95(values) for values in (teacher_returns, random_returns)]
     samples = [np.subtract(teacher_returns, random_returns)] if same_seeds else [teacher_returns, random_returns]
-    noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in samples))
+    noise = 2.0 * math.sqrt(sum(standard_error(values) ** 2 for values in samples if len(values) > 1))
     if means[0][0] - means[1][0] > noise:
         return None
     episodes = "1 episode" if len(teacher_returns) == 1 else f"{len(teacher_returns)} episodes"

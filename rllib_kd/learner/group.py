@@ -15,7 +15,7 @@ from torch import Tensor
 from rllib_kd.learner import losses
 from rllib_kd.learner.label_statistics import QStatistics, agrees
 from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, ObservationStatistics
-from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay
+from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay, stride_to
 from rllib_kd.learner.stack import StackedStudents, members_of
 from rllib_kd.learner.student import Student
 from rllib_kd.learner.trees import Trees, TreeStudent
@@ -134,21 +134,20 @@ class StudentGroup:
         Returns:
             Some of the labelled states: `obs` and `teacher_q`, or nothing.
         """
-        fresh: list[dict[str, Tensor]] = []
-        all_labels: list[Tensor] = []
         for fragment in fragments:
             self.replay.add(fragment)
-            if not self.config.label_columns or is_again:
-                continue
+        labelled = fragments if self.config.label_columns and not is_again else []
+        valid = [np.flatnonzero(each.get(VALID, np.ones(len(each[TEACHER_Q]), dtype=bool))) for each in labelled]
+        # From all EnvRunners, and from all episodes of a piece of a file, which is larger than any fragment.
+        stride = stride_to(MAX_METRIC_STATES, sum(map(len, valid)))
+        fresh: list[dict[str, Tensor]] = []
+        all_labels: list[Tensor] = []
+        for fragment, rows in zip(labelled, valid, strict=True):
             if TEACHER_FEATURES in fragment:
                 for student in self.students.values():
                     if student.feature_map is None:
                         student.make_feature_map(fragment[TEACHER_FEATURES].shape[-1])
-            rows = np.flatnonzero(fragment.get(VALID, np.ones(len(fragment[TEACHER_Q]), dtype=bool)))
-            room = MAX_METRIC_STATES - sum(len(part[Columns.OBS]) for part in fresh)
-            # A piece of a file is larger than any fragment, and its first rows alone would be of a few episodes.
-            stride = len(rows) // MAX_METRIC_STATES or 1
-            some = rows[::stride][:room]
+            some = rows[::stride]
             fresh.append({Columns.OBS: torch.tensor(observations(fragment, some))})
             fresh[-1][TEACHER_Q] = torch.tensor(fragment[TEACHER_Q][some])
             all_labels.append(torch.tensor(fragment[TEACHER_Q][rows]))

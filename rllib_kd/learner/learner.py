@@ -241,8 +241,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         own = state.get(_DISTILLATION, {})
         self._return_moments()  # of those that have no part in the state
         for group_id, group_state in own.items():
-            for name, student_state in group_state["students"].items():
-                self.groups[group_id].students[name].restore_feature_map(student_state)
+            for name, student in self.groups[group_id].students.items():
+                student.restore_feature_map(group_state["students"].get(name, {}))
         super().set_state(self._with_states_of_stacks(state))
         for optimizer, schedule in self._optimizer_lr_schedules.items():
             if not schedule.use_schedule:  # the config's counts, not that of the state: PBT exchanges states
@@ -285,7 +285,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         """Fill the replay from `replay_arrays()` of all Learners, of which there may have been more or fewer.
 
         Returns:
-            Whether they have the columns that are needed now; if not, nothing changes.
+            Whether they have the columns that are needed now; a group without them keeps its replay as it is.
         """
         count = max(1, self.config.num_learners)
         is_own = len(shards) == count
@@ -484,7 +484,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             if self.TOTAL_LOSS_KEY not in own:
                 own[self.TOTAL_LOSS_KEY] = sum(objective.coefficient(name) * value for name, value in own.items())
             if not all(map(math.isfinite, own.values())):
-                raise FloatingPointError(
+                raise ValueError(
                     f"The loss of '{student.name}' is not finite: {own}. Usual causes are a learning rate that is too "
                     "high (lower lr), or Q-values that are not finite."
                 )

@@ -57,7 +57,7 @@ class ObservationScale(NamedTuple):
 
 
 class ObservationStatistics:
-    """Cumulative moments of every input of the network, over all labelled states seen so far.
+    """Cumulative moments of every input of the network, over labelled states spread over all updates so far.
 
     Args:
         num_inputs: D.

@@ -32,6 +32,11 @@ _MOST_IMAGES = 400_000  # rows
 _MOST_BYTES = 4 * 2**30
 
 
+def stride_to(most: int, count: int) -> int:
+    """Return the least stride that leaves at most `most` of `count` rows in their order: 1 if all fit."""
+    return max(1, -(-count // most))
+
+
 class ColumnarReplay:
     """Ring buffer of columns with uniform sampling.
 
@@ -159,8 +164,7 @@ class ColumnarReplay:
 
     def spread(self, count: int) -> Tensor:
         """Return rows spread evenly over all that can be drawn, without drawing: `[M]`, M ≤ `count`."""
-        stride = max(1, -(-len(self._drawable) // count))
-        return self._drawable[::stride]
+        return self._drawable[:: stride_to(count, len(self._drawable))]
 
     def gather(self, rows: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Return the named columns at `rows` (`[B]`), each `[B, ...]`; `obs` of packed stacks is `[B, H, W, k]`."""
@@ -182,8 +186,8 @@ class ColumnarReplay:
         Needs the columns `obs`, `rewards`, `terminateds` and `truncateds`.
 
         Returns:
-            `new_obs` `[B, ...]` (the bootstrap state), `new_mask` `[B, A]` (its legal actions, if there is a column
-            `action_mask`), `rewards` `[B]` (Σ_k γ^k r_k), `terminateds` `[B]` (whether the
+            `new_obs` `[B, ...]` (the bootstrap state), `new_action_mask` `[B, A]` (its legal actions, if there is a
+            column `action_mask`), `rewards` `[B]` (Σ_k γ^k r_k), `terminateds` `[B]` (whether the
             bootstrap state is terminal) and `n_step` `[B]` (the number of steps actually looked ahead).
         """
         columns = self._columns

@@ -12,7 +12,7 @@ from typing import Any
 from rllib_kd.certificates.agreement import AGREEMENT, agreement_dict, note_on
 from rllib_kd.certificates.certificate import RETURN_RATIO, Certificate, Measured
 from rllib_kd.export.units import UNITS, measured_cost
-from rllib_kd.text import cell, finite_or_none, number, printable, ratio, rendered
+from rllib_kd.text import cell, finite_or_none, number, printable, ratio, rendered, rough_percent
 
 #: The version of the layout of certificate.json.
 FORMAT = 1
@@ -218,10 +218,7 @@ def cost_text(student: ShrunkStudent, minimize: str) -> str:
 
 def share_text(student: ShrunkStudent, result: Shrunk) -> str:
     """Return a student's share of the teacher's parameters, in percent; a dash if these are not known."""
-    share = 100 * student.num_parameters / result.teacher_parameters
-    if not math.isfinite(share):
-        return "–"
-    return f"{share:.2g}" if share < 99.5 else f"{share:,.0f}"
+    return rough_percent(student.num_parameters / result.teacher_parameters)
 
 
 def summary(result: Shrunk) -> str:

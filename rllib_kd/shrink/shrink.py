@@ -200,7 +200,7 @@ class Shrink:
     def _check_without_environment(self) -> None:
         check_without_environment(self.config, self.keep)
         for name in ("bounds", "env_config"):
-            if getattr(self, name):
+            if getattr(self, name) is not None and len(getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)!r} needs an environment: --env (env=...). Leave it out.")
 
     def run(

@@ -27,7 +27,7 @@ from rllib_kd.report.drawing import (
 from rllib_kd.report.page import page, section
 from rllib_kd.sweeps.certifying import content_of
 from rllib_kd.sweeps.result import SweepResult, SweptStudent, ratio_text
-from rllib_kd.text import cell, for_html, for_spreadsheet, number, printable, rendered
+from rllib_kd.text import cell, for_html, for_spreadsheet, number, printable, rendered, rough_percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def summary(result: SweepResult) -> str:
         table.add_row(
             f"{mark}{student.num_parameters:,}",
             *(f"{student.smallness:,g}" for _ in own),
-            f"{100 * student.compression:.2g}",
+            rough_percent(student.compression),
             ratio_text(student.return_ratio),
             ratio_text(student.return_ratio_lower),
             cell(setting_in_a_line(student)),
@@ -157,7 +157,8 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
     if result.held_out is None:
         axes.axhline(0.0, color=MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
     front, best = result.front, result.recommended
-    teacher = [result.teacher_parameters] if result.minimize == "parameters" else []  # of the rest, nothing is known
+    is_known = result.minimize == "parameters" and math.isfinite(result.teacher_parameters)
+    teacher = [result.teacher_parameters] if is_known else []
     if front:  # up to the size of the teacher
         sizes = [*(student.smallness for student in front), *teacher]
         ratios = [*(student.return_ratio for student in front), *(front[-1].return_ratio for _ in teacher)]
@@ -190,17 +191,15 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
 
 def _page(result: SweepResult, at: str) -> str:
     title = f"{printable(result.env)}: how small can the student be?"
-    lead = (
-        f"{len(result.students)} settings, each a mean of its seeds. The teacher has {result.teacher_parameters:,} "
-        "parameters"
-    )
+    lead = f"{len(result.students)} settings, each a mean of its seeds."
+    known = [f"{result.teacher_parameters:,} parameters"] if math.isfinite(result.teacher_parameters) else []
     if result.held_out is None:
-        lead += (
-            f" and a mean return of {number(result.teacher_return)}; a random policy's is "
-            f"{number(result.random_return)} ({result.num_episodes} episodes each)."
-        )
+        known.append(f"a mean return of {number(result.teacher_return)}")
+        random = f"a random policy's return is {number(result.random_return)} ({result.num_episodes} episodes each)"
+        lead += f" The teacher has {' and '.join(known)}; {random}."
     else:
-        lead += f". Students are judged on {result.held_out['choice']['units']:,} held-out {result.held_out['unit']}."
+        lead += "".join(f" The teacher has {size}." for size in known)
+        lead += f" Students are judged on {result.held_out['choice']['units']:,} held-out {result.held_out['unit']}."
     body = f'<p class="lead">{for_html(lead)}</p>\n<section class="card" id="recommended">'
     body += "".join(f"<p>{for_html(line)}</p>" for line in result.remarks())
     if (best := result.best) is not None:
@@ -236,7 +235,7 @@ def _table(result: SweepResult, at: str) -> str:
         cells = [
             f"{student.num_parameters:,}",
             *(f"{student.smallness:,g}" for _ in own),
-            f"{100 * student.compression:.2g}",
+            rough_percent(student.compression),
             ratio_text(student.return_ratio),
             ratio_text(student.return_ratio_lower),
             str(len(student.return_ratios)),

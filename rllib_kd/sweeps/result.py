@@ -13,7 +13,7 @@ from rllib_kd.certificates.agreement import AGREEMENT, agreement_dict, note_on
 from rllib_kd.certificates.certificate import RETURN_RATIO, Measured
 from rllib_kd.evaluation.intervals import lower_bound
 from rllib_kd.export.units import UNITS
-from rllib_kd.text import finite_or_none, printable, ratio
+from rllib_kd.text import finite_or_none, printable, ratio, rough_percent
 
 if TYPE_CHECKING:
     from rllib_kd.certificates.certification import Tested
@@ -76,7 +76,7 @@ class SweepResult:
     Args:
         env: environment of all students.
         teacher: source of the teacher; a list for an ensemble.
-        teacher_parameters: number of the teacher's parameters that act.
+        teacher_parameters: number of the teacher's parameters that act; NaN if it is unknown.
         teacher_return: mean return of the greedy teacher.
         random_return: mean return of a random policy.
         num_episodes: episodes behind each of these two means, and behind each seed of a finished student.
@@ -160,8 +160,8 @@ class SweepResult:
             each = ", ".join(map(ratio_text, student.return_ratios))
             return (
                 f"Recommended: {student.size}, {student.num_parameters:,} parameters{self._cost(student)} "
-                f"({100 * student.compression:.2g} % of the teacher's). It is the smallest with {good} on at least "
-                f"{MIN_SEEDS} seeds: {ratio_text(student.return_ratio)}, the mean of {each}."
+                f"({rough_percent(student.compression)} % of the teacher's). It is the smallest with {good} on at "
+                f"least {MIN_SEEDS} seeds: {ratio_text(student.return_ratio)}, the mean of {each}."
             )
         if not self.front:
             return "No student has finished its training, so none is recommended."

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.fs
 
 from rllib_kd.checkpoints.run_names import SWEEP
-from rllib_kd.experiment.resuming import is_equal, plain
+from rllib_kd.experiment.resuming import differences, is_equal, plain
 
 #: Entry with the fingerprint of the teacher, which older versions did not keep.
 WEIGHTS = "weights of the teacher"
@@ -51,10 +51,10 @@ def check_spec(uri: str, spec: Mapping[str, Any]) -> None:
             f"The sweep in '{uri}' was started with another search space, which differs in {', '.join(settings)}. "
             "Resume it with the same, or give another name."
         )
-    if changed := [name for name, value in now.items() if begun.get(name) != value]:
-        changes = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
+    if words := differences({**dict.fromkeys(now), **begun}, now):
         raise ValueError(
-            f"The sweep in '{uri}' was started with {changes}. Resume it with the same, or give another name."
+            f"The sweep in '{uri}' was started with other options: {words}. Resume it with the same, or give another "
+            "name."
         )
 
 

@@ -247,6 +247,24 @@ def test_baseline_episodes_are_whole_and_evenly_shared(counting_config):
     assert metrics["num_env_steps_sampled_lifetime"].peek() == 3 * 7
 
 
+class Limited(gym.wrappers.TimeLimit):
+    """A longer limit than that of environments without one."""
+
+    def __init__(self, config):
+        super().__init__(Counting(config), 80)
+
+
+@pytest.mark.parametrize(("env", "length", "count"), [(Counting, 50, 3), (Limited, 80, 7)])
+def test_a_baseline_episode_may_be_as_long_as_its_environment_says(
+    counting_config, monkeypatch, caplog, env, length, count
+):
+    monkeypatch.setattr("rllib_kd.env_runner.whole_episodes._LEAST_LIMIT", 50)
+    runner = make_runner(counting_config.environment(env, env_config={"length": 1_000}))
+    returns = runner.play_episodes(7, teacher=False)["default_policy"]
+    assert returns == [length * (length + 1) / 2] * count  # none begins where another one was cut
+    assert ("3 episodes of the random policy had not ended after 50 steps" in caplog.text) == (env is Counting)
+
+
 def test_a_request_brings_the_student_that_acts_an_older_one_too(counting_config):
     runner = make_runner(counting_config)
     kwargs = {"teacher_fraction": 0.0, "epsilon": 0.0, "names": DISTILLATION_COLUMNS, "num_shards": 1}

@@ -41,10 +41,11 @@ def doubts(teacher, random, **options):
 def test_better_than_random_means_by_two_standard_errors():
     rng = np.random.default_rng(0)
     random = rng.normal(0.0, 1.0, 100)
-    noise = 2 * np.sqrt(2 * np.var(random) / 100)
+    noise = 2 * np.sqrt(2 * np.var(random, ddof=1) / 100)
     assert doubts(random + 1.01 * noise, random) is None
     assert doubts(random + 0.99 * noise, random) is not None
     assert doubts([5.1], [5.0]) is None  # of one episode nothing is known of the noise
+    assert doubts([0.0, 2.0], [-0.8, -0.8]) is not None  # by less than two standard errors, by more without ddof
 
 
 def test_chance_that_both_share_raises_no_doubt_on_the_same_seeds():

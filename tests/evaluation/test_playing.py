@@ -8,9 +8,10 @@ import pytest
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical
 
 from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.making import EnvMaker, env_maker
 from rllib_kd.environments.video import check_renders
 from rllib_kd.evaluation.comparing import check_players_fit
-from rllib_kd.evaluation.playing import EpsilonGreedy, RandomActions, mask_view, play
+from rllib_kd.evaluation.playing import EpsilonGreedy, RandomActions, mask_view, play, play_chunk
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
 from rllib_kd.evaluation.validation import play_validation
 from rllib_kd.observations.pipeline import ObservationPipeline
@@ -91,22 +92,45 @@ def test_pictures_need_no_screen(monkeypatch):
     assert os.environ["SDL_VIDEODRIVER"] == "dummy"  # otherwise pygame prints errors about a screen
 
 
+class Endless(gym.Env):
+    """Each step has a reward of 1."""
+
+    observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+
+
+gym.register("Long-v0", Endless, max_episode_steps=9)
+
+
 def test_an_episode_without_an_end_names_the_environment(monkeypatch):
-    class Endless(gym.Env):
-        observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
-        action_space = gym.spaces.Discrete(2)
-
-        def reset(self, *, seed=None, options=None):
-            return np.zeros(1, np.float32), {}
-
-        def step(self, action):
-            return np.zeros(1, np.float32), 0.0, False, False, {}
-
     monkeypatch.setattr("rllib_kd.evaluation.playing._MAX_EPISODE_STEPS", 5)
     with pytest.raises(
         ValueError, match=r"^An episode of the environment 'Endless' has not ended after 5 steps\. Give"
     ):
         play(Endless, RandomActions(2, seed=0), [0])
+
+
+@pytest.mark.parametrize("make_env", [lambda: gym.make("Long-v0"), env_maker("Long-v0")])
+def test_an_episode_may_be_as_long_as_its_environment_says(monkeypatch, make_env):
+    monkeypatch.setattr("rllib_kd.evaluation.playing._MAX_EPISODE_STEPS", 5)
+    assert play(make_env, RandomActions(2, seed=0), [0, 1])[0] == [9.0, 9.0]
+
+
+def test_one_episode_after_the_other_each_may_be_of_the_greatest_length(monkeypatch):
+    monkeypatch.setattr("rllib_kd.evaluation.playing._MAX_EPISODE_STEPS", 9)
+    manual = gym.vector.AutoresetMode.DISABLED
+    envs = gym.vector.SyncVectorEnv([lambda: gym.make("Long-v0")], autoreset_mode=manual)
+    assert play_chunk(envs, RandomActions(2, seed=0).player(), [0, 1]) == ([9.0, 9.0], 18)
+
+
+def test_without_seeds_nothing_is_played():
+    assert play(EnvMaker("E", pytest.fail, pytest.fail), RandomActions(2, seed=0), []) == ([], [])
 
 
 ACTIONS = gym.spaces.Discrete(4)

@@ -95,6 +95,8 @@ def test_films_of_the_first_episodes(tmp_path):
     films = sorted((tmp_path / "films").iterdir())
     assert [film.name for film in films] == ["seed-7-episode-0.mp4", "seed-8-episode-0.mp4"]
     assert all(film.stat().st_size > 1000 for film in films)
+    with pytest.raises(ValueError, match="`num_videos` must be an integer of at least 1, got 0"):
+        evaluate(student, env, num_episodes=3, video_dir=tmp_path / "none", num_videos=0)
 
 
 def test_an_environment_that_does_not_render_says_so(tmp_path):

@@ -194,7 +194,7 @@ def test_bf16_computes_in_bfloat16_and_learns_in_float32(cluster, settings):
 
 def test_a_loss_that_is_not_finite_is_an_error(cluster):
     learner = make_learner(config_of("mse", normalize_q_values=False).training(lr=1e30))
-    with pytest.raises(FloatingPointError, match="learning rate that is too high"):
+    with pytest.raises(ValueError, match="learning rate that is too high"):
         learner.update([ray.put(fragment())], num_gradient_steps=20)
 
 

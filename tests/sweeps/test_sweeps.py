@@ -213,7 +213,7 @@ def test_a_sweep_is_resumed_with_the_teacher_that_it_began_with(tmp_path, monkey
     (Path(sweep.path) / SNAPSHOT).touch()
     rows = SimpleNamespace(fingerprint="same")
     monkeypatch.setattr(Sweep, "_task_on_rows", lambda self, _: (setattr(self, "_rows", rows), 0.1))
-    with pytest.raises(ValueError, match=r"was started with weights of the teacher='of another'\. Resume it with the"):
+    with pytest.raises(ValueError, match=r"weights of the teacher was 'of another' and is '.+'\. Resume it"):
         sweep.run(resume=True)
 
 
@@ -355,7 +355,7 @@ def test_the_teacher_is_read_once_and_travels_through_ray(cluster, tmp_path):
     }
     with pytest.raises(ValueError, match=r"already contains a sweep\. Continue it with --resume"):
         sweep.run()
-    with pytest.raises(ValueError, match="was started with num_seeds=1"):
+    with pytest.raises(ValueError, match="was started with other options: num_seeds was 1 and is 2"):
         quick_sweep(tmp_path / "results", search="random", num_samples=1, num_seeds=2).run(resume=True)
 
 

@@ -1,0 +1,67 @@
+"""Whole episodes of several environments, as many in each: their returns."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from rllib_kd.env_runner.fragment import Fragment
+
+logger = logging.getLogger(__name__)
+
+_LEAST_LIMIT = 10_000  # steps, after which an episode is cut where the environment has no longer limit of its own
+
+
+class WholeEpisodes:
+    """Counts episodes that are played to their end.
+
+    Args:
+        num_episodes: ≥ 1; each environment plays as many, so that short ones count no more than long ones.
+        num_envs: environments, which begin new episodes.
+        time_limit: the environments' own limit of an episode, in steps; None: none is known.
+    """
+
+    def __init__(self, num_episodes: int, *, num_envs: int, time_limit: int | None):
+        self.returns: list[float] = []  # undiscounted, of those that have ended
+        self._limit = max(_LEAST_LIMIT, time_limit or 0)
+        self._due = np.full(num_envs, num_episodes // num_envs)
+        self._due[: num_episodes % num_envs] += 1
+        self._running, self._lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+        self._num_cut = 0
+
+    @property
+    def are_complete(self) -> bool:
+        """Return whether no environment has to play on."""
+        return not self._due.any()
+
+    def add(self, fragment: Fragment) -> None:
+        """Count the rewards and ends of the next steps."""
+        if fragment.restarted:
+            self._running[:], self._lengths[:] = 0.0, 0
+        for counts, rewards, ended in zip(*fragment.transitions(), strict=True):
+            self._running += rewards * counts
+            self._lengths += counts
+            is_cut = ~ended & (self._lengths >= self._limit)
+            counted = (ended | is_cut) & (self._due > 0)
+            self.returns += self._running[counted].tolist()
+            self._num_cut += int((is_cut & counted).sum())
+            self._due -= counted
+            self._due[is_cut] = 0  # a single environment cannot be reset: its next episode would be the rest of this
+            self._running[ended | is_cut], self._lengths[ended | is_cut] = 0.0, 0
+
+    def warn_of_cut(self, who: str) -> None:
+        """Warn of episodes that did not end.
+
+        Args:
+            who: who has played them.
+        """
+        if self._num_cut:
+            logger.warning(
+                "%d episodes of %s had not ended after %d steps and count as they were then, so that its mean return, "
+                "and the return ratio, may be wrong. Give the environment a limit: gymnasium.wrappers.TimeLimit, or "
+                "max_episode_steps when it is registered.",
+                self._num_cut,
+                who,
+                self._limit,
+            )

@@ -13,6 +13,7 @@ from rllib_kd.algorithm.object_checks import check_objects
 from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.algorithm.quantization_checks import check_quantize
 from rllib_kd.algorithm.recurrent_checks import check_recurrent
+from rllib_kd.algorithm.refused import refuse
 from rllib_kd.algorithm.student_checks import (
     check_compression,
     check_family,
@@ -174,16 +175,14 @@ def check_ensemble(config: DistillationConfig) -> None:
         )
     if config.ensemble != "policy":
         return
-    _refuse(
-        config,
-        {
-            "loss": config.loss not in POLICY_LOSSES,
-            "gap_weighting": bool(config.gap_weighting),
-            "value_gate": bool(config.value_gate),
-        },
-        "needs the teachers' Q-values, but ensemble='policy' has only their mean policy. Use ensemble='q', or leave "
-        "it out.",
-    )
+    needs_q_values = {
+        "loss": config.loss not in POLICY_LOSSES,
+        "gap_weighting": bool(config.gap_weighting),
+        "value_gate": bool(config.value_gate),
+    }
+    because = "needs the teachers' Q-values, but ensemble='policy' has only their mean policy"
+    settings = ((name, needs, "Use ensemble='q', or leave it out") for name, needs in needs_q_values.items())
+    refuse(config, settings, lambda setting, remedy: f"{setting} {because}. {remedy}.")
 
 
 def check_without_teacher(config: DistillationConfig) -> None:
@@ -196,21 +195,21 @@ def check_without_teacher(config: DistillationConfig) -> None:
             "--teacher PATH, or .distillation(teacher=PATH). To learn without one, as DQN does: --no-teacher, or "
             "td_coeff=1.0."
         )
-    _refuse(
-        config,
-        {
-            "rollout_policy": config.rollout_policy == "teacher",
-            "kd_coeff": config.kd_coeff == "qdagger",
-            "loss": config.loss == "categorical",
-            "compression": config.compression is not None,
-            "gap_weighting": bool(config.gap_weighting),
-            "value_gate": bool(config.value_gate),
-            "feature_coeff": bool(config.feature_coeff),
-            "init": config.starts_from_teacher,
-            "patience": config.patience is not None,
-        },
-        "needs a teacher, but `teacher` is None. Leave `{name}` at its default, or name a teacher.",
+    needs_teacher = {
+        "rollout_policy": config.rollout_policy == "teacher",
+        "kd_coeff": config.kd_coeff == "qdagger",
+        "loss": config.loss == "categorical",
+        "compression": config.compression is not None,
+        "gap_weighting": bool(config.gap_weighting),
+        "value_gate": bool(config.value_gate),
+        "feature_coeff": bool(config.feature_coeff),
+        "init": config.starts_from_teacher,
+        "patience": config.patience is not None,
+    }
+    settings = (
+        (name, needs, f"Leave `{name}` at its default, or name a teacher") for name, needs in needs_teacher.items()
     )
+    refuse(config, settings, lambda setting, remedy: f"{setting} needs a teacher, but `teacher` is None. {remedy}.")
 
 
 def check_weights_of_losses(config: DistillationConfig) -> None:
@@ -370,12 +369,6 @@ _TOGETHER: tuple[Callable[[DistillationConfig], None], ...] = (
 
 
 # --- Kinds of values --------------------------------------------------------------------------------------------------
-
-
-def _refuse(config: DistillationConfig, makes_no_sense: Mapping[str, bool], reason: str) -> None:
-    for name, is_refused in makes_no_sense.items():
-        if is_refused:
-            raise ValueError(f"`{name}`={getattr(config, name)!r} {reason.format(name=name)}")
 
 
 def _check_share(name: str, value: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from rllib_kd.algorithm.refused import refuse
 from rllib_kd.learner.losses import POLICY_LOSSES
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.text import one_line
@@ -47,17 +48,14 @@ def note_outputs(config: DistillationConfig, teachers: Mapping[str, Teacher]) ->
 def _check_needs_no_q_values(config: DistillationConfig, teacher: Teacher) -> None:
     """Refuse settings that compare or weigh Q-values, which log-probabilities are not."""
     losses = ", ".join(f"'{loss}'" for loss in POLICY_LOSSES)
-    for name, is_refused, remedy in (
+    settings = (
         ("loss", config.loss not in POLICY_LOSSES, f"Set one of the losses {losses}."),
         ("td_coeff", config.uses_td, "Leave it at 0: one output cannot be a Q-value and a log-probability."),
         ("gap_weighting", bool(config.gap_weighting), "Leave it out."),
         ("value_gate", bool(config.value_gate), "Leave it out."),
-    ):
-        if is_refused:
-            raise ValueError(
-                f"`{name}`={getattr(config, name)!r} needs a teacher with Q-values, but '{_name(teacher)}' is an "
-                f"actor-critic, whose labels are log-probabilities of actions. {remedy}"
-            )
+    )
+    because = f"but '{_name(teacher)}' is an actor-critic, whose labels are log-probabilities of actions"
+    refuse(config, settings, lambda setting, remedy: f"{setting} needs a teacher with Q-values, {because}. {remedy}")
 
 
 def _check_needs_no_single_states(config: DistillationConfig, teacher: Teacher) -> None:
@@ -65,16 +63,13 @@ def _check_needs_no_single_states(config: DistillationConfig, teacher: Teacher) 
     name = _name(teacher)
     if config.is_multi_agent:
         raise ValueError(f"'{name}' is recurrent, and recurrent teachers teach in single-agent settings only.")
-    for setting, is_refused, remedy in (
+    settings = (
         ("loss", config.loss == "categorical", "Use another loss"),
         ("feature_coeff", bool(config.feature_coeff), "Set it to 0"),
         ("init", config.starts_from_teacher, "Set init='random'"),
-    ):
-        if is_refused:
-            raise ValueError(
-                f"`{setting}`={getattr(config, setting)!r} is not supported with a recurrent teacher, and '{name}' is "
-                f"one. {remedy}."
-            )
+    )
+    because = f"is not supported with a recurrent teacher, and '{name}' is one"
+    refuse(config, settings, lambda setting, remedy: f"{setting} {because}. {remedy}.")
 
 
 def _name(teacher: Teacher) -> str:

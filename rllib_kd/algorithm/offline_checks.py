@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyarrow.fs import FileSystem
 
+from rllib_kd.algorithm.refused import refuse
 from rllib_kd.numeric import check_integer, is_finite, is_integer
 from rllib_kd.offline.data import LabelledData
 
@@ -65,7 +65,7 @@ def check_offline(config: DistillationConfig) -> None:
         return
     if config.teacher is None:
         raise ValueError("Recorded rows are learned from by a teacher's labels, but `teacher` is None. Name a teacher.")
-    _refuse(
+    refuse(
         config,
         (
             (
@@ -85,12 +85,19 @@ def check_offline(config: DistillationConfig) -> None:
                 "Recorded rows pass through no connectors. Record the networks' inputs, and leave it out",
             ),
         ),
+        _not_with_input,
     )
     defaults = type(config)()
     of_behaviour = ((name, "No policy acts while a run learns from recorded rows") for name in OF_BEHAVIOUR)
     unread = ((name, f"Of RLlib's offline settings, only {', '.join(READ)} are supported") for name in _UNREAD)
-    for name, reason in (*of_behaviour, *unread):
-        _refuse(config, [(name, getattr(config, name) != getattr(defaults, name), f"{reason}. Leave it out")])
+    refuse(
+        config,
+        (
+            (name, getattr(config, name) != getattr(defaults, name), f"{reason}. Leave it out")
+            for name, reason in (*of_behaviour, *unread)
+        ),
+        _not_with_input,
+    )
     steps = config.dataset_num_iters_per_learner
     if steps is not None and not is_integer(steps, 1):
         raise ValueError(
@@ -107,13 +114,18 @@ def check_offline(config: DistillationConfig) -> None:
 def _check_without_environment(config: DistillationConfig) -> None:
     """Refuse settings that need episodes to be played."""
     instead = "Name one (.environment(...), --env), or leave it out: results have agreement and regret on held-out rows"
-    _refuse(
+    refuse(
         config,
         (
             ("evaluation_interval", bool(config.evaluation_interval), f"Evaluations need an environment. {instead}"),
             ("num_baseline_episodes", bool(config.num_baseline_episodes), f"Episodes need an environment. {instead}"),
         ),
+        _not_with_input,
     )
+
+
+def _not_with_input(setting: str, reason: str) -> str:
+    return f"{setting} is not supported with `input_`. {reason}."
 
 
 def _check_output(config: DistillationConfig) -> None:
@@ -123,7 +135,7 @@ def _check_output(config: DistillationConfig) -> None:
     words = f"Of RLlib's output settings, only {', '.join(WRITTEN)} are supported. Leave it out"
     if not isinstance(config.output, str) or not config.output.strip():
         raise ValueError(f"`output` must be the path or URI of a folder of labelled rows, got {config.output!r}.")
-    for name, is_refused, reason in (
+    settings = (
         ("is_multi_agent", config.is_multi_agent, "Rows are recorded for single agents. Leave out multi_agent(...)"),
         ("teacher", config.teacher is None, "It records a teacher's labels. Name a teacher, or leave `output` out"),
         (
@@ -132,9 +144,8 @@ def _check_output(config: DistillationConfig) -> None:
             "Rows hold the environment's own observations, which connectors change. Wrap the environment",
         ),
         *((name, is_changed, words) for name, is_changed in changed),
-    ):
-        if is_refused:
-            raise ValueError(f"{_shown(config, name)} is not supported with `output`. {reason}.")
+    )
+    refuse(config, settings, lambda setting, reason: f"{setting} is not supported with `output`. {reason}.")
     if config.output_max_rows_per_file is not None:
         check_integer("output_max_rows_per_file", config.output_max_rows_per_file, low=1)
     check_integer("output_max_file_size", config.output_max_file_size, low=1)
@@ -151,14 +162,3 @@ def _check_places(config: DistillationConfig) -> None:
     filesystem = config.input_filesystem
     if filesystem not in (None, "s3") and not isinstance(filesystem, FileSystem):
         raise ValueError(f"`input_filesystem` must be None, 's3' or a pyarrow FileSystem, got {filesystem!r}.")
-
-
-def _refuse(config: DistillationConfig, settings: Iterable[tuple[str, bool, str]]) -> None:
-    for name, is_refused, reason in settings:
-        if is_refused:
-            raise ValueError(f"{_shown(config, name)} is not supported with `input_`. {reason}.")
-
-
-def _shown(config: Any, name: str) -> str:
-    value = getattr(config, name, None)
-    return f"`{name}`" if value is None and name != "teacher" else f"`{name}`={value!r}"

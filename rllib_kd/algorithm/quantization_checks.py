@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from rllib_kd.algorithm.refused import refuse
 from rllib_kd.learner.losses import VALUE_LOSSES
 from rllib_kd.networks.quantization import QUANTIZATIONS
 from rllib_kd.networks.recurrent import USE_LSTM
@@ -26,19 +27,20 @@ def check_quantize(config: DistillationConfig) -> None:
     if config.quantize not in QUANTIZATIONS:
         raise ValueError(f"`quantize` must be None or 'int8', got {config.quantize!r}.")
     normalizes = config.loss in VALUE_LOSSES and config.normalize_q_values
-    for setting, is_refused, reason in (
+    settings = (
         ("td_coeff", config.uses_td, "with TD. Leave td_coeff at 0"),
         ("feature_coeff", config.feature_coeff != 0, "with the features of the last layer. Set feature_coeff=0"),
         ("bf16", bool(config.bf16), "in bfloat16, which cannot hold rounded weights. Set bf16=False"),
         ("num_atoms", config.num_atoms > 1, "for return distributions. Set num_atoms=1"),
         ("dueling", bool(config.dueling), "by dueling networks. Set dueling=False"),
         ("normalize_q_values", normalizes, f"with loss={config.loss!r}. Set normalize_q_values=False, or loss='kl'"),
-    ):
-        if is_refused:
-            raise ValueError(
-                f"quantize='int8' is not supported with `{setting}`={getattr(config, setting)!r}: weights of 8 bits "
-                f"are not learned {reason}. Or leave quantize out."
-            )
+    )
+
+    def message(setting: str, reason: str) -> str:
+        because = f"weights of 8 bits are not learned {reason}"
+        return f"quantize='int8' is not supported with {setting}: {because}. Or leave quantize out."
+
+    refuse(config, settings, message)
     shared = config.given_model_config
     for name, shape in (config.students or {"student": config.student}).items():
         _check_shape(name, shared | dict(shape) if isinstance(shape, Mapping) else shared, shape)

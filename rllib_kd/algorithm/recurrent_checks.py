@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from rllib_kd.algorithm.refused import refuse
 from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE, LAYER_TYPES, USE_LSTM, max_seq_len_of
 from rllib_kd.networks.trees.shape import TREE
@@ -119,22 +120,20 @@ def _check_values(setting: str, shape: Mapping[str, Any]) -> None:
 
 def _check_others(config: DistillationConfig) -> None:
     """Check settings that are not supported with recurrent students."""
-    for setting, value, is_refused, remedy in (
-        ("n_step", config.n_step, config.uses_td and config.n_step != 1, "Set n_step=1, as RLlib's sequences need it"),
-        ("loss", config.loss, config.loss == "categorical", "Use another loss"),
-        ("num_atoms", config.num_atoms, config.num_atoms > 1, "Set num_atoms=1"),
-        ("feature_coeff", config.feature_coeff, bool(config.feature_coeff), "Set it to 0"),
-        ("init", config.init, config.starts_from_teacher, "Set init='random'"),
-        ("input_", config.input_, config.is_offline, "Recorded rows are single states: sample from an environment"),
-        ("bf16", config.bf16, config.bf16, "Set bf16=False"),
-        (
-            "replay_buffer_config['alpha']",
-            config.replay_buffer_config.get("alpha"),
-            bool(config.replay_buffer_config.get("alpha")),
-            "Set alpha=0: sequences are drawn uniformly",
-        ),
-    ):
-        if is_refused:
-            raise ValueError(f"`{setting}`={value!r} is not supported for recurrent students. {remedy}.")
+    settings = (
+        ("n_step", config.uses_td and config.n_step != 1, "Set n_step=1, as RLlib's sequences need it"),
+        ("loss", config.loss == "categorical", "Use another loss"),
+        ("num_atoms", config.num_atoms > 1, "Set num_atoms=1"),
+        ("feature_coeff", bool(config.feature_coeff), "Set it to 0"),
+        ("init", config.starts_from_teacher, "Set init='random'"),
+        ("input_", config.is_offline, "Recorded rows are single states: sample from an environment"),
+        ("bf16", config.bf16, "Set bf16=False"),
+    )
+    refuse(config, settings, lambda setting, remedy: f"{setting} is not supported for recurrent students. {remedy}.")
+    if alpha := config.replay_buffer_config.get("alpha"):
+        raise ValueError(
+            f"`replay_buffer_config['alpha']`={alpha!r} is not supported for recurrent students. Set alpha=0: "
+            "sequences are drawn uniformly."
+        )
     if config.is_multi_agent:
         raise ValueError("Recurrent students are supported in single-agent settings only. Use feed-forward ones.")

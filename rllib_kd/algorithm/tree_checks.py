@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import gymnasium as gym
 
+from rllib_kd.algorithm.refused import refuse
 from rllib_kd.networks.trees.shape import TREE, TreeShape
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def check_trees(config: DistillationConfig) -> None:
             )
     if config.teacher is None:
         raise ValueError("A tree learns from a teacher's labels alone, but `teacher` is None. Name a teacher.")
-    for setting, is_refused, reason in (
+    refused = (
         ("td_coeff", config.uses_td, "TD needs gradients of the student. Leave td_coeff at 0"),
         ("init", config.starts_from_teacher, "A tree takes no units from its teacher. Set init='random'"),
         ("feature_coeff", config.feature_coeff != 0, "A tree has no hidden features to match. Set it to 0"),
@@ -42,9 +43,8 @@ def check_trees(config: DistillationConfig) -> None:
             config.gap_weighting and config.are_all_trees,
             "It weighs the rows of gradient steps. Set the tree's own weighting: {'tree': {'weighting': 'gap'}}",
         ),
-    ):
-        if is_refused:
-            raise ValueError(f"`{setting}`={getattr(config, setting)!r} is not supported for trees. {reason}.")
+    )
+    refuse(config, refused, lambda setting, reason: f"{setting} is not supported for trees. {reason}.")
     if config.is_multi_agent:
         raise ValueError("Trees are supported in single-agent settings only. Use networks for several policies.")
 

@@ -17,7 +17,7 @@ from rllib_kd.certificates.agreement import AgreementTest, fewest_units
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import MAX_EPISODES
 from rllib_kd.evaluation.validation import Validation
-from rllib_kd.learner.label_statistics import QStatistics, agrees
+from rllib_kd.learner.label_statistics import QStatistics, agrees, regret
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.images import as_input
 from rllib_kd.offline.data import all_files, check_teacher_of
@@ -90,7 +90,7 @@ class HeldOutStates:
         regrets = []
         for first in range(0, self.num_rows, _AT_ONCE):
             labels, chosen = self._choices(module, np.arange(first, min(first + _AT_ONCE, self.num_rows)))
-            regrets.append(labels.amax(-1) - labels.gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
+            regrets.append(regret(labels, chosen))
         return float(torch.cat(regrets).mean())
 
     def median_gap(self) -> float:

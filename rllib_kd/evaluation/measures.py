@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rllib_kd.learner.label_statistics import agrees
+from rllib_kd.learner.label_statistics import agrees, regret
 from rllib_kd.teachers.base import Teacher
 
 _STATES_AT_ONCE = 1_000  # in one forward pass: 10,000 stacks of frames and their features would fill the memory
@@ -44,8 +44,7 @@ def confusion_and_regret(
     chosen = student_q.argmax(-1)  # [M]
     best = torch.where(agrees(teacher_q, chosen), chosen, teacher_q.argmax(-1))
     confusion = torch.bincount(best * num_actions + chosen, minlength=num_actions**2).reshape(num_actions, num_actions)
-    regret = (teacher_q.max(-1).values - teacher_q.gather(-1, chosen[:, None])[:, 0]).mean()
-    return confusion.numpy(), regret.item()
+    return confusion.numpy(), regret(teacher_q, chosen).mean().item()
 
 
 def all_q_values(network: Teacher, inputs: np.ndarray, mask: np.ndarray | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rllib_kd.evaluation.measures import all_q_values
+from rllib_kd.learner.label_statistics import regret
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.observations.pipeline import Normalize
 from rllib_kd.students.trees.rules import names_of_entries, rules, short
@@ -41,12 +42,11 @@ def tree_figures(
     module: TreeRLModule = student.module
     tree, features = module.tree, module.features
     names, thresholds = _in_units_of_the_environment(student)
-    teacher_q = all_q_values(teacher, teacher_inputs, mask).numpy()
-    taken = all_q_values(student, student_inputs, mask).numpy().argmax(-1)
+    taken = all_q_values(student, student_inputs, mask).argmax(-1)
     reached = module.leaves(np.asarray(student_inputs, np.float32))
-    regret = teacher_q.max(-1) - np.take_along_axis(teacher_q, taken[:, None], -1)[:, 0]
+    regrets = regret(all_q_values(teacher, teacher_inputs, mask), taken).numpy()
     counts = np.bincount(reached, minlength=tree.num_leaves)
-    totals = np.bincount(reached, weights=regret, minlength=tree.num_leaves)
+    totals = np.bincount(reached, weights=regrets, minlength=tree.num_leaves)
     leaves = [
         {
             "action": int(tree.actions[leaf]),

@@ -13,7 +13,7 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from rllib_kd.learner import losses
-from rllib_kd.learner.label_statistics import QStatistics, agrees
+from rllib_kd.learner.label_statistics import QStatistics, agrees, regret
 from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, ObservationStatistics
 from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay, stride_to
 from rllib_kd.learner.stack import StackedStudents, members_of
@@ -188,12 +188,15 @@ class StudentGroup:
         """
         if not states or len(states[TEACHER_Q]) == 0:
             return {}
-        student_q, teacher_q, chosen = self._choices(self.named, states)
+        student_q, chosen = self._choices(self.named, states)
         by_state = {
-            "teacher_agreement": agrees(states[TEACHER_Q], chosen.squeeze(-1)).float(),
-            "regret_nats" if self._outputs == LOG_PROBS else "q_regret": _regret(teacher_q, chosen),
+            "teacher_agreement": agrees(states[TEACHER_Q], chosen).float(),
+            "regret_nats" if self._outputs == LOG_PROBS else "q_regret": regret(states[TEACHER_Q], chosen),
             "kl_to_teacher": losses.policy_kl(
-                student_q, teacher_q, temperature=self.temperature, student_temperature=self.student_temperature
+                student_q,
+                states[TEACHER_Q].expand_as(student_q),
+                temperature=self.temperature,
+                student_temperature=self.student_temperature,
             ),
         }
         means = torch.stack([values.mean(-1) for values in by_state.values()], dim=-1).tolist()
@@ -211,8 +214,8 @@ class StudentGroup:
         states = self._states_of_replay() if self.config.label_columns else {}
         if not states:
             return dict.fromkeys(self.students, math.nan)
-        _, teacher_q, chosen = self._choices(self.students, states)
-        return dict(zip(self.students, _regret(teacher_q, chosen).mean(-1).tolist(), strict=True))
+        _, chosen = self._choices(self.students, states)
+        return dict(zip(self.students, regret(states[TEACHER_Q], chosen).mean(-1).tolist(), strict=True))
 
     def _states_of_replay(self) -> dict[str, Tensor]:
         """Return labelled states spread over the replay, as `take_in()` returns them; nothing if there are none."""
@@ -234,12 +237,11 @@ class StudentGroup:
 
         return self.trees.regrow(num_states, choose)
 
-    def _choices(self, names: Iterable[str], states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return Q-values of acting students and of the teacher (`[N, M, A]`), and students' actions `[N, M, 1]`."""
-        teacher_q = states[TEACHER_Q].unsqueeze(0)  # [1, M, A]
+    def _choices(self, names: Iterable[str], states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return Q-values `[N, M, A]` of acting students, and their actions `[N, M]`."""
         outputs = [self._q_values(self.students[name], states) for name in names]
-        student_q = torch.stack(outputs).masked_fill(teacher_q == -torch.inf, -torch.inf)
-        return student_q, teacher_q.expand_as(student_q), student_q.argmax(-1, keepdim=True)
+        student_q = torch.stack(outputs).masked_fill(states[TEACHER_Q] == -torch.inf, -torch.inf)
+        return student_q, student_q.argmax(-1)
 
     def _q_values(self, student: Any, states: Mapping[str, Tensor]) -> Tensor:
         """Return a student's Q-values `[M, A]` of states, as `take_in()` returns them."""
@@ -369,8 +371,3 @@ class StudentGroup:
             if state["columns"]:
                 self.replay.add(state["columns"])
         return True
-
-
-def _regret(teacher_q: Tensor, chosen: Tensor) -> Tensor:
-    """Return the regret `[N, M]` of actions `[N, M, 1]`, in units of the labels."""
-    return teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1)

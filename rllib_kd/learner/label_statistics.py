@@ -164,6 +164,12 @@ def agrees(q: Tensor, actions: Tensor) -> Tensor:
     return equally_good(q).expand(*actions.shape, -1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
 
+def regret(q: Tensor, actions: Tensor) -> Tensor:
+    """Return max_a q − q(action) ≥ 0, in units of the teacher's outputs `[M, A]`; actions and result `[..., M]`."""
+    chosen = q.expand(*actions.shape, -1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    return q.max(-1).values - chosen
+
+
 def _ties(q: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `equally_good()` does, and whether all legal actions of a state are alike, `[...]`."""
     legal = torch.isfinite(q)

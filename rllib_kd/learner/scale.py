@@ -16,7 +16,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import nn
 
 from rllib_kd.learner.label_statistics import QScale
-from rllib_kd.networks.dqn_module import last_linear
+from rllib_kd.networks.parts import heads_of, last_linear
 
 
 def has_scalable_head(module: RLModule) -> bool:
@@ -46,7 +46,7 @@ def to_normalized(module: Any, scale: QScale) -> None:
 
 def _heads(module: Any) -> list[nn.Linear]:
     """Return the output layers: of the Q-values, or of advantages and values."""
-    return [last_linear(head) for head in ((module.af, module.vf) if module.uses_dueling else (module.af,))]
+    return [last_linear(head) for head in heads_of(module)]
 
 
 def _head_maps(module: Any, scale: QScale) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor]]:

@@ -18,8 +18,9 @@ from rllib_kd.learner.losses import VALUE_LOSSES
 from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, shrink, take_normalized, take_raw
 from rllib_kd.learner.own_states import OwnStates
 from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
-from rllib_kd.networks.dqn_module import QF_PREDS, first_linears, last_linear
+from rllib_kd.networks.dqn_module import QF_PREDS, first_linears
 from rllib_kd.networks.mlp_gradient import MLPGradient
+from rllib_kd.networks.parts import last_linear
 from rllib_kd.networks.quantization import RoundedMLP, check_can_round, round_linears
 from rllib_kd.networks.stacking import PlainMLP, linears_of
 from rllib_kd.networks.weights import weights_of

@@ -22,6 +22,7 @@ from torch import nn
 
 from rllib_kd.networks.mixed import MixedDQNCatalog
 from rllib_kd.networks.mixed_space import MixedBox
+from rllib_kd.networks.parts import heads_of, leaves_of
 from rllib_kd.networks.recurrent import USE_LSTM, catalog_of
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.trees.shape import TREE
@@ -131,11 +132,6 @@ def support_of(module: Any) -> Support | None:
     return Support(module.v_min, module.v_max, num_atoms) if num_atoms > 1 else None
 
 
-def last_linear(head: nn.Module) -> nn.Linear:
-    """Return the output layer of a head of RLlib's DQN module; its inputs are the features of the last hidden layer."""
-    return [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1]
-
-
 def first_linears(module: Any) -> list[nn.Linear]:
     """Return the layers that take the observation, if it is a vector and all are linear with a bias; else none."""
     space, encoder = module.observation_space, getattr(module, "encoder", None)
@@ -144,7 +140,7 @@ def first_linears(module: Any) -> list[nn.Linear]:
         return []
     parts: list[Any] = [encoder]
     if isinstance(encoder, FlattenEncoder):
-        parts = [module.af, module.vf] if module.uses_dueling else [module.af]
-    layers: list[nn.Module] = [next(own for own in part.modules() if not list(own.children())) for part in parts]
+        parts = heads_of(module)
+    layers = [leaves_of(part)[0] for part in parts]
     linears = [layer for layer in layers if isinstance(layer, nn.Linear) and layer.bias is not None]
     return linears if len(linears) == len(layers) else []

@@ -17,6 +17,8 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.utils.annotations import override
 from torch import Tensor, nn
 
+from rllib_kd.networks.parts import leaves_of
+
 #: Keys of a model config: RLlib's switch of an LSTM, its size, and the kind of the layer, by RLlib's name in
 #: `RecurrentEncoderConfig`.
 USE_LSTM, CELL_SIZE, LAYER_TYPE = "use_lstm", "lstm_cell_size", "recurrent_layer_type"
@@ -79,7 +81,7 @@ def first_layers(module: Any) -> list[Any]:
         return [SimpleNamespace(weight=layer.weight_ih_l0, bias=layer.bias_ih_l0)]
     if not isinstance(tokenizer, TorchMLPEncoder):
         return []
-    first = next(part for part in tokenizer.modules() if not list(part.children()))
+    first = leaves_of(tokenizer)[0]
     return [first] if isinstance(first, nn.Linear) and first.bias is not None else []
 
 
@@ -107,8 +109,8 @@ class PlainPass:
 
     def __init__(self, module: Any):
         tokenizer = module.encoder.tokenizer
-        self._before = [] if tokenizer is None else _leaves(tokenizer)
-        self._layer, self._after = recurrent_layer(module), _leaves(module.af)
+        self._before = [] if tokenizer is None else leaves_of(tokenizer)
+        self._layer, self._after = recurrent_layer(module), leaves_of(module.af)
 
     @classmethod
     def of(cls, module: Any) -> PlainPass | None:
@@ -136,10 +138,6 @@ def at_places(values: Tensor, places: Tensor) -> Tensor:
     """Return the rows `[M, ...]` at `places` of `[B, T, ...]`, of which there are B · T."""
     rows = values.flatten(0, 1)
     return rows if len(places) == len(rows) else rows.index_select(0, places)  # in their order, each once
-
-
-def _leaves(part: nn.Module) -> list[nn.Module]:
-    return [layer for layer in part.modules() if not list(layer.children())]
 
 
 def initial_state(module: Any, count: int, device: torch.device | str | None = None) -> dict[str, Tensor]:

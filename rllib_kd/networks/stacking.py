@@ -19,6 +19,7 @@ from ray.rllib.core.models.torch.primitives import TorchMLP
 from torch import Tensor, nn
 
 from rllib_kd.networks.dqn_module import FlattenEncoder
+from rllib_kd.networks.parts import heads_of, leaves_of
 
 #: Activations that are 0 at 0.
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
@@ -61,7 +62,7 @@ def _is_mlp(module: Any) -> bool:
     space = module.observation_space
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         return False
-    heads = (module.af, module.vf) if module.uses_dueling else (module.af,)
+    heads = heads_of(module)
     is_chain = all(map(_passes_on, [part for network in (module.encoder, *heads) for part in network.modules()]))
     return is_chain and all(_alternate(_layers(module.encoder, head)) for head in heads)
 
@@ -221,9 +222,8 @@ def _parts(*networks: nn.Module) -> tuple[list[nn.Linear], list[Callable[[Tensor
 
 def _layers(*networks: nn.Module) -> list[nn.Module]:
     """Return the layers that an observation passes, in order, including unknown ones."""
-    parts = [part for network in networks for part in network.modules()]
-    without_layers = (nn.Sequential, FlattenEncoder)
-    return [part for part in parts if not list(part.children()) and not isinstance(part, without_layers)]
+    leaves = [leaf for network in networks for leaf in leaves_of(network)]
+    return [leaf for leaf in leaves if not isinstance(leaf, (nn.Sequential, FlattenEncoder))]  # without layers
 
 
 def _hidden_and_last(*networks: nn.Module) -> tuple[list[_Hidden], nn.Linear]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rllib_kd.networks.dqn_module import FlattenEncoder
 from rllib_kd.networks.mixed import MixedEncoder
+from rllib_kd.networks.parts import heads_of, leaves_of
 
 _ELEMENTWISE = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign),
@@ -76,7 +77,7 @@ def network_of(module: Any) -> tuple[list[Layer], list[list[Layer]]]:
             "of their own. Set init='random'."
         )
     trunk = _layers_of(module.encoder, None)
-    return trunk, [_layers_of(head, trunk[-1] if trunk else None) for head in heads(module)]
+    return trunk, [_layers_of(head, trunk[-1] if trunk else None) for head in heads_of(module)]
 
 
 def merged(trunk: Chain, streams: Sequence[Chain]) -> Chain:
@@ -101,11 +102,6 @@ def _block_diagonal(a: Tensor, b: Tensor) -> Tensor:
     return torch.block_diag(a.squeeze(-1), b.squeeze(-1)).unsqueeze(-1)
 
 
-def heads(module: Any) -> list[nn.Module]:
-    """Return the heads of a DQN module: that of the advantages first, if it is dueling."""
-    return [module.af, module.vf] if module.uses_dueling else [module.af]
-
-
 def _layers_of(net: nn.Module, below: Layer | None) -> list[Layer]:
     """Return the layers of a network, of which `below` is the one before its first.
 
@@ -114,7 +110,7 @@ def _layers_of(net: nn.Module, below: Layer | None) -> list[Layer]:
     """
     layers: list[Layer] = []
     padding = (0, 0, 0, 0)
-    for part in (part for part in net.modules() if not list(part.children())):
+    for part in leaves_of(net):
         below = layers[-1] if layers else below
         match part:
             case nn.ZeroPad2d():

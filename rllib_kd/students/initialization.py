@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_kd.networks.dqn_module import QF_PREDS, support_of
-from rllib_kd.students.chains import Chain, Layer, heads, match, merged, network_of
+from rllib_kd.networks.parts import heads_of
+from rllib_kd.students.chains import Chain, Layer, match, merged, network_of
 
 #: Weight of the pull towards the teacher's own weights, as a share of the mean square of the columns.
 RIDGE = 1e-5
@@ -315,7 +316,7 @@ def paths_of(student: Any, teacher: Any) -> tuple[list[Path], int]:
 
 
 def _write(module: Any, trunk: Chain, streams: Sequence[Chain]) -> None:
-    nets = [module.encoder, *heads(module)]
+    nets = [module.encoder, *heads_of(module)]
     for net, layers in zip(nets, [trunk, *streams], strict=True):
         parts: list[Any] = [part for part in net.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
         for part, layer in zip(parts, layers, strict=True):

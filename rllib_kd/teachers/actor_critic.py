@@ -14,8 +14,9 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import Tensor, nn
 
-from rllib_kd.networks.dqn_module import QF_PREDS, student_module_spec
+from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.recurrent import initial_state, run_sequences
+from rllib_kd.teachers.dqn_copy import are_same, dqn_module_with
 from rllib_kd.teachers.function import QNetwork
 
 #: Where encoder and head of the policy are: with a critic beside them, with a shared encoder, of SAC, and of BC.
@@ -70,22 +71,14 @@ def _as_dqn_module(module: RLModule) -> RLModule | None:
     defaults = dataclasses.asdict(DefaultModelConfig())
     plain = {key: value for key, value in model_config.items() if key in defaults}
     fixed = {"dueling": False, "double_q": True, "num_atoms": 1, "v_min": -10.0, "v_max": 10.0, "epsilon": 0.0}
-    spec = student_module_spec({**defaults, **plain, **fixed}, module.observation_space, module.action_space)
-    spec.inference_only = True
     try:
-        network = spec.build()
+        network = dqn_module_with(own, {**defaults, **plain, **fixed}, module.observation_space, module.action_space)
     except Exception:  # a model config of the user's own
         return None
-    parameters = list(network.parameters())
-    if [weight.shape for weight in own] != [parameter.shape for parameter in parameters]:
-        return None
-    with torch.no_grad():
-        for parameter, weight in zip(parameters, own, strict=True):
-            parameter.copy_(weight)
-        logits, expected = _both_logits(network, module)
-    return network if logits.shape == expected.shape and torch.allclose(logits, expected, atol=1e-5) else None
+    return network if network is not None and are_same(*_both_logits(network, module)) else None
 
 
+@torch.no_grad()
 def _both_logits(network: RLModule, module: RLModule) -> tuple[Tensor, Tensor]:
     """Return the logits of a DQN module and of a policy for the same observations, or sequences of these."""
     shape, generator = module.observation_space.shape, torch.Generator().manual_seed(0)

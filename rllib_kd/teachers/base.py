@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rllib_kd import limits
-from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, count_parameters, last_linear, support_of
+from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, count_parameters, support_of
+from rllib_kd.networks.parts import last_linear
 from rllib_kd.networks.stacking import PlainMLP
 from rllib_kd.numeric import is_integer
 from rllib_kd.observations.masks import MASK

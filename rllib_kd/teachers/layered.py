@@ -12,14 +12,15 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from rllib_kd import limits
-from rllib_kd.networks.dqn_module import QF_PREDS, student_module_spec
+from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.layers import Layer, build_layers, cost_of, count_layers, weights_in_order
 from rllib_kd.observations.pipeline import Flatten, Images, Normalize, ObservationPipeline, Stage
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import checked_shape
+from rllib_kd.teachers.dqn_copy import are_same, dqn_module_with
 from rllib_kd.teachers.function import QNetwork
 from rllib_kd.wire import Q_VALUES, Outputs
 
@@ -134,26 +135,14 @@ def as_rllib_module(
     model_config = _model_config(layers, tensors)
     if model_config is None:
         return None
-    spec = student_module_spec(model_config, observation_space, action_space)
-    spec.inference_only = True
-    module = spec.build()
-    weights, parameters = list(weights_in_order(layers, tensors)), list(module.parameters())
-    if [weight.shape for weight in weights] != [parameter.shape for parameter in parameters]:
+    weights = list(weights_in_order(layers, tensors))
+    module = dqn_module_with(weights, model_config, observation_space, action_space)
+    if module is None:
         return None
+    obs = torch.randn(3, *observation_space.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        for parameter, weight in zip(parameters, weights, strict=True):
-            parameter.copy_(weight)
-    return module if _are_equal(module, build_layers(layers, tensors), observation_space) else None
-
-
-@torch.no_grad()
-def _are_equal(module: Any, network: nn.Module, space: gym.spaces.Box) -> bool:
-    """Return whether both compute the same function: RLlib interprets model configs, and pads images in its own way."""
-    obs = torch.randn(3, *space.shape, generator=torch.Generator().manual_seed(0))
-    q, expected = module.compute_q_values({Columns.OBS: obs})[QF_PREDS], network(obs)
-    return q.shape == expected.shape and torch.allclose(
-        q, expected, rtol=1e-4, atol=1e-5 * max(1.0, float(expected.abs().max())), equal_nan=True
-    )
+        q, expected = module.compute_q_values({Columns.OBS: obs})[QF_PREDS], build_layers(layers, tensors)(obs)
+    return module if are_same(q, expected) else None
 
 
 def _model_config(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from ray.rllib.connectors.env_to_module import FlattenObservations
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, load_teacher
 from rllib_kd.env_runner.column_sampler import log_episodes
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
-from rllib_kd.networks.dqn_module import last_linear
+from rllib_kd.networks.parts import last_linear
 from rllib_kd.observations.pipeline import Normalize, ObservationPipeline, StackFrames
 from tests.conftest import make_q_module
 from tests.env_runner.runners import ALL_COLUMNS, Counting, Silent, make_runner, sample

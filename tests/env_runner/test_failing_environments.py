@@ -10,7 +10,7 @@ from rllib_kd.env_runner.column_sampler import NUM_NOT_FINITE_LIFETIME, NUM_STAT
 from rllib_kd.env_runner.single_agent import _as_column
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError
-from rllib_kd.networks.dqn_module import last_linear
+from rllib_kd.networks.parts import last_linear
 from tests.env_runner.runners import Counting, Silent, make_runner, sample
 from tests.rllib_checkpoints import Doubled, connector
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rllib_kd import load_teacher
-from rllib_kd.networks.dqn_module import last_linear
+from rllib_kd.networks.parts import last_linear
 from rllib_kd.students.initialization import check, choose_units, fit, initialize
 from tests.conftest import make_q_module, states
 

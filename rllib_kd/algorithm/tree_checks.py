@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 import gymnasium as gym
 
 from rllib_kd.algorithm.refused import refuse
+from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.networks.trees.shape import TREE, TreeShape
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
-
-
-_WIDTHS = ("fcnet_hiddens", "head_fcnet_hiddens", "conv_filters")
 
 
 def check_trees(config: DistillationConfig) -> None:
@@ -23,7 +21,11 @@ def check_trees(config: DistillationConfig) -> None:
     if not config.trees:
         return
     own = config.given_model_config
-    others = {**{name: own.get(name) for name in _WIDTHS}, "student": config.student, "compression": config.compression}
+    others = {
+        **{name: own.get(name) for name in sorted(WIDTH_KEYS)},
+        "student": config.student,
+        "compression": config.compression,
+    }
     for name, value in others.items() if TREE in own else ():
         if value is not None:
             raise ValueError(

@@ -15,7 +15,7 @@ VALIDATION_SEED = 1_500_000_000
 
 #: The validation episode from which on a teacher is compared with a random policy before anything is trained: beyond
 #: those by which students are chosen.
-FIRST_CHECK = 100_000
+FIRST_CHECKED_EPISODE = 100_000
 
 #: Seed of the first episode of a certificate, by which nothing was chosen.
 CERTIFICATE_SEED = 1_750_000_000

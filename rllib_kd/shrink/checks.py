@@ -13,7 +13,7 @@ from rllib_kd.certificates.certification import BATCH
 from rllib_kd.certificates.games import Games
 from rllib_kd.certificates.held_out import RowGames
 from rllib_kd.evaluation.return_ratio import doubt
-from rllib_kd.evaluation.seeds import FIRST_CHECK
+from rllib_kd.evaluation.seeds import FIRST_CHECKED_EPISODE
 from rllib_kd.shrink.budget import Budget
 from rllib_kd.text import number
 
@@ -82,7 +82,7 @@ class Checks:
     def _play_on(self, returns: np.ndarray, count: int) -> tuple[np.ndarray, float]:
         """Return more returns, and how long each further episode of both has taken, s."""
         began = time.perf_counter()
-        more = self._games.validation_baselines(FIRST_CHECK + returns.shape[1], count)
+        more = self._games.validation_baselines(FIRST_CHECKED_EPISODE + returns.shape[1], count)
         return np.concatenate([returns, more], axis=1), (time.perf_counter() - began) / count
 
     def _why_too_short(self, returns: np.ndarray, seconds: float) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from rllib_kd.certificates.certificate import Certificate, RatioTest
 from rllib_kd.certificates.certification import Episodes, Tested, certify
 from rllib_kd.certificates.games import first_certificate_seed
-from rllib_kd.evaluation.seeds import FIRST_CHECK, VALIDATION_SEED
+from rllib_kd.evaluation.seeds import FIRST_CHECKED_EPISODE, VALIDATION_SEED
 from rllib_kd.evaluation.validation import Validation
 from rllib_kd.experiment.interrupts import saving_on_interrupt
 from rllib_kd.export.costs import Cost, measure, ranked
@@ -419,7 +419,7 @@ class Run:
                 "training": asked.seed,
                 "validation": [
                     [VALIDATION_SEED, self._tournament.num_episodes],
-                    [VALIDATION_SEED + FIRST_CHECK, self._checks.shape[1]],
+                    [VALIDATION_SEED + FIRST_CHECKED_EPISODE, self._checks.shape[1]],
                 ],
                 "certificate": [first_certificate_seed(asked.seed), certificate],
             },

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import threading
+from pathlib import Path
 
 from rllib_kd.text import printable
 
@@ -38,6 +39,21 @@ def check_path(path: str | os.PathLike[str]) -> None:
             f"The path '{shown}' is too long: it has {num_bytes} bytes, and its longest name {longest}. Expected at "
             f"most {_MAX_PATH}, and {_MAX_NAME} for a name."
         )
+
+
+def expanded(path: str) -> Path:
+    """Return a path on this machine, with `~` replaced by a home folder.
+
+    Raises:
+        ValueError: it is empty, or the home folder is unknown; or as `check_path()`.
+    """
+    if not path:
+        raise ValueError("A path is empty. Expected the path or URI of a file or folder; '.' means this folder.")
+    check_path(path)
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"'{path}' begins with a home folder that is not known here. Write the full path.") from error
 
 
 def replace_file(path: str | os.PathLike[str], content: bytes) -> None:

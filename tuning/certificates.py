@@ -47,10 +47,11 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     rows = args.folder / "rows.jsonl"
     for seed in range(args.seeds):
-        key = {"env": args.env, "teacher": Path(args.teacher).name, "keep": args.keep, "seed": seed}
+        limits = {name: value for name, value in (("minutes", args.minutes), ("env_steps", args.env_steps)) if value}
+        key = {"env": args.env, "teacher": Path(args.teacher).name, "keep": args.keep, "seed": seed, **limits}
         if any(row.items() >= key.items() for row in read(rows)):
             continue
-        out = args.folder / f"{args.env}-{args.keep:g}-{seed}"
+        out = args.folder / "-".join(map(_in_a_name, key.values()))
         certificate = shrink(args, seed, out)
         row = key | found(certificate)
         if certificate["certified"] is not None:
@@ -61,6 +62,10 @@ def main() -> None:
     report(read(rows))
     if args.csv is not None:
         write_csv(read(rows), args.csv)
+
+
+def _in_a_name(value: Any) -> str:
+    return str(value).replace("/", "_")
 
 
 def read(rows: Path) -> list[dict[str, Any]]:
@@ -101,7 +106,8 @@ def judged(args: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
         make_env, {"The teacher": load_teacher(args.teacher), "The student": load_teacher(str(checkpoint))}
     )
     seeds = range(FIRST_SEED, FIRST_SEED + NUM_EPISODES)
-    kept = args.folder / f"baselines-{args.env}-{Path(args.teacher).name}.json"  # the same for all students
+    names = map(_in_a_name, ("baselines", args.env, Path(args.teacher).name))
+    kept = args.folder / f"{'-'.join(names)}.json"  # the same for all students
     if not kept.exists():
         players: list[Player] = [GreedyQ(teacher), RandomActions(int(teacher.action_space.n), seed=FIRST_SEED)]
         baselines = [play(make_env, player, seeds)[0] for player in players]

@@ -171,7 +171,7 @@ def page(results: Path, made_on: str) -> str:
     ]
     parts.append("\n".join([_INTEGERS, *lost]))
     lines = ["| environment | parameters (median) | certificates | wrong |", "|---|---|---|---|"]
-    lines += [f"| {env} | {median} | {number} | {wrong} |" for env, median, number, wrong in certificates]
+    lines += [f"| {env} | {size} | {number} | {wrong} |" for env, size, number, wrong in certificates]
     parts += [_CERTIFIED, "\n".join(lines)]
     names = " | ".join(METHODS.values())
     lines = [f"| environment, teacher, env steps | {names} |", "|---" * (len(METHODS) + 1) + "|"]

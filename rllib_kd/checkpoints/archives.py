@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, as_checkpoint_error, names_in
+from rllib_kd.text import first_line
 
 _MAX_RATIO = 20  # unpacked / packed bytes: weights hardly compress, and the text beside them is small
 _MAX_RATIO_OF_LARGE = 4  # beyond `MAX_UNPACKED`
@@ -129,9 +130,8 @@ def read_weights(content: bytes, where: str) -> Any:
     try:
         return torch.load(_repacked(archive, pickles[0]), map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file fails in many ways
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"'{where}' was refused or is broken: {reason[:300]} It must contain only weights, as data. {_REMEDY}"
+            f"'{where}' was refused or is broken: {first_line(error)}. It must contain only weights, as data. {_REMEDY}"
         ) from error
 
 

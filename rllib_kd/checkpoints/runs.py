@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.fs
 
 from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
+from rllib_kd.paths import expanded
 from rllib_kd.public import public
 
 _LOCAL = pyarrow.fs.LocalFileSystem()
@@ -43,9 +44,11 @@ def read_curves(run_dir: str | os.PathLike[str]) -> dict[str, Curve]:
         out.
 
     Raises:
-        ValueError: there is no `result.json`.
+        ValueError: there is no `result.json`, or it is a URI.
     """
-    root = Path(run_dir)
+    if "://" in (text := os.fspath(run_dir)):
+        raise ValueError(f"Curves are read from folders of this machine, but '{text}' is a URI. Copy the run first.")
+    root = expanded(text)
     files = sorted(root.rglob(RESULTS))
     if not files:
         raise ValueError(

@@ -9,14 +9,13 @@ import os
 import posixpath
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from urllib.parse import quote
 
 import pyarrow.fs
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError
-from rllib_kd.paths import check_path, tidied
+from rllib_kd.paths import expanded, tidied
 
 _HEAD = 64  # bytes by which a file is recognised
 _BLOCK = 2**20  # bytes
@@ -45,7 +44,7 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
         found = filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound
-    except (pyarrow.ArrowInvalid, OSError, UnicodeEncodeError) as error:
+    except (pyarrow.ArrowInvalid, OSError, ImportError, UnicodeEncodeError) as error:
         raise CheckpointError(f"'{uri}' is neither an absolute path nor a URI that can be read: {error}") from error
     if not found:
         raise NothingThereError(
@@ -141,6 +140,11 @@ def uri_of(uri: str, path: str, inner: str) -> str:
         return uri.rstrip("/") + below
     before, mark, options = uri.partition("?")
     return before.rstrip("/") + quote(below, safe=_PLAIN) + mark + options
+
+
+def child_of(uri: str, name: str) -> str:
+    """Return the path or URI of a file or folder with this name in another one; options of a URI stay at its end."""
+    return uri_of(uri, "", f"/{name}")
 
 
 def read_file(
@@ -253,18 +257,3 @@ def absolute_uri(path: str) -> str:
         ValueError: it is empty, or the home folder with which it begins is unknown; or as `check_path()`.
     """
     return path if "://" in path else tidied(str(expanded(path).absolute()))
-
-
-def expanded(path: str) -> Path:
-    """Return a path on this machine, with `~` replaced by a home folder.
-
-    Raises:
-        ValueError: it is empty, or the home folder is unknown; or as `check_path()`.
-    """
-    if not path:
-        raise ValueError("A path is empty. Expected the path or URI of a file or folder; '.' means this folder.")
-    check_path(path)
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"'{path}' begins with a home folder that is not known here. Write the full path.") from error

@@ -69,6 +69,15 @@ def with_log_level(arguments: list[str]) -> list[str]:
     return counted
 
 
+def without_key(arguments: list[str]) -> list[str]:
+    """Return the arguments without the API key of --wandb-key, to be printed: whoever goes on gives it again."""
+    flag, shown = "--wandb-key", []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument != flag and before != flag and not argument.startswith(f"{flag}="):
+            shown.append(argument)
+    return shown
+
+
 def log_level(verbose: int) -> str | None:
     """Return the name of the level that so many `-v` ask for; None without any."""
     return [None, *_FLAGS][min(verbose, len(_FLAGS))]

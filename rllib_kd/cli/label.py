@@ -62,5 +62,9 @@ def label(
         num_gpus=num_gpus,
     )
     needs = {"CPU": num_cpus, "GPU": num_gpus}
-    with connection(needs, address=address) if job.remaining else nullcontext():
+
+    def lacks(name: str, amounts: str) -> str:
+        return f"A process that labels needs {amounts}. Lower --num-{name.lower()}s."
+
+    with connection(needs, address=address, lacks=lacks) if job.remaining else nullcontext():
         echo(job.run(progress=True))

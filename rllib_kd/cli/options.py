@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rllib_kd.evaluation.seeds import FRESH_SEED
-from rllib_kd.paths import check_path
+from rllib_kd.paths import expanded
 
 #: Help of `--teacher`, where it may be given several times.
 TEACHER_HELP = "Checkpoint or 'cartpole'; several: ensemble."
@@ -37,9 +37,8 @@ def _writable(text: str, *, is_folder: bool, replaces: bool) -> Path:
         raise typer.BadParameter(f"expected the path of a {kind} on this machine, got {got}.")
     if replaces and text.encode(errors="replace").decode() != text:
         raise typer.BadParameter("the name is not valid UTF-8, and some formats cannot be loaded from such a name.")
-    path = Path(text)
     try:
-        check_path(path)
+        path = expanded(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if path.exists() and path.is_dir() != is_folder:

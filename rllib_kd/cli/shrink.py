@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -85,15 +84,17 @@ def shrink(
     }
     if resume and out is not None:  # options that are left out keep their values
         given = {name for name in options if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
-        given |= {"config"} if input else set()
         begun = begun_with(out)
+        if input or "config" in given:
+            options["config"] = begun["config"] | options["config"]
+            given.add("config")
         if {"minutes", "env_steps"} & given:  # one of them may be given
             begun |= {"minutes": None, "env_steps": None}
         options = begun | {name: options[name] for name in given}
     if options["teacher"] is None:
         raise ValueError("--teacher is missing. See `rllib shrink --help`.")
     shrunk = Shrink(**options, out=out).run(
-        resume=resume, address=address, command=shlex.join(["rllib", *sys.argv[1:]]), progress=True
+        resume=resume, address=address, command=shlex.join(["rllib", *context.obj]), progress=True
     )
     if not shrunk.is_complete:
         continuing = [*resuming_command(shrunk.folder), *([] if address is None else ["--address", address])]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rllib_kd.cli.app import app, echo, log_level, one_or_all, set_log_level
+from rllib_kd.cli.app import app, echo, log_level, one_or_all, set_log_level, without_key
 from rllib_kd.cli.options import (
     Algo,
     CheckpointAtEnd,
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
 # Longer than other functions: typer reads the flags from its signature.
 @app.command()
 def train(
+    context: typer.Context,
     words: Words = None,
     algo: Algo = None,
     env: TrainEnv = None,
@@ -173,7 +173,8 @@ def train(
         failure = env_runner_failure(since=began)
     if (reason := refusal(results)) is not None:
         raise ValueError(reason)
-    _print_results(checked, results, failure, interrupted=interrupted, own_name=experiment.name is None)
+    own_name = ["--experiment-name", checked.name] if experiment.name is None else []
+    _print_results(checked, results, failure, interrupted, continuing=_resuming_command([*context.obj, *own_name]))
     if interrupted or results.errors:
         raise typer.Exit(1)
 
@@ -219,7 +220,7 @@ def _loggers(
 
 
 def _print_results(
-    checked: CheckedExperiment, results: tune.ResultGrid, failure: str | None, *, interrupted: bool, own_name: bool
+    checked: CheckedExperiment, results: tune.ResultGrid, failure: str | None, interrupted: bool, *, continuing: str
 ) -> None:
     """Print each trial's result, then how to continue, or how the students compare with their teacher.
 
@@ -228,11 +229,10 @@ def _print_results(
         results: results of its trials.
         failure: as `hidden_reason()` takes it.
         interrupted: whether training was interrupted.
-        own_name: whether the name is a default one, and was not given.
+        continuing: the command that continues.
     """
     from rllib_kd.experiment.outcome import comparison, hidden_reason, remedy, summary
 
-    continuing = _resuming_command(["--experiment-name", checked.name] if own_name else [])
     for result in results:
         echo(summary(result))
     if reason := hidden_reason(results, failure):
@@ -253,7 +253,7 @@ def _experiment_file(words: list[str]) -> str:
     raise ValueError(f"Expected `rllib train file FILE`, got `rllib train {' '.join(words)}`.")
 
 
-def _resuming_command(name: list[str]) -> str:
+def _resuming_command(arguments: list[str]) -> str:
     """Return the command that continues, from any folder: paths in flags and files may be relative to this one."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    return f"cd {shlex.quote(os.getcwd())} && {shlex.join(['rllib', *arguments, *name, '--resume'])}"
+    shown = [argument for argument in without_key(arguments) if argument != "--resume"]
+    return f"cd {shlex.quote(os.getcwd())} && {shlex.join(['rllib', *shown, '--resume'])}"

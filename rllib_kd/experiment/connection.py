@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from rllib_kd import _rllib
 from rllib_kd.environments.imports import setup_hook
 from rllib_kd.terminal import say
+from rllib_kd.text import first_line
 from rllib_kd.workers.forking import forked_workers
 
 _CONNECT_TIMEOUT = 5.0  # seconds
@@ -50,6 +51,7 @@ def connection(
     address: str | None = None,
     local: LocalRay = LocalRay(),
     log_level: str | None = None,
+    lacks: Callable[[str, str], str] | None = None,
 ) -> Iterator[None]:
     """Join or start Ray, and leave it at the end. If Ray is already initialized in this process, use that.
 
@@ -59,6 +61,7 @@ def connection(
             otherwise a local Ray is started.
         local: resources of the local Ray.
         log_level: level from which Ray's log is shown; None: errors of this process only.
+        lacks: makes the message of a resource's name and of the words "10 CPUs, but Ray has 2"; None: that of a trial.
 
     Raises:
         ValueError: no Ray answers at the address, or Ray lacks resources of a trial, which would wait forever.
@@ -75,6 +78,8 @@ def connection(
             )
         _check_reachable(address)
     _set_variables_of_ray(is_logged=log_level is not None)
+    lacks = lacks or _trial_lacks
+    settings = {} if address is not None or ray.is_initialized() else _settings(needs, local, lacks)
     with ExitStack() as stack:
         if not ray.is_initialized():
             if address is None:
@@ -85,7 +90,7 @@ def connection(
             daemons = _rllib.few_daemons(log_monitor=log_level is not None) if is_lean else nullcontext()
             try:
                 with daemons, _own_sessions(), _kept_sigterm_handler():
-                    where = {"address": address} if address is not None else _started(stack, needs, local)
+                    where = {"address": address} if address is not None else _started(stack, settings, local)
                     stack.callback(ray.shutdown)
                     ray.init(
                         **where,
@@ -94,10 +99,13 @@ def connection(
                         log_to_driver=log_level is not None,
                     )
             except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ValueError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
+                raise ValueError(f"Ray does not start: {first_line(error)}.") from error
             except Exception as error:  # of no other kind where the machine is too busy
-                raise OSError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
-        _check_amounts(needs, ray.cluster_resources(), may_grow=address is not None)
+                raise OSError(f"Ray does not start: {first_line(error)}.") from error
+        for name, amounts in _missing(needs, ray.cluster_resources()):
+            if address is None:
+                raise ValueError(lacks(name, amounts))
+            say(f"note: a trial needs {amounts} now. Training waits until the cluster grows.")
         yield
 
 
@@ -121,8 +129,12 @@ def _paths_of_workers() -> dict[str, Any]:
     return {} if hook is None else {"runtime_env": {"worker_process_setup_hook": hook}}
 
 
-def _started(stack: ExitStack, needs: Mapping[str, float], local: LocalRay) -> dict[str, Any]:
-    """Return the arguments of `ray.init()` for a local Ray, or for an emulated cluster that ends with the stack."""
+def _settings(needs: Mapping[str, float], local: LocalRay, lacks: Callable[[str, str], str]) -> dict[str, Any]:
+    """Return the resources of each node of a local Ray, with those that a trial needs.
+
+    Raises:
+        ValueError: this machine has fewer CPUs or GPUs.
+    """
     settings = {
         "num_cpus": local.num_cpus,
         "num_gpus": local.num_gpus,
@@ -133,7 +145,18 @@ def _started(stack: ExitStack, needs: Mapping[str, float], local: LocalRay) -> d
     if local.num_cpus is None and local.num_nodes is None and is_too_small:
         settings["num_cpus"] = math.ceil(needs["CPU"])
         say(f"note: a trial has {settings['num_cpus']} processes, but this machine has {os.cpu_count()} CPUs.")
-    _check_machine(needs, settings, num_nodes=local.num_nodes)
+    own: dict[str, Any] = {
+        "CPU": settings.get("num_cpus", (os.cpu_count() or 1) if local.num_nodes is None else 1),
+        "GPU": settings.get("num_gpus", torch.cuda.device_count()),
+    }
+    there = {name: count * (local.num_nodes or 1) for name, count in own.items()}
+    for name, amounts in _missing({name: needs[name] for name in there.keys() & needs.keys()}, there):
+        raise ValueError(lacks(name, amounts))
+    return settings
+
+
+def _started(stack: ExitStack, settings: Mapping[str, Any], local: LocalRay) -> dict[str, Any]:
+    """Return the arguments of `ray.init()` for a local Ray, or for an emulated cluster that ends with the stack."""
     if local.num_nodes is not None:
         from ray.cluster_utils import Cluster
 
@@ -173,7 +196,7 @@ def _check_reachable(address: str) -> None:
     if not port.isdigit():
         return  # "auto", "local"
     try:
-        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT).close()
     except OSError as error:
         raise ValueError(
             f"No Ray answers at '{address}': {error}. Start one there with `ray start --head`, or leave out the "
@@ -181,23 +204,13 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _check_machine(needs: Mapping[str, float], settings: Mapping[str, Any], *, num_nodes: int | None) -> None:
-    """Check, before a local Ray starts, that it will have the CPUs and GPUs of a trial."""
-    own = {
-        "CPU": settings.get("num_cpus", (os.cpu_count() or 1) if num_nodes is None else 1),
-        "GPU": settings.get("num_gpus", torch.cuda.device_count()),
-    }
-    there = {name: count * (num_nodes or 1) for name, count in own.items()}
-    _check_amounts({name: needs[name] for name in there.keys() & needs.keys()}, there, may_grow=False)
-
-
-def _check_amounts(needs: Mapping[str, float], available: Mapping[str, float], *, may_grow: bool) -> None:
+def _missing(needs: Mapping[str, float], available: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Yield the name of each resource of which there is too little, and both amounts in words."""
     for name, amount in needs.items():
         if amount > available.get(name, 0):
-            message = f"A trial needs {amount:g} {name}s, but Ray has {available.get(name, 0):g}"
-            if not may_grow:
-                raise ValueError(
-                    f"{message}. Lower num_env_runners, num_learners or their {name}s in --config, or raise "
-                    f"--ray-num-{name.lower()}s."
-                )
-            say(f"note: {message} now. Training waits until the cluster grows.")
+            yield name, f"{amount:g} {name}s, but Ray has {available.get(name, 0):g}"
+
+
+def _trial_lacks(name: str, amounts: str) -> str:
+    flag = f", or raise --ray-num-{name.lower()}s" if name in ("CPU", "GPU") else ""
+    return f"A trial needs {amounts}. Lower num_env_runners, num_learners or their {name}s in --config{flag}."

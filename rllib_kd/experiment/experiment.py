@@ -39,6 +39,7 @@ from rllib_kd.evaluation.sources import Source, open_source
 from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.names import new_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
+from rllib_kd.numeric import check_integer
 from rllib_kd.observations.connectors import flatten_observations
 from rllib_kd.observations.spaces import has_texts, image_places, is_flattened
 from rllib_kd.offline.labelled_files import absolute_uris
@@ -285,8 +286,8 @@ def _flatten_observations(config: AlgorithmConfig, spaces: Any) -> None:
 def check_at_least(low: int, **numbers: Any) -> None:
     """Raise a ValueError unless each number is None or an integer of at least `low`."""
     for name, number in numbers.items():
-        if number is not None and (not isinstance(number, int) or number < low):
-            raise ValueError(f"`{name}` must be at least {low}, got {number!r}.")
+        if number is not None:
+            check_integer(name, number, low=low)
 
 
 def check_not_empty(**texts: str | None) -> None:

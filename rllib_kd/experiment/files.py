@@ -14,11 +14,10 @@ import yaml
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_kd import limits
-from rllib_kd.checkpoints.uris import expanded
 from rllib_kd.environments.own import defined_in, given_environment
 from rllib_kd.environments.run_files import run_file
 from rllib_kd.experiment.experiment import Experiment
-from rllib_kd.paths import check_path
+from rllib_kd.paths import expanded
 from rllib_kd.text import did_you_mean
 
 _YAML_KEYS = ("run", "env", "config", "stop", "num_samples", "compare_episodes")
@@ -132,9 +131,8 @@ def parse_settings(text: str, what: str) -> dict[str, Any]:
     example = '{"training_iteration": 10}' if what == "--stop" else '{"lr": 0.001}'
     source = text
     if text.startswith("@"):
-        path = Path(text[1:])
         try:
-            check_path(path)
+            path = expanded(text[1:])
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from error
         if not path.is_file():

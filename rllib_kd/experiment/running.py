@@ -25,7 +25,7 @@ from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.settings import check_names
 from rllib_kd.checkpoints.replay_files import local_folder, resolve_filesystem
-from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, file_types
+from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, child_of, file_types
 from rllib_kd.checkpoints.whole import lacking
 from rllib_kd.environments.own import short_name
 from rllib_kd.experiment.experiment import CheckedExperiment, check_at_least, check_not_empty
@@ -150,7 +150,7 @@ def alone_in(uri: str, *, remedy: str) -> Iterator[None]:
 
 def folder_of(experiment: CheckedExperiment, options: RunOptions) -> str:
     """Return path or URI of the experiment's folder."""
-    return f"{absolute_uri(options.storage_path)}/{experiment.name}"
+    return child_of(absolute_uri(options.storage_path), experiment.name)
 
 
 def alone(experiment: CheckedExperiment, options: RunOptions) -> AbstractContextManager[None]:

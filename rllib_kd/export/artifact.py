@@ -17,10 +17,12 @@ import numpy as np
 
 from rllib_kd.checkpoints.archives import is_pt2
 from rllib_kd.checkpoints.magic import file_kind
+from rllib_kd.export.failures import ProgramFailedError
 from rllib_kd.export.runners import c_runner
 from rllib_kd.export.trees import recorded_shape
-from rllib_kd.teachers.described import checked_shape, first_line
+from rllib_kd.teachers.described import checked_shape
 from rllib_kd.teachers.torchscript import SHAPE_FILE
+from rllib_kd.text import first_line
 
 #: Formats, with the file in runners/ that runs each.
 _RUNNERS = {
@@ -120,7 +122,7 @@ def _measured(script: str, *arguments: str) -> Any:
     command = [sys.executable, str(path), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | _SINGLE_THREAD)
     if done.returncode:
-        raise RuntimeError(f"The process that measures {arguments} failed:\n{done.stderr[-2000:]}")
+        raise ProgramFailedError(f"The process that measures {arguments}", done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -118,7 +118,8 @@ class Card:
             yield "No return was measured: there was no environment"
             return
         if math.isnan(mine.return_mean):
-            yield f"Return in PyTorch, mean of {self.num_episodes:,} episodes: {mine.torch_return:g}"
+            of = f"mean of {self.num_episodes:,} episodes" if self.num_episodes > 1 else "1 episode"
+            yield f"Return in PyTorch, {of}: {mine.torch_return:g}"
             return
         interval = f"mean ± 95 % CI of {self.num_episodes:,} episodes" if self.num_episodes > 1 else "1 episode"
         yield (

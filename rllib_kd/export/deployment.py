@@ -69,7 +69,7 @@ def has_figures(teacher: Teacher, *, format: str, int8: bool) -> bool:
 
 
 class _Artifact:
-    """An exported Q-network as a player, which shares only the stacking of frames with PyTorch's side."""
+    """An exported Q-network as a player; as PyTorch's side, it gets arrays that the pipeline makes of observations."""
 
     def __init__(self, q_values: Callable[..., np.ndarray], view: Callable[[], View]):
         self._q_values, self._view = q_values, view
@@ -86,6 +86,17 @@ class _Artifact:
             return q_values(view(shown), shown.mask).argmax(-1)
 
         return act
+
+
+def check_file(out: Path, format: str) -> None:
+    """Check that a file can be written in a format, and warn of a format that PyTorch has given up.
+
+    Raises:
+        ValueError: as `checked_out()`.
+    """
+    checked_out(out, format)
+    if format == "torchscript":
+        logger.warning(_TORCHSCRIPT)
 
 
 # Longer than other functions by its docstring.
@@ -107,7 +118,7 @@ def deploy(
         checkpoint: as the student of `compare()`.
         out: the file to write; None: a temporary file, for a teacher to compare with.
         env: as in `compare()`.
-        format: "c", "onnx", "pt2", "safetensors" or "torchscript".
+        format: "c", "onnx", "pt2", "python", "safetensors" or "torchscript".
         int8: weights of 8 bits, for "c" and "onnx".
         prefix: what the names in C begin with; None: "student".
         num_episodes: episodes of PyTorch, and as many of the artifact, ≥ 1.
@@ -119,9 +130,7 @@ def deploy(
             difference.
     """
     if out is not None:
-        checked_out(out, format)  # before the episodes
-        if format == "torchscript":
-            logger.warning(_TORCHSCRIPT)
+        check_file(out, format)  # before the episodes
     seeds = episode_seeds(num_episodes, FRESH_SEED)
     source = open_source(checkpoint)
     played = resolve_environment({"the student": source}, env, env_config)

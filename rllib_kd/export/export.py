@@ -219,15 +219,15 @@ def compared(
     Raises:
         ValueError: they differ.
     """
-    max_difference, agreement, largest_q = _parity(student, artifact, obs, masks)
+    max_difference, agreement, largest_q, num_compared = _parity(student, artifact, obs, masks)
     allowed = max(tolerance, _ROUNDING_STEPS * float(np.spacing(np.float32(largest_q))))
     if not int8 and not max_difference <= allowed:  # NaN too
         raise ValueError(
-            f"The {format} artifact differs from PyTorch by {max_difference:.3g} in a Q-value, on {len(obs)} "
+            f"The {format} artifact differs from PyTorch by {max_difference:.3g} in a Q-value, on {num_compared} "
             f"observations; the largest difference allowed is {allowed:.3g} (Q-values reach {largest_q:.3g}). "
             "Nothing was written."
         )
-    return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
+    return Exported(str(out), format, int8, num_compared, max_difference, None if int8 else allowed, agreement)
 
 
 def _as_inputs(student: Teacher, obs: Any) -> Any:
@@ -251,6 +251,8 @@ def checked_obs(obs: Any, shape: tuple[int, ...]) -> np.ndarray:
             f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1, or a "
             "list of N observations that the environment returns."
         )
+    if obs.dtype.kind not in "biuf":
+        raise ValueError(f"`obs` has values of the type {obs.dtype}, expected numbers. Give what the network takes.")
     with np.errstate(over="ignore"):
         if obs.dtype.kind == "f" and not np.isfinite(obs.astype(np.float32, copy=False)).all():
             raise ValueError(
@@ -369,10 +371,11 @@ def artifact_view(student: Teacher) -> Callable[[], View]:
 
 def _parity(
     student: Teacher, artifact: Callable[..., np.ndarray], obs: np.ndarray, masks: np.ndarray | None
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float, int]:
     """Return the largest difference of a Q-value, the share of equal greedy actions, and PyTorch's largest |Q|.
 
-    The first and last are in return units, the share is in [0, 1].
+    The first and last are in return units, the share is in [0, 1]. And the number of observations that were compared:
+    of recurrent students all sequences are of one length, and some may be left over.
     """
     differences, agreements, sizes = [], [], []
     for expected, got, mask in _both(student, artifact, obs, masks):
@@ -389,7 +392,8 @@ def _parity(
         differences.append(np.abs(got[legal] - expected[legal]).max())  # NaN where there is one
         agreements.append(got.argmax(-1) == np.where(legal, expected, -np.inf).argmax(-1))
         sizes.append(np.abs(expected[legal]).max())
-    return float(np.max(differences)), float(np.mean(np.concatenate(agreements))), float(np.max(sizes))
+    agrees = np.concatenate(agreements)
+    return float(np.max(differences)), float(np.mean(agrees)), float(np.max(sizes)), len(agrees)
 
 
 def _both(

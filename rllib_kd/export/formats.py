@@ -39,7 +39,7 @@ from rllib_kd.teachers.torchscript import SHAPE_FILE
 #: Spaces of observations that are one array of numbers.
 _ARRAYS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
 STATE = "state"  # in the metadata of safetensors: the units of each part of a recurrent student's state, by name
-PARTS = "observation_parts"  # the name of that description in the metadata of every format
+PARTS = "observation_parts"  # the name of that description in the metadata, of formats that have some
 _COARSE = 1e-6  # of its std: larger errors of a filter's mean could be seen in Q-values
 
 

@@ -12,8 +12,8 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd.evaluation.playing import some_illegal
 from rllib_kd.export.artifact import deployment_cost
-from rllib_kd.export.deployment import Deployment
-from rllib_kd.export.export import export
+from rllib_kd.export.deployment import Deployment, check_file
+from rllib_kd.export.export import check_exportable, export
 from rllib_kd.export.formats import input_shape
 from rllib_kd.observations.masks import MASK
 from rllib_kd.offline.schema import DataError
@@ -71,6 +71,8 @@ def deploy_on_rows(
     Raises:
         ValueError: the rows do not fit, or the file differs from PyTorch.
     """
+    check_file(out, format)  # before the rows
+    check_exportable(student, format=format, int8=int8, prefix=prefix)
     obs, masks = recorded_states(uris, student)
     exported = export(student, out, format=format, obs=obs, action_masks=masks, int8=int8, prefix=prefix)
     cost = deployment_cost(out) if exported.is_checked else None

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from rllib_kd import limits
 from rllib_kd.networks.trees.layer import build_tree
 from rllib_kd.numeric import is_integer
+from rllib_kd.text import first_line
 
 ELEMENTWISE: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -206,7 +207,7 @@ def cost_of(network: nn.Module, shape: Sequence[int]) -> tuple[CostMeter, Tensor
         with torch.device("meta"):
             return cost, network(torch.zeros(1, *shape))
     except (RuntimeError, IndexError) as error:
-        raise ValueError(f"its layers do not fit each other: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"its layers do not fit each other: {first_line(error)}") from error
 
 
 def _steps(module: nn.Module) -> int:

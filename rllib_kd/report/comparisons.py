@@ -75,7 +75,7 @@ def summary_table(comparisons: Sequence[Comparison]) -> str:
         table.add_column(head, justify="right", no_wrap=True)
     for i, row in enumerate(_rows(comparisons)):
         cells = [row[key] for key in ("parameters", "compression", "return", "return_ratio")]
-        both = [row[f"agreement_on_{whose}_states"] for whose in ("teacher", "student")]
+        both = [row[f"agreement_on_{owner}_states"] for owner in ("teacher", "student")]
         table.add_row(cell(row["name"]), *cells, " / ".join(filter(None, both)), row["latency"], end_section=i == 1)
     return played_in + rendered(
         table,

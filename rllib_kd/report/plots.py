@@ -172,7 +172,8 @@ def confusion_plot(comparison: Comparison, i: int) -> Figure:
                 share = count / total if total else 0.0
                 # Never opaque, so that text in the foreground's colour can be read in every cell of either theme.
                 cell: dict[str, Any] = {"facecolor": colour_of(i), "alpha": 0.55 * share, "linewidth": 0}
-                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **cell))
+                if count:  # of hundreds of actions, few are confused
+                    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **cell))
                 if actions <= _MAX_ACTIONS_WITH_NUMBERS:
                     text = f"{100 * share:.1f} %\n({count:,})" if actions < 4 else f"{100 * share:.0f} %"
                     axes.text(column, row, text if total else "–", ha="center", va="center", fontsize=8)

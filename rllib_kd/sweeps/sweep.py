@@ -36,7 +36,7 @@ from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import Tested
 from rllib_kd.certificates.fresh import check_fresh
 from rllib_kd.certificates.held_out import HeldOut, check_without_environment, has_input, hold_out_of
-from rllib_kd.checkpoints.uris import absolute_uri
+from rllib_kd.checkpoints.uris import absolute_uri, child_of
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_players_fit
@@ -190,7 +190,7 @@ class Sweep:
     @property
     def path(self) -> str:
         """Return the path or URI of the sweep's folder."""
-        return f"{self.storage_path}/{self.name}"
+        return child_of(str(self.storage_path), str(self.name))
 
     def run(self, *, resume: bool = False, address: str | None = None) -> ReportedSweep:
         """Train, and write the result into `report/` in the sweep's folder.

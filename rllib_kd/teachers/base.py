@@ -30,7 +30,7 @@ from rllib_kd.observations.pipeline import ObservationPipeline, View
 from rllib_kd.public import public
 from rllib_kd.teachers.function import Members, QNetwork
 from rllib_kd.teachers.recurrent import RecurrentView, first_outputs
-from rllib_kd.text import one_line
+from rllib_kd.text import first_line, one_line
 from rllib_kd.wire import LOG_PROBS, Q_VALUES, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Outputs
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ class Teacher(Checkpointable):
         except Exception as error:  # any network may stand here
             raise ValueError(
                 f"The network of '{source}' fails on observations of the shape {list(shape)}, of 32-bit floats: "
-                f"{type(error).__name__}: {one_line(''.join(str(error).splitlines()[:1]))}"
+                f"{type(error).__name__}: {one_line(first_line(error))}"
             ) from error
         name = "log-probabilities" if self.outputs == LOG_PROBS else "Q-values"
         if q.shape != (2, action_space.n):
@@ -440,7 +440,7 @@ class Teacher(Checkpointable):
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         self._module, self._mlp, self.source = module, PlainMLP.of(module), state["source"]
-        self.pipeline = state.get("pipeline")  # teachers saved by 0.1 have none of these three
+        self.pipeline = state.get("pipeline")  # teachers saved by 0.1 have none of these
         self.outputs = state.get("outputs", Q_VALUES)
         self.trained_return = state.get("trained_return")
         self._num_numbers = state.get("num_numbers", 0)

@@ -1,4 +1,4 @@
-"""Code shared by ONNX and TorchScript: functions with an unknown number of actions, and descriptions beside files."""
+"""Code shared by formats of files: functions with an unknown number of actions, and descriptions beside files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.numeric import is_integer
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork, as_numbers
+from rllib_kd.text import first_line
 
 
 def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: int | None = None) -> Teacher:
@@ -108,12 +109,6 @@ def described_network(
         expected = f"one of {', '.join(sorted(keys))}" if keys else "none: the file itself describes its network"
         raise CheckpointError(f"The network of '{uri}' has the key '{unknown[0][:100]}', expected {expected}.")
     return dict(given)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error, or the name of its class; of TorchScript the last, which is the reason."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1 if "TorchScript" in lines[0] else 0][:300].rstrip(". ")
 
 
 def reason(error: Exception) -> str:

@@ -12,7 +12,8 @@ from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher, in_parts
-from rllib_kd.teachers.described import first_line, teacher_of
+from rllib_kd.teachers.described import teacher_of
+from rllib_kd.text import first_line
 
 _ONNX_TYPES: dict[str, Any] = {
     "tensor(double)": np.float64,

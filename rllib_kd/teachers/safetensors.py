@@ -72,7 +72,7 @@ def load_safetensors(
 
 
 def _parsed(text: str) -> Any:
-    """Parse a text of the metadata as JSON, which all texts read here are; None for others."""
+    """Parse a text of the metadata as JSON; a text that is none as it is."""
     try:
         return parse_json(text.encode())
     except ValueError:

@@ -15,7 +15,8 @@ from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.described import checked_shape, description_name, first_line, read_description, teacher_of
+from rllib_kd.teachers.described import checked_shape, description_name, read_description, teacher_of
+from rllib_kd.text import first_line
 
 SHAPE_FILE = "observation_shape.json"  # in an archive that export() wrote
 

@@ -292,7 +292,7 @@ def groups_of(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Rows that differ in nothing but the seed."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        what = [row["env"], row["hiddens"], row["activation"], row["settings"], row["env_steps"]]
+        what = [row["env"], row["hiddens"], row.get("activation", ""), row["settings"], row["env_steps"]]
         groups.setdefault(json.dumps(what), []).append(row)
     return list(groups.values())
 
@@ -323,7 +323,7 @@ def _line(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     line = {
         "env": first["env"],
         "student": " × ".join(map(str, first["hiddens"])) or "linear",
-        "activation": first["activation"],
+        "activation": first.get("activation", ""),  # of students of other kinds, there is no one
         "settings": ", ".join(f"{name}={value}" for name, value in first["settings"]) or "defaults",
         "env_steps": first["env_steps"],
         "seeds": len(group),

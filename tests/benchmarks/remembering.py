@@ -215,7 +215,7 @@ def measure(
     start = time.process_time()
     algo = config.build_algo()
     try:
-        while (sampled := int(algo.train()["num_env_steps_sampled_lifetime"])) < env_steps:
+        while algo.train()["num_env_steps_sampled_lifetime"] < env_steps:
             pass
         seconds = time.process_time() - start
         policy = open_source(algo).policy()
@@ -227,7 +227,7 @@ def measure(
         "env": env,
         "hiddens": [student],
         "settings": sorted(settings.items()),
-        "env_steps": sampled,
+        "env_steps": env_steps,  # the end of the iteration in which they are reached
         "num_episodes": NUM_EPISODES,
         "curve": 0,
         "seed": seed,

@@ -64,7 +64,7 @@ def line(row: dict[str, Any]) -> str:
 
 def is_worse(row: dict[str, Any], before: dict[str, Any]) -> bool:
     """Whether a ratio is worse than before by more than the tolerance, and than any repetition was then."""
-    sign = 1 if row["unit"].endswith("/s") else -1  # of rates, more is better; of seconds and bytes, less
+    sign = 1 if "/s" in row["unit"] else -1  # of rates, more is better; of seconds and bytes, less
     runs = before["runs"]
     turns = [value / base for value, base in zip(runs["value"], runs["baseline"], strict=False)]
     worst = min(sign * ratio for ratio in [*turns, before["ratio"]])

@@ -11,6 +11,7 @@ import pytest
 
 from rllib_kd.checkpoints import tune
 from rllib_kd.checkpoints.tune import find_students, resolve
+from rllib_kd.checkpoints.uris import child_of
 from rllib_kd.evaluation.comparing import compare, evaluate
 from rllib_kd.experiment import running
 from rllib_kd.teachers.loading import OpenedCheckpoint, load_teacher
@@ -372,6 +373,18 @@ def test_a_zip_of_tune_is_no_teacher(tmp_path, own):
         with pytest.raises(ValueError, match=r"' has no checkpoint yet\..* --experiment-name run --resume") as error:
             command(run) if "/" not in own else command(run / "trial")
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("/results", "/results/a run"),
+        ("s3://bucket/x", "s3://bucket/x/a%20run"),
+        ("s3://bucket/x?region=eu-west-1", "s3://bucket/x/a%20run?region=eu-west-1"),
+    ],
+)
+def test_options_of_a_uri_stay_behind_a_name_in_it(uri, expected):
+    assert child_of(uri, "a run") == expected
 
 
 # --- Families ---------------------------------------------------------------------------------------------------------

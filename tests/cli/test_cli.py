@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import rllib_kd
+from rllib_kd.cli.app import without_key
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.export.artifact import artifact_format_of
 from tests.cli.commands import run
@@ -102,3 +103,8 @@ def test_the_files_ending_says_the_format_and_one_episode_has_no_interval(tmp_pa
     capsys.readouterr()
     exit_code("evaluate", str(artifact), "--env", "CartPole-v1", "--episodes", "1")
     assert capsys.readouterr().out == "return 500.0 (1 episode of CartPole-v1)\n"
+
+
+def test_a_key_is_not_printed():
+    arguments = ["train", "--wandb-key", "SECRET", "--wandb-project", "p", "--wandb-key=SECRET", "-n", "mine"]
+    assert without_key(arguments) == ["train", "--wandb-project", "p", "-n", "mine"]

@@ -19,6 +19,7 @@ from rllib_kd.export.c.integers_c import integer_body
 from rllib_kd.export.c.program import lower
 from rllib_kd.export.c.reference import closest_integers, integer_q_values
 from rllib_kd.export.c.text import checked_header_name, checked_prefix
+from rllib_kd.export.failures import ProgramFailedError
 from rllib_kd.export.formats import describe, input_shape
 from rllib_kd.export.runners import c_runner
 from rllib_kd.networks.layers import Layer
@@ -189,7 +190,7 @@ def main_program_of(file: Path, *options: str) -> Iterator[Callable[..., list[st
             given = np.asarray(records, np.float32).tobytes()
             done = subprocess.run([program, *arguments], input=given, capture_output=True)
             if done.returncode:
-                raise RuntimeError(f"The C program failed:\n{done.stderr.decode(errors='replace')[-2000:]}")
+                raise ProgramFailedError("The C program", done.stderr.decode(errors="replace"))
             return done.stdout.decode().splitlines()
 
         yield printed

@@ -140,12 +140,18 @@ _MEASUREMENTS = 15
 
 
 def compiler() -> list[str] | None:
-    """Return the command of a C compiler: `$CC` if it is set, else cc, gcc or clang; None if there is none."""
-    given = shlex.split(os.environ.get("CC", ""))
-    for command in [given] if given else [["cc"], ["gcc"], ["clang"]]:
-        if shutil.which(command[0]) is not None:
-            return command
-    return None
+    """Return the command of a C compiler: `$CC` if it is set, else cc, gcc or clang; None if there is none.
+
+    Raises:
+        ValueError: `$CC` names none.
+    """
+    try:
+        given = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise ValueError(f"$CC is {os.environ['CC']!r}, which is no command: {error}. Mend it, or unset it.") from error
+    if given and shutil.which(given[0]) is None:
+        raise ValueError(f"$CC names '{given[0]}', but there is no such program. Name a C compiler, or unset it.")
+    return given or next(([name] for name in ("cc", "gcc", "clang") if shutil.which(name) is not None), None)
 
 
 def build(source: Path, out: Path, *options: str) -> None:
@@ -156,7 +162,7 @@ def build(source: Path, out: Path, *options: str) -> None:
     """
     command = compiler()
     if command is None:
-        raise ValueError("There is no C compiler: expected the one in $CC, or else cc, gcc or clang. Install one.")
+        raise ValueError("There is no C compiler: expected cc, gcc or clang. Install one, or name another in $CC.")
     done = subprocess.run(
         [*command, *FLAGS, *options, str(source), "-o", str(out), *(() if "-c" in options else ("-lm",))],
         capture_output=True,

@@ -25,7 +25,7 @@ def parts_in(path: str) -> list[dict[str, Any]] | None:
     data = Path(path).read_bytes()
     if data[8:9] == b"{":  # safetensors; first, since the length of its header may begin as a zip file does
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        found = [text for name, text in header["__metadata__"].items() if name == _KEY]
+        found = [text for name, text in header.get("__metadata__", {}).items() if name == _KEY]
     elif data.startswith(b"PK"):  # .pt2, TorchScript
         with zipfile.ZipFile(path) as archive:
             found = [archive.read(name).decode() for name in archive.namelist() if name.endswith(f"/{_KEY}")]

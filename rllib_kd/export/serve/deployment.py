@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from rllib_kd.export.serve.policy import ServedPolicy
+from rllib_kd.text import first_line
 
 APP_NAME = "rllib_kd"  # among the applications of a Serve
 _MAX_ONGOING = 256  # requests at once of one replica; Serve's default of 5 would keep batches that small
@@ -96,7 +97,7 @@ def serving(
             serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
             serve.run(app, name=APP_NAME, route_prefix="/", logging_config=quiet)
         except (RayServeException, RuntimeError) as error:
-            raise ValueError(f"Ray Serve does not start: {str(error).strip().splitlines()[0]}") from error
+            raise ValueError(f"Ray Serve does not start: {first_line(error)}.") from error
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
     finally:
         with suppress(RayServeException):  # it may not have started

@@ -117,7 +117,7 @@ class ServedPolicy:
         return {"actions": outputs.argmax(-1).tolist(), self.network.outputs: rows.tolist()}
 
     def check(self) -> None:
-        """Raise a RuntimeError if the network's outputs for zeros are not finite."""
+        """Raise a RuntimeError if an output of the network for zeros is NaN."""
         outputs = self.network.q_values(torch.zeros(1, *(self.network.input_space.shape or ())))
         if torch.isnan(outputs).any():
             raise RuntimeError(f"The policy's outputs for zeros are {outputs[0].tolist()[:10]}.")

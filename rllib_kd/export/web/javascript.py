@@ -6,10 +6,12 @@ import json
 import math
 import shutil
 import subprocess
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from rllib_kd.export.failures import ProgramFailedError
 from rllib_kd.export.runners import numpy_runner
 from rllib_kd.export.web.network import decoded
 from rllib_kd.export.web.page import data_of, student_code_of
@@ -75,16 +77,16 @@ class PageStudent:
         self._send({"obs": obs.tolist(), "masks": None if action_mask is None else action_mask.tolist()})
         line = self._process.stdout.readline()
         if not line:
-            errors = self._process.stderr.read() if self._process.stderr is not None else ""
-            raise RuntimeError(f"node failed:\n{errors[-2000:]}")
+            raise ProgramFailedError("node", self._process.stderr.read() if self._process.stderr is not None else "")
         # null: it is not finite.
         return np.array([[math.nan if q is None else float(q) for q in row] for row in json.loads(line)], np.float32)
 
     def _send(self, content: Any) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(content) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, and what it has printed tells why
+            self._process.stdin.write(json.dumps(content) + "\n")
+            self._process.stdin.flush()
 
 
 def _shaped(layers: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

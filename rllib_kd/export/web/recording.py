@@ -152,7 +152,8 @@ class _Filmed(gym.Wrapper):
         if not self._with_frames or step % self._every or step > _MAX_STEPS:
             return
         pixels = self.env.render()
-        if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.size):
+        is_image = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.size
+        if not (is_image and pixels.shape[2] in (3, 4)):
             return  # an environment may render something else
         frames.append((step, picture(pixels)))
         if len(frames) > _MAX_FRAMES:
@@ -161,7 +162,7 @@ class _Filmed(gym.Wrapper):
 
 
 def picture(pixels: np.ndarray) -> str:
-    """Return an image `[H, W, 3]` of bytes as a small data: URL: PNG with few colours or JPEG, whichever is shorter."""
+    """Return an image `[H, W, 3 or 4]` of bytes as a data: URL: PNG with few colours or JPEG, whichever is shorter."""
     image = Image.fromarray(pixels)
     image.thumbnail((_FRAME_WIDTH, _FRAME_WIDTH))
     encodings = []

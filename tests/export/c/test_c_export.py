@@ -194,7 +194,8 @@ def test_folders_may_have_any_name(tmp_path):
 
 
 def test_without_a_compiler_the_files_are_written_unchecked(tmp_path, monkeypatch, capsys, caplog):
-    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     line = "There is no C compiler, so the C was written unchecked: neither compared with PyTorch"
     result = export(network(), tmp_path / "s.h", format="c", obs=states(3))
     assert not result.is_checked
@@ -251,6 +252,13 @@ def test_the_compiler_of_cc_is_taken(monkeypatch):
     monkeypatch.setenv("CC", "")
     monkeypatch.setattr("shutil.which", lambda name: name if name == "clang" else None)
     assert c_runner.compiler() == ["clang"]
+    for wrong, message in (
+        ("nowhere-gcc -O2", r"\$CC names 'nowhere-gcc', but there is no such"),
+        ('"gcc', "no command"),
+    ):
+        monkeypatch.setenv("CC", wrong)
+        with pytest.raises(ValueError, match=message):
+            c_runner.compiler()
 
 
 @pytest.mark.parametrize("wrong", ["0.25f", "-0.25f"])

@@ -19,6 +19,7 @@ from rllib_kd import load_teacher
 from rllib_kd.cli.main import main
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.export.export import compared
+from rllib_kd.export.failures import ProgramFailedError
 from rllib_kd.export.loading_code import loading_code
 from rllib_kd.export.web import javascript
 from rllib_kd.export.web.cartpole import physics_of
@@ -130,9 +131,20 @@ def test_the_action_is_the_first_of_the_best():
         asset("student.js")
         + """
       const { best } = makeStudent({ layers: [], arrays: {} });
-      console.log(JSON.stringify([best([1, 3, 3]), best([-1, -2]), best([NaN, 1])]));"""
+      console.log(JSON.stringify([[1, 3, 3], [-1, -2], [NaN, 1], [-Infinity, -Infinity]].map(best)));"""
     )
-    assert json.loads(subprocess.run(["node", "-e", code], capture_output=True, check=True).stdout) == [1, 0, -1]
+    assert json.loads(subprocess.run(["node", "-e", code], capture_output=True, check=True).stdout) == [1, 0, -1, -1]
+
+
+def test_what_ends_node_is_shown(tmp_path, monkeypatch):
+    program = tmp_path / "node"
+    program.write_text("#!/bin/sh\necho 'SyntaxError: of an old version' >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(javascript, "node", lambda: str(program))
+    with PageStudent(page_of(network())) as found:
+        found._process.wait()
+        with pytest.raises(ProgramFailedError, match="node failed: SyntaxError: of an old version"):
+            found(states(1))
 
 
 def test_images_and_long_observations_are_refused():
@@ -473,10 +485,11 @@ def test_pictures_are_small_and_evenly_spaced():
     assert picture(np.zeros((400, 600, 3), np.uint8)).startswith("data:image/png;base64,")
     assert picture(noise).startswith("data:image/jpeg;base64,")
     assert len(picture(noise)) < 60_000
-    Noise.render = lambda self: None
-    other = Recording(0)
-    _Filmed(Noise(), other, with_frames=True).reset(seed=0)
-    assert other.frames == []
+    for other in (None, np.zeros((9, 9, 1), np.uint8), np.zeros((9, 9, 2), np.uint8), np.zeros((9, 9), np.uint8)):
+        Noise.render = lambda self, other=other: other
+        without = Recording(0)
+        _Filmed(Noise(), without, with_frames=True).reset(seed=0)
+        assert without.frames == []
 
 
 def test_settings_of_other_formats_are_refused(tmp_path, capsys):

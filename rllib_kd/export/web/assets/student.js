@@ -68,6 +68,9 @@ function makeStudent(network) {
 
   const qValues = (observation, mask = null) =>
     run(network.layers, Array.from(observation, Math.fround)).map((q, i) => (mask === null || mask[i] ? q : -Infinity));
-  const best = (values) => values.indexOf(Math.max(...values)); // of equal ones the first; -1 if one is NaN
+  const best = (values) => {
+    const most = Math.max(...values);
+    return most === -Infinity ? -1 : values.indexOf(most); // of equal ones the first; -1 if one is NaN, or none is legal
+  };
   return { qValues, best, act: (observation, mask) => best(qValues(observation, mask)) };
 }

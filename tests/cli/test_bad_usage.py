@@ -134,7 +134,7 @@ BAD = {
         "`checkpoint_freq` must be an integer of at least 0",
     ),
     "failures below none": ([*DISTIL, "--max-failures", "-2"], "`max_failures` must be an integer of at least -1"),
-    "no checkpoints to keep": ([*DISTIL, "--keep-checkpoints-num", "0"], "must be at least 1"),
+    "no checkpoints to keep": ([*DISTIL, "--keep-checkpoints-num", "0"], "must be an integer of at least 1"),
     "no comparison without a student": ([*RUN, "--compare-episodes", "3"], "needs DistillDQN"),
     "an experiment without a name": ([*DISTIL, "-n", ""], "`experiment_name` is empty"),
     "results nowhere": ([*DISTIL, "--storage-path", ""], "`storage_path` is empty"),

@@ -14,11 +14,11 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from rllib_kd.algorithm.dead_learners import ask_learner
+from rllib_kd.checkpoints.manifest import MODULES
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.uris import is_file, is_folder, list_folder
 from rllib_kd.observations.spaces import brief, same_space
 
-_FOLDER = "learner_group/learner/rl_module"  # in the checkpoint of an Algorithm
 _MAX_NAMED = 10  # networks, in a message
 
 
@@ -42,7 +42,7 @@ def check_networks(learner_group: LearnerGroup, path: str, filesystem: pyarrow.f
     Raises:
         CheckpointError: they differ; the message has both, and the remedy.
     """
-    folder = posixpath.join(path, _FOLDER)
+    folder = posixpath.join(path, MODULES)
     if not is_folder(filesystem, folder):
         return
     saved = sorted(e.base_name for e in list_folder(filesystem, folder) if e.type == pyarrow.fs.FileType.Directory)

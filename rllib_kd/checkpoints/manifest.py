@@ -14,6 +14,8 @@ from rllib_kd.checkpoints.json_text import parse_json
 MANIFEST = "rllib_kd_manifest.json"
 #: Files by which a folder is the checkpoint of an Algorithm, or the beginning of one.
 MARKS = ("rllib_checkpoint.json", "class_and_ctor_args.pkl")
+#: The folder of the RLModules in the checkpoint of an Algorithm.
+MODULES = "learner_group/learner/rl_module"
 
 
 def write_manifest(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow.fs
@@ -15,6 +15,13 @@ from rllib_kd.numeric import is_finite
 
 RESULTS = "result.json"
 _MIN_VALUES = 600  # as which a line of results counts at least, for the time that it takes; RLlib's have as many
+
+
+def value_at(result: Any, keys: Iterable[str]) -> Any:
+    """Return the value at nested keys of a result, which may contain anything; None if there is none."""
+    for key in keys:
+        result = result.get(key) if isinstance(result, Mapping) else None
+    return result
 
 
 class TrialReader:

@@ -31,6 +31,7 @@ from rllib_kd.checkpoints.connectors import (
     shown_space,
     stage_name,
 )
+from rllib_kd.checkpoints.manifest import MODULES
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, ReadBudget, Tag, read_pickle
 from rllib_kd.checkpoints.uris import first_file, is_folder, list_folder, open_uri, read_file, uri_of
 from rllib_kd.checkpoints.values import build, build_entries
@@ -39,7 +40,6 @@ from rllib_kd.numeric import is_integer
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.observations.spaces import check_size
 
-_MULTI_RL_MODULE = "learner_group/learner/rl_module"
 _CONNECTORS = "env_runner/{}_connector"
 _LARGEST_SETTING = 2**63  # larger numbers and infinite ones are left out
 _CLASS_FILE = "class_and_ctor_args.pkl"
@@ -326,11 +326,11 @@ def open_checkpoint(
     filesystem, path = at or open_uri(uri)
     module_path = _find_module(filesystem, path, uri)
     name = posixpath.basename(module_path)
-    for folder in (_MULTI_RL_MODULE, posixpath.join(_MULTI_RL_MODULE, name)):
+    for folder in (MODULES, posixpath.join(MODULES, name)):
         if module_path.endswith(f"/{folder}"):
             whole = RLlibCheckpoint(uri, filesystem, module_path, module_path[: -len(folder) - 1], trust_checkpoint)
             # Policies of several agents have multi-agent connectors.
-            if folder == _MULTI_RL_MODULE or name == DEFAULT_MODULE_ID or whole.is_of_family(name):
+            if folder == MODULES or name == DEFAULT_MODULE_ID or whole.is_of_family(name):
                 return whole
     return RLlibCheckpoint(uri, filesystem, module_path, None, trust_checkpoint)
 
@@ -421,7 +421,7 @@ def _name_of(tag: Any) -> Name:
 
 def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> str:
     """Return the folder of the single RLModule in any kind of checkpoint."""
-    for parts in ((), (DEFAULT_MODULE_ID,), (_MULTI_RL_MODULE, DEFAULT_MODULE_ID)):
+    for parts in ((), (DEFAULT_MODULE_ID,), (MODULES, DEFAULT_MODULE_ID)):
         folder = posixpath.join(path, *parts)
         if _holds_module(filesystem, folder):
             others = _modules_in(filesystem, folder)
@@ -429,7 +429,7 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> str:
                 return folder
             if DEFAULT_MODULE_ID not in others:
                 raise _several(uri, path, folder, others)
-    folder = posixpath.join(path, _MULTI_RL_MODULE)
+    folder = posixpath.join(path, MODULES)
     if others := _modules_in(filesystem, folder):
         raise _several(uri, path, folder, others)
     if is_folder(filesystem, posixpath.join(path, "policies")):
@@ -446,7 +446,7 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> str:
         )
     raise CheckpointError(
         f"'{uri}' is not an RLlib checkpoint: found no RLModule '{DEFAULT_MODULE_ID}' ({_CLASS_FILE} and "
-        f"{_MODULE_STATE_FILES[0]}) in it, nor below '{_MULTI_RL_MODULE}'. Expected a folder that "
+        f"{_MODULE_STATE_FILES[0]}) in it, nor below '{MODULES}'. Expected a folder that "
         "`algo.save_to_path()` or `module.save_to_path()` wrote, or that of a Tune experiment; for other libraries, "
         "name the file itself."
     )

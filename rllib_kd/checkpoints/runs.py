@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.fs
 
-from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
+from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number, value_at
 from rllib_kd.paths import expanded
 from rllib_kd.public import public
 
@@ -107,10 +107,8 @@ def teacher_fraction(result: Mapping[str, Any]) -> float | None:
 
 def _go_on(curve: Curve, row: Mapping[str, Any], *keys: str) -> None:
     """Add the return of a result to a curve, if it has one."""
-    node: Any = row
-    for key in (*keys, "episode_return_mean"):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    steps, mean_return = finite_number(row.get("num_env_steps_sampled_lifetime")), finite_number(node)
+    mean_return = finite_number(value_at(row, (*keys, "episode_return_mean")))
+    steps = finite_number(row.get("num_env_steps_sampled_lifetime"))
     if steps is None or mean_return is None:
         return
     # A trial that resumes from a checkpoint writes the steps since then again; the later rows count.

@@ -13,7 +13,7 @@ import math
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow.fs
@@ -21,7 +21,7 @@ import pyarrow.fs
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, ReadBudget, read_pickle
-from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
+from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number, value_at
 from rllib_kd.checkpoints.run_names import CHECKPOINT, SWEEP, short_names
 from rllib_kd.checkpoints.runs import Curve, CurveReader
 from rllib_kd.checkpoints.uris import (
@@ -338,7 +338,7 @@ class _Results:
         self.by_iteration: dict[int | None, tuple[float, ...]] = {}
         for row in rows:
             curve.add(row)
-            values = [_look_up(row, keys) for keys in _RETURNS]
+            values = [finite_number(value_at(row, keys)) for keys in _RETURNS]
             self.last = tuple(old if new is None else new for old, new in zip(self.last, values, strict=True))
             self.by_name[_name(row.get("checkpoint_dir_name"))] = self.last
             self.by_iteration[_number(row.get(_ITERATION))] = self.last
@@ -435,9 +435,3 @@ def _name(value: Any) -> str | None:
 
 def _number(value: Any) -> int | None:
     return value if is_integer(value, 1 - 2**60, 2**60 - 1) else None  # many larger ones have the same hash
-
-
-def _look_up(row: Any, keys: tuple[str, ...]) -> float | None:
-    for key in keys:
-        row = row.get(key) if isinstance(row, Mapping) else None
-    return finite_number(row)

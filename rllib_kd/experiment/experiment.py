@@ -29,6 +29,7 @@ from rllib_kd.algorithm.preflight import (
 )
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
+from rllib_kd.checkpoints.manifest import MODULES
 from rllib_kd.checkpoints.replay_files import local_folder
 from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
 from rllib_kd.environments.imports import make_importable
@@ -261,7 +262,7 @@ def _check_is_one_student(configs: Sequence[AlgorithmConfig]) -> None:
     """Check that no trial has a family of students, which `compare_episodes` cannot tell apart at the end."""
     families = (config.students for config in configs if isinstance(config, DistillDQNConfig) and config.students)
     for students in families:
-        paths = " ".join(f"{name}=CHECKPOINT/learner_group/learner/rl_module/{name}" for name in students)
+        paths = " ".join(f"{name}=CHECKPOINT/{MODULES}/{name}" for name in students)
         raise ValueError(
             f"`compare_episodes` needs one student, got the family {', '.join(students)}. Leave it out, and afterwards "
             f"run `rllib compare --teacher TEACHER {paths}`."

@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 from ray.tune.utils import flatten_dict
 
+from rllib_kd.checkpoints.results import value_at
 from rllib_kd.numeric import is_finite
 from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
@@ -97,9 +98,7 @@ class MissingMetrics(tune.Callback):
 
 def metric_at(result: Mapping[str, Any], path: str) -> float:
     """Return the metric at `a/b/c`; −inf if the result does not have it (yet), or has no number there."""
-    value: Any = result
-    for key in path.split("/"):
-        value = value.get(key) if isinstance(value, Mapping) else None
+    value = value_at(result, path.split("/"))
     try:
         return -math.inf if value is None else float(value)
     except (TypeError, ValueError):  # other metrics, or a text

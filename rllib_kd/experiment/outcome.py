@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 
 from rllib_kd.algorithm.dead_learners import LearnerDiedError
+from rllib_kd.checkpoints.manifest import MODULES
 from rllib_kd.checkpoints.run_names import short_names
 from rllib_kd.checkpoints.runs import GREEDY, Curve, read_curve
 from rllib_kd.environments.failures import EnvFailedError, frames_in, users_line
@@ -132,7 +133,7 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
     if config.get("env") is None and rows not in (None, "sampler"):
         return ""  # there is nowhere to play
     if not experiment.compare_episodes:
-        family = [f"/learner_group/learner/rl_module/{name}" for name in config.get("students") or ()]
+        family = [f"/{MODULES}/{name}" for name in config.get("students") or ()]
         paths = [location(student.checkpoint) + inner for student in students for inner in family or [""]]
         teachers = config["teacher"] if isinstance(config["teacher"], list) else [config["teacher"]]
         named = [word for teacher in teachers for word in ("--teacher", path_of(teacher))]

@@ -24,6 +24,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.settings import check_names
+from rllib_kd.checkpoints.manifest import MARKS
 from rllib_kd.checkpoints.replay_files import local_folder, resolve_filesystem
 from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, child_of, file_types
 from rllib_kd.checkpoints.whole import lacking
@@ -331,7 +332,7 @@ def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
     except NothingThereError as error:
         raise ValueError(f"Nothing can be restored from '{path}': {error}") from error
     checkpoint = opened.location
-    files = [posixpath.join(checkpoint.path, name) for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl")]
+    files = [posixpath.join(checkpoint.path, name) for name in MARKS]
     if any(kind != FileType.File for kind in file_types(checkpoint.filesystem, files)):
         raise ValueError(missing)
     if (lack := lacking(checkpoint.filesystem, checkpoint.path)) is not None:

@@ -279,8 +279,7 @@ def evaluate(
         for film_seed in filmed:
             make_filmed = recording(make_shown, Path(str(video_dir)), name=f"seed-{film_seed}")
             returns += play(make_filmed, player, [film_seed], advance=advance)[0]
-        rest = seeds[len(filmed) :]
-        returns += play(make_env, player, rest, num_envs=1 if render else 50, advance=advance)[0]
+        returns += play(make_env, player, seeds[len(filmed) :], num_envs=1 if render else 50, advance=advance)[0]
     if isinstance(policy, GreedyQ):
         return _report("policy", returns, policy.network, np.zeros((1, *(policy.network.input_space.shape or ()))))
     return _report("policy", returns, num_parameters=policy.num_parameters)

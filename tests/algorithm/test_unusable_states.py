@@ -9,6 +9,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import answers
 from rllib_kd.algorithm.unusable_states import UnusableStates
 from rllib_kd.environments.returned import NotFiniteError
+from rllib_kd.wire import LOG_PROBS, Q_VALUES
 
 FOUND = "The environment 'X' returned numbers that are not finite from step(), as reward of sub-environment 0: nan."
 
@@ -32,10 +33,15 @@ def counted(*, observations=0, rewards=0, labels=0):
     )
 
 
+def unusable_states(outputs):
+    settings = {"env": "X", "is_multi_agent": False, "num_steps_sampled_before_learning_starts": 100}
+    config = SimpleNamespace(**settings, outputs_of=lambda group_id: outputs)
+    return UnusableStates(config, {"default_policy": SimpleNamespace(source="expert")})
+
+
 @pytest.fixture
 def states():
-    config = SimpleNamespace(env="X", is_multi_agent=False, num_steps_sampled_before_learning_starts=100)
-    return UnusableStates(config, {"default_policy": SimpleNamespace(source="expert")})
+    return unusable_states(Q_VALUES)
 
 
 def test_the_first_description_of_any_env_runner_is_the_only_warning(states, caplog):
@@ -62,6 +68,8 @@ def test_an_environment_is_not_blamed_for_what_no_state_was_dropped_for(states, 
     ) as raised:
         states.check(counted(labels=100), 100, FOUND)
     assert "environment" not in str(raised.value)
+    with pytest.raises(ValueError, match="the teacher 'expert' returns NaN or infinite log-probabilities in 100"):
+        unusable_states(LOG_PROBS).check(counted(labels=100), 100, FOUND)
 
 
 def test_no_usable_state_is_an_error_once_there_must_be_one(states):

@@ -272,14 +272,14 @@ def evaluate(
     make_shown = env_maker(*played, render_mode=mode)
     if mode is not None:
         check_renders(make_shown, mode)
-    make_env = make_shown if render else env_maker(*played)
     filmed = seeds[: num_videos if video_dir is not None else 0]
     returns: list[float] = []
     with bar("episodes", total=num_episodes, shown=progress) as advance:
         for film_seed in filmed:
             make_filmed = recording(make_shown, Path(str(video_dir)), name=f"seed-{film_seed}")
             returns += play(make_filmed, player, [film_seed], advance=advance)[0]
-        returns += play(make_env, player, seeds[len(filmed) :], num_envs=1 if render else 50, advance=advance)[0]
+        make_env, num_envs = (make_shown, 1) if render else (env_maker(*played), 50)
+        returns += play(make_env, player, seeds[len(filmed) :], num_envs=num_envs, advance=advance)[0]
     if isinstance(policy, GreedyQ):
         return _report("policy", returns, policy.network, np.zeros((1, *(policy.network.input_space.shape or ()))))
     return _report("policy", returns, num_parameters=policy.num_parameters)

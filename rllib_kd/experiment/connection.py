@@ -88,25 +88,27 @@ def connection(
             trains_here = bool(needs) and address is None and local.num_nodes is None  # Ray Serve runs no trial
             is_lean = trains_here and not local.dashboard
             daemons = _rllib.few_daemons(log_monitor=log_level is not None) if is_lean else nullcontext()
-            try:
-                with daemons, _own_sessions(), _kept_sigterm_handler():
-                    where = {"address": address} if address is not None else _started(stack, settings, local)
-                    stack.callback(ray.shutdown)
-                    ray.init(
-                        **where,
-                        **_paths_of_workers(),
-                        logging_level=log_level or "ERROR",
-                        log_to_driver=log_level is not None,
-                    )
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ValueError(f"Ray does not start: {first_line(error)}.") from error
-            except Exception as error:  # of no other kind where the machine is too busy
-                raise OSError(f"Ray does not start: {first_line(error)}.") from error
+            with _explained(), daemons, _own_sessions(), _kept_sigterm_handler():
+                where = {"address": address} if address is not None else _started(stack, settings, local)
+                stack.callback(ray.shutdown)
+                logging = {"logging_level": log_level or "ERROR", "log_to_driver": log_level is not None}
+                ray.init(**where, **_paths_of_workers(), **logging)
         for name, amounts in _missing(needs, ray.cluster_resources()):
             if address is None:
                 raise ValueError(lacks(name, amounts))
             say(f"note: a trial needs {amounts} now. Training waits until the cluster grows.")
         yield
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say that Ray does not start, and why."""
+    try:
+        yield
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ValueError(f"Ray does not start: {first_line(error)}.") from error
+    except Exception as error:  # of no other kind where the machine is too busy
+        raise OSError(f"Ray does not start: {first_line(error)}.") from error
 
 
 def _set_variables_of_ray(*, is_logged: bool) -> None:

@@ -19,7 +19,6 @@ from rllib_kd import load_teacher
 from rllib_kd.cli.main import main
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.export.export import compared
-from rllib_kd.export.failures import ProgramFailedError
 from rllib_kd.export.loading_code import loading_code
 from rllib_kd.export.web import javascript
 from rllib_kd.export.web.cartpole import physics_of
@@ -134,17 +133,6 @@ def test_the_action_is_the_first_of_the_best():
       console.log(JSON.stringify([[1, 3, 3], [-1, -2], [NaN, 1], [-Infinity, -Infinity]].map(best)));"""
     )
     assert json.loads(subprocess.run(["node", "-e", code], capture_output=True, check=True).stdout) == [1, 0, -1, -1]
-
-
-def test_what_ends_node_is_shown(tmp_path, monkeypatch):
-    program = tmp_path / "node"
-    program.write_text("#!/bin/sh\necho 'SyntaxError: of an old version' >&2\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(javascript, "node", lambda: str(program))
-    with PageStudent(page_of(network())) as found:
-        found._process.wait()
-        with pytest.raises(ProgramFailedError, match="node failed: SyntaxError: of an old version"):
-            found(states(1))
 
 
 def test_images_and_long_observations_are_refused():

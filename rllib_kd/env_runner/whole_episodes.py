@@ -7,6 +7,7 @@ import logging
 import numpy as np
 
 from rllib_kd.env_runner.fragment import Fragment
+from rllib_kd.environments.making import LIMITS
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,9 @@ class WholeEpisodes:
         if self._num_cut:
             logger.warning(
                 "%d episodes of %s had not ended after %d steps and count as they were then, so that its mean return, "
-                "and the return ratio, may be wrong. Give the environment a limit: gymnasium.wrappers.TimeLimit, or "
-                "max_episode_steps when it is registered.",
+                "and the return ratio, may be wrong. Give the environment a limit: %s.",
                 self._num_cut,
                 who,
                 self._limit,
+                LIMITS,
             )

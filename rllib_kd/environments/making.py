@@ -63,6 +63,10 @@ def name_in(envs: Any) -> str:
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
+#: How an environment gets a limit of its own, for messages.
+LIMITS = "gymnasium.wrappers.TimeLimit, or max_episode_steps when it is registered"
+
+
 def time_limit_of(envs: Any) -> int | None:
     """Return after how many steps an environment, or each of a vector env, ends an episode; None if that is unknown."""
     unwrapped = envs.unwrapped

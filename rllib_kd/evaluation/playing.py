@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_kd.allocator import keep_freed_memory
-from rllib_kd.environments.making import EnvMaker, checked_call, close, name_in, time_limit_of
+from rllib_kd.environments.making import LIMITS, EnvMaker, checked_call, close, name_in, time_limit_of
 from rllib_kd.environments.masked import with_masks_in_infos
 from rllib_kd.environments.returned import unusable_mask
 from rllib_kd.observations.masks import LegalActions, MaskError, random_actions
@@ -213,8 +213,7 @@ def play_chunk(
         obs, mask = taken_apart(legal_actions, envs, obs, infos, ~running, doing="step")
         shown = Shown(obs, ~running | begins, actions, rewards, mask)  # who has ended has nothing to remember
     raise ValueError(
-        f"An episode of the environment '{name_in(envs)}' has not ended after {limit} steps. Give it a "
-        "limit: gymnasium.wrappers.TimeLimit, or max_episode_steps when it is registered."
+        f"An episode of the environment '{name_in(envs)}' has not ended after {limit} steps. Give it a limit: {LIMITS}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -257,13 +258,16 @@ def log_dropped(metrics: Any, num_dropped: int, num_not_finite: Mapping[str, int
 
 
 @contextmanager
-def fixed_seed(env_runner: Any) -> Iterator[None]:
-    """Make episodes reproducible in this context, whether the user has set a seed or not."""
+def apart_from_samples(env_runner: Any) -> Iterator[None]:
+    """Make episodes reproducible in this context, whether the user has set a seed or not, and drop what is logged."""
     own_seed, is_given = _rllib.seed(env_runner), env_runner.config.seed is not None
     _rllib.set_seed(env_runner, own_seed if is_given else env_runner.worker_index)
+    own_metrics, env_runner.metrics = env_runner.metrics, copy.deepcopy(env_runner.metrics)
     try:
         yield
+        env_runner.get_metrics()  # RLlib forgets the episodes that it has kept for them
     finally:  # without a seed by chance again: environments keep their random state when they are reset without one
+        env_runner.metrics = own_metrics
         chance = int(np.random.default_rng().integers(2**31))
         _rllib.set_seed(env_runner, own_seed if is_given else chance)
 

@@ -25,7 +25,7 @@ from ray.rllib.utils.annotations import override
 from rllib_kd import _rllib
 from rllib_kd.allocator import keep_freed_memory
 from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
-from rllib_kd.env_runner.column_sampler import ExplainsFailures, fixed_seed, log_dropped, set_state_and_sample
+from rllib_kd.env_runner.column_sampler import ExplainsFailures, apart_from_samples, log_dropped, set_state_and_sample
 from rllib_kd.env_runner.fragment import as_rewards, count_not_finite, is_usable
 from rllib_kd.env_runner.legal import choosing_legally
 from rllib_kd.env_runner.passes import replaced_passes
@@ -160,7 +160,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
 
         Sampling begins new episodes afterwards.
         """
-        with fixed_seed(self):
+        with apart_from_samples(self):
             return self._play_episodes(num_episodes, teacher=teacher)
 
     def _play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
@@ -172,7 +172,6 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
                 sums[agent_episode.module_id] += agent_episode.get_return()
             for module_id in sums.keys() & returns.keys():
                 returns[module_id].append(sums[module_id])
-        self.get_metrics()  # not samples: drop what RLlib has logged
         self._needs_initial_reset = True
         return returns
 

@@ -32,7 +32,7 @@ from rllib_kd.checkpoints.connectors import stages_of
 from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
 from rllib_kd.env_runner.column_sampler import (
     ExplainsFailures,
-    fixed_seed,
+    apart_from_samples,
     has_plain_connectors,
     log_dropped,
     log_episodes,
@@ -275,7 +275,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         Returns:
             One return for each episode, under the name of the only module.
         """
-        with fixed_seed(self):
+        with apart_from_samples(self):
             return self._play_episodes(num_episodes, teacher=teacher)
 
     def _play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
@@ -292,7 +292,6 @@ class DistillEnvRunner(RecordingEnvRunner):
         episodes.warn_of_cut("the teacher" if teacher else "the random policy")
         for connector, state in zip(connectors, states, strict=True):  # filters are for the states of training
             connector.set_state(state)
-        self.get_metrics()  # not samples: drop what RLlib has logged
         self._turns = turns  # nor do these returns tell of students
         self._needs_initial_reset = True
         return {DEFAULT_MODULE_ID: episodes.returns}

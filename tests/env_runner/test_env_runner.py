@@ -247,6 +247,18 @@ def test_baseline_episodes_are_whole_and_evenly_shared(counting_config):
     assert metrics["num_env_steps_sampled_lifetime"].peek() == 3 * 7
 
 
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+def test_metrics_do_not_tell_of_baseline_episodes(counting_config, direct):
+    """Another run has the same teacher's returns from a file, and must report the same keys."""
+    config = (counting_config if direct else counting_config.callbacks(Silent)).environment(env_config={"length": 50})
+    runner = make_runner(config)
+    runner.play_episodes(3, teacher=True)
+    _, after = sample(runner)
+    _, without = sample(make_runner(config))
+    assert after.keys() - {"time_between_sampling"} == without.keys()  # RLlib's, of the end of its last sample
+    assert "episode_return_mean" not in after  # no episode ends in the sample
+
+
 class Limited(gym.wrappers.TimeLimit):
     """A longer limit than that of environments without one."""
 

@@ -39,6 +39,11 @@ def one_or_all(teachers: list[str] | None) -> str | list[str] | None:
     return teachers[0] if teachers and len(teachers) == 1 else teachers or None
 
 
+def given_options(context: typer.Context) -> set[str]:
+    """Return the names of the parameters that the user has set: not those that keep their defaults."""
+    return {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+
+
 @contextmanager
 def clean_warnings_of_others() -> Iterator[None]:
     """Print warnings of other packages without colours and without the escape sequences of names in them."""

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
+import typer
+
+from rllib_kd.cli.app import app, echo, given_options, one_or_all, set_log_level
 from rllib_kd.cli.options import (
     TEACHER_HELP,
     Artifact,
@@ -155,6 +157,7 @@ def evaluate(
 # Longer than other functions: typer reads the flags from its signature.
 @app.command()
 def export(
+    context: typer.Context,
     checkpoint: Policy,
     out: Artifact,
     env: OwnEnv = None,
@@ -195,10 +198,10 @@ def export(
     given = [checkpoint] if teacher is None else [checkpoint, teacher]
     student, *others = open_sources(given, trust_checkpoint=trust_checkpoint)
     if input is not None:
-        if format == "web" or env is not None or teacher is not None:
+        if format == "web" or given_options(context) & {"env", "env_config", "episodes", "teacher"}:
             raise ValueError(
-                "--input is for students without an environment: leave out --env and --teacher. A web page "
-                "shows episodes, and needs --env."
+                "--input is for students without an environment: leave out --env, --env-config, --episodes and "
+                "--teacher. A web page shows episodes, and needs --env."
             )
         deployed = deploy_on_rows(student.network(), out, input, format=format, int8=int8, prefix=prefix)
         return _say(Card(deployed, origin_of(student), 0))

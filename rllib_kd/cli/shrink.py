@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
+from rllib_kd.cli.app import app, echo, given_options, one_or_all, set_log_level
 from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, Input, NewFolder, TrainEnv, option
 
 
@@ -83,7 +83,7 @@ def shrink(
         "certify_in_pool": certify_in_pool,
     }
     if resume and out is not None:  # options that are left out keep their values
-        given = {name for name in options if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+        given = given_options(context) & options.keys()
         begun = begun_with(out)
         if input or "config" in given:
             options["config"] = begun["config"] | options["config"]

@@ -61,7 +61,9 @@ def test_the_command_says_what_was_compared(labelled, tmp_path, capsys):
     [
         (["--out", "s.html"], "--input is for students without an environment"),
         (["--out", "s.onnx", "--env", "CartPole-v1"], "leave out --env"),
-        (["--out", "s.onnx", "--teacher", "cartpole"], "leave out --env and --teacher"),
+        (["--out", "s.onnx", "--teacher", "cartpole"], "--episodes and --teacher"),
+        (["--out", "s.onnx", "--env-config", '{"a": 1}'], "leave out --env, --env-config"),
+        (["--out", "s.onnx", "--episodes", "20"], "--env-config, --episodes"),
         (["--out", "s.onnx", "--input", "nowhere"], "There is nothing at"),
     ],
 )

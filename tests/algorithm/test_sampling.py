@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from rllib_kd.algorithm.sampling import SampleRequests
 from rllib_kd.env_runner.column_sampler import ExplainsFailures
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.wire import Sample, pack_weights
+from tests.background import in_background
 
 LIMIT = 2  # requests under way
 
@@ -157,14 +157,11 @@ def test_whoever_would_be_too_stale_is_waited_for(group, make_requests, tmp_path
     for seq_no in range(max_staleness):
         assert set(of(requests.fetch(weights_seq_no=seq_no))) == {1}
         send(requests, seq_no + 1)
-    fetched = []
-    thread = threading.Thread(target=lambda: fetched.append(requests.fetch(weights_seq_no=max_staleness)))
-    thread.start()
-    thread.join(timeout=0.5)
-    assert thread.is_alive()
+    fetched = in_background(lambda: requests.fetch(weights_seq_no=max_staleness))
+    time.sleep(0.5)
+    assert not fetched.done()
     (tmp_path / "gate").touch()
-    thread.join()
-    late = [sample for sample in fetched[0] if sample.worker_index == 2]
+    late = [sample for sample in fetched.result(timeout=300) if sample.worker_index == 2]
     assert late
     assert all(sample.weights_seq_no == 0 for sample in late[:LIMIT])
 

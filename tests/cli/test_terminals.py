@@ -200,12 +200,15 @@ def test_signals_before_training_end_in_one_line(tmp_path, number):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not catches_sigterm(process.pid):
-        assert process.poll() is None
-        time.sleep(0.02)
-    time.sleep(0.5)  # it imports Ray, which takes seconds
-    process.send_signal(number)
-    output, error = process.communicate(timeout=300)
+    try:
+        while not catches_sigterm(process.pid):
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.5)  # it imports Ray, which takes seconds
+        process.send_signal(number)
+        output, error = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 1
     assert (output, error) == ("", "error: interrupted\n")
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,6 +17,7 @@ from ray._private import state as ray_state
 
 from rllib_kd import DistillDQNConfig, Sweep, compare, load_teacher
 from rllib_kd.teachers.base import Teacher
+from tests.background import in_background
 from tests.cluster.conftest import only_ray
 
 pytestmark = pytest.mark.slow
@@ -166,32 +166,26 @@ def test_a_dead_node_sends_its_trial_back_to_its_last_checkpoint_elsewhere(nodes
         storage_path=str(tmp_path),
     )
     monkeypatch.setattr("rllib_kd.sweeps.sweep.NUM_EPISODES", 10)  # of teacher and random policy
-    removed, errors = [], []
 
     def rows():
         files = list(Path(sweep.path).glob("*/result.json"))
         return [json.loads(line) for line in files[0].read_text().splitlines()] if files else []
 
     def wait_and_remove():
+        wait_for(lambda: len(rows()) >= 3)
+        pid = rows()[-1]["pid"]
+        os.kill(pid, signal.SIGSTOP)  # so that the trial does not end before its node is lost
         try:
-            wait_for(lambda: len(rows()) >= 3)
-            pid = rows()[-1]["pid"]
-            os.kill(pid, signal.SIGSTOP)  # so that the trial does not end before its node is lost
             (node_id,) = (actor["Address"]["NodeID"] for actor in actors() if actor["Pid"] == pid)
             assert node_id in {node.node_id for node in places}
             remove_node(nodes, node_id)
+        finally:  # nobody else ends what stands still
             with contextlib.suppress(ProcessLookupError):  # it may have died with its node
                 os.kill(pid, signal.SIGKILL)
-            removed.append(node_id)
-        except Exception as error:
-            errors.append(error)
 
-    thread = threading.Thread(target=wait_and_remove)
-    thread.start()
+    removing = in_background(wait_and_remove)
     result = sweep.run()
-    thread.join()
-    assert not errors
-    assert removed
+    removing.result(timeout=60)
     assert not result.failed
     (student,) = result.students
     assert student.finished

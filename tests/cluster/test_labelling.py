@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +11,9 @@ from pyarrow.fs import FileSystem
 from rllib_kd import DistillDQNConfig
 from rllib_kd.offline.job import LabelJob, count_tries
 from rllib_kd.offline.schema import to_columns
+from tests.background import in_background
 from tests.buckets import bucket_named
+from tests.cluster.test_faults import wait_for
 from tests.conftest import states
 from tests.offline.recorded import rows, teacher, write_parquet
 
@@ -61,13 +60,11 @@ def test_a_node_is_lost_in_the_middle_and_nothing_is_lost_or_there_twice(lake, n
     job = LabelJob(
         teacher(), f"s3://lake/raw{options}", f"s3://lake/labelled{options}", concurrency=3, batch_size=1_000
     )
-    with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(job.run)
-        while not finished(client) and not running.done():
-            time.sleep(0.05)
-        assert 0 < len(finished(client)) < FILES
-        nodes.remove_node(other, allow_graceful=False)
-        assert running.result(timeout=400).num_files == FILES
+    running = in_background(job.run)
+    wait_for(lambda: finished(client) or running.done())
+    assert 0 < len(finished(client)) < FILES
+    nodes.remove_node(other, allow_graceful=False)
+    assert running.result(timeout=400).num_files == FILES
     assert finished(client) == [f"{i}.parquet" for i in range(FILES)]
     for i in range(FILES):
         filesystem, path = FileSystem.from_uri(f"s3://lake/labelled/{i}.parquet{options}")

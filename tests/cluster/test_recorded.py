@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from ray import tune
 
 from rllib_kd import load_teacher
+from tests.background import in_background
 from tests.cluster.test_faults import LEARNER, assert_goes_on, living, remove_node, wait_for
 from tests.offline.labelled import episodes, recorded_config, write
 
@@ -21,7 +21,7 @@ def test_a_lost_node_of_a_learner_sends_a_run_back_to_its_last_checkpoint(nodes,
         nodes.add_node(num_cpus=1, resources={"learner": 1})
     config = recorded_config(write(tmp_path / "labelled", episodes(load_teacher("cartpole"))), "cartpole")
     config.learners(num_learners=1, num_cpus_per_learner=1, custom_resources_per_learner={"learner": 1})
-    enough, errors = tmp_path / "enough", []
+    enough = tmp_path / "enough"
 
     def rows() -> list[dict[str, Any]]:
         return [json.loads(line) for path in tmp_path.rglob("result.json") for line in path.read_text().splitlines()]
@@ -34,12 +34,10 @@ def test_a_lost_node_of_a_learner_sends_a_run_back_to_its_last_checkpoint(nodes,
             wait_for(lambda: [node for node, _ in living(LEARNER) if node != lost])
             before = len(rows())
             wait_for(lambda: len(rows()) >= before + 2)
-        except Exception as error:
-            errors.append(error)
-        enough.touch()
+        finally:
+            enough.touch()
 
-    thread = threading.Thread(target=lose_a_node)
-    thread.start()
+    losing = in_background(lose_a_node)
     (result,) = tune.Tuner(
         "DistillDQN",
         param_space=config,
@@ -51,8 +49,7 @@ def test_a_lost_node_of_a_learner_sends_a_run_back_to_its_last_checkpoint(nodes,
             verbose=0,
         ),
     ).fit()
-    thread.join()
-    assert not errors
+    losing.result(timeout=60)
     assert result.error is None
     assert "A Learner has died" in next(Path(result.path).glob("error.txt")).read_text()
     iterations = [row["training_iteration"] for row in rows()]

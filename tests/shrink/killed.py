@@ -27,6 +27,7 @@ def run_killed(shrink: Callable[[], Any], folder: Path, monkeypatch: pytest.Monk
     """
     write, num_kills, resume = Progress.write, 0, False
     while not (folder / "certificate.json").exists():
+        assert num_kills < 100, "it dies at the same place again and again"
         num_writes = 0
 
         def dying(self: Progress, state: Any) -> None:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from rllib_kd.sweeps.report import summary
 from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, drawn_space, population_space, read_space
 from rllib_kd.sweeps.spec import WEIGHTS, write_spec
 from rllib_kd.sweeps.trial import StudentTrial, Task, settings_of
+from tests.background import in_background
 from tests.conftest import make_q_module, ray_address
 from tests.shrink.test_shrink import SeededWhenMade
 
@@ -410,10 +410,9 @@ def test_ctrl_c_saves_the_trials_and_says_how_to_go_on(cluster, tmp_path):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt, daemon=True)
-    thread.start()
+    interrupting = in_background(interrupt)
     result = sweep.run()
-    thread.join()
+    interrupting.result(timeout=60)
     assert not result.is_complete
     assert "interrupted. Continue with the same command and --resume." in " ".join(str(result).split())
     (trial,) = trials_in(sweep)

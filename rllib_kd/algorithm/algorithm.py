@@ -63,7 +63,7 @@ from rllib_kd.networks.weights import with_weights
 from rllib_kd.offline.data import open_files
 from rllib_kd.public import public
 from rllib_kd.schedules import value_at
-from rllib_kd.wire import Sample, receive
+from rllib_kd.wire import Sample, receive_all
 
 _SECONDS_TO_STOP = 10.0  # for an EnvRunner to finish its current sample
 
@@ -207,7 +207,7 @@ class DistillDQN(CheckpointedDQN):
         shards = [sample.shards[index] for index in range(max(1, self.config.num_learners)) for sample in samples]
         num_steps = self._replay_ratio.steps_due() if learns else 0
         if self.config.init != "random" and self.num_gradient_steps == 0:
-            self._first_weights.keep(self.config.by_group(receive(shard)) for shard in shards)
+            self._first_weights.keep(map(self.config.by_group, receive_all(shards)))
             if num_steps:
                 make = partial(new_student, self.config, self.spaces)
                 self._first_weights.set_on(self.learner_group, self._students, self._teachers, make, self.config)

@@ -45,6 +45,8 @@ _MAX_DEATHS = 3
 _PATIENCE = 0.5
 #: How long it waits at the end until Ray has taken back the resources of the actors, s.
 _PATIENCE_WITH_RESOURCES = 10.0
+#: After so many seconds without free resources, the user reads that the run waits for them.
+_SECONDS_BEFORE_A_WORD = 10.0
 #: Episodes of a job: the results depend on it in their last bits, and so must not depend on the cluster.
 _EPISODES_OF_A_JOB, _VALIDATIONS_OF_A_JOB = 10, 64
 
@@ -117,14 +119,14 @@ class Worker:
         """Return the pipeline from the environment's observations to the modules' inputs."""
         return self._trainer.pipeline()
 
-    def save(self) -> bytes:
-        """Return a checkpoint as an archive."""
+    def save(self) -> tuple[bytes, list[float]]:
+        """Return a checkpoint as an archive, and the lowest and the highest return that it knows of."""
         with tempfile.TemporaryDirectory() as folder:
             self._trainer.save(Path(folder) / "checkpoint")
             content = io.BytesIO()
             with tarfile.open(fileobj=content, mode="w") as archive:
                 archive.add(Path(folder) / "checkpoint", arcname="checkpoint")
-        return content.getvalue()
+        return content.getvalue(), self._standing()[1]
 
     def restore(self, content: bytes, returns: Sequence[float]) -> tuple[int, list[float]]:
         """Continue from a result of `save()`; return as `iterate()` does."""
@@ -173,18 +175,37 @@ class Crew:
     def __init__(self, teacher: Teacher, task: ActorTask, parts: Sequence[Part]):
         self.parts = list(parts)
         self._teacher, self._task = ray.put(teacher), ray.put(task)
-        self._groups = [self._resources(teacher, task, part) for part in parts]
+        requests = [self._resources(teacher, task, part) for part in parts]
+        self._groups = [placement_group(bundles, strategy=strategy) for bundles, strategy in requests]
         self._deaths = [0] * len(self.parts)
+        #: By part: what puts an actor that was started again where it was. Their errors are raised by `result()`.
+        self._returning: dict[int, list[ray.ObjectRef]] = {}
         self._saved: tuple[Path, list[float]] | None = None
         #: Sizes that act more often, and copies that rest; None before training.
         self._preferred: tuple[list[str], list[str]] | None = None
         self._actors = [self._started(place) for place in range(len(self.parts))]
 
     @staticmethod
-    def _resources(teacher: Teacher, task: ActorTask, part: Part) -> Any:
-        """Return a placement group for a part: its main process, its EnvRunners and Learners, as Tune's trials have."""
+    def _resources(teacher: Teacher, task: ActorTask, part: Part) -> tuple[list[dict[str, float]], str]:
+        """Return what a part needs: for its main process, its EnvRunners and Learners, as Tune's trials do."""
         request = DistillDQN.default_resource_request(validated(task.config(teacher, part)))
-        return placement_group([dict(bundle) for bundle in request.bundles], strategy=request.strategy)
+        return [dict(bundle) for bundle in request.bundles], request.strategy
+
+    def wait_for_resources(self, look: Callable[[], None]) -> None:
+        """Wait until Ray has placed all parts; `look` is called once in a while, and what it raises ends the wait."""
+        began, is_said = time.monotonic(), False
+        for place, group in enumerate(self._groups):
+            while not group.wait(_PATIENCE):
+                look()
+                if not is_said and time.monotonic() - began > _SECONDS_BEFORE_A_WORD:
+                    logger.warning(
+                        "Part %d of %d waits for free resources: %s. A run begins when all parts have theirs: begin "
+                        "one with fewer --parts (parts=...) if the cluster never has as many.",
+                        place + 1,
+                        len(self.parts),
+                        group.bundle_specs,
+                    )
+                    is_said = True
 
     def _started(self, place: int) -> Any:
         group = self._groups[place]
@@ -220,10 +241,24 @@ class Crew:
         logger.warning("%s has died with its process, and starts again from its last save.", which)
         self._actors[place] = self._started(place)
         file = None if self._saved is None else self._saved[0] / file_of(place)
+        calls = []
         if self._saved is not None and file is not None and file.exists():  # not after training
-            self.begin(place, "restore", file.read_bytes(), self._saved[1])
+            calls.append(self.begin(place, "restore", file.read_bytes(), self._saved[1]))
         if self._preferred is not None and (file is None or file.exists()):
-            self.begin(place, "prefer", *self._preferred)
+            calls.append(self.begin(place, "prefer", *self._preferred))
+        self._returning[place] = [one.result for one in calls]
+
+    def result(self, call: Call) -> Any:
+        """Return the result of a call, and wait for it.
+
+        Raises:
+            ray.exceptions.RayActorError: the actor has died: `revive()` it.
+            Exception: raised by the call, or by what should have put the actor where it was before it died.
+        """
+        if call.life == self._deaths[call.place]:
+            for earlier in self._returning.pop(call.place, ()):
+                ray.get(earlier)
+        return ray.get(call.result)
 
     def prefer(self, sizes: Sequence[str], resting: Sequence[str]) -> None:
         """Let these sizes act more often than the others from now on, and some copies neither act nor learn."""
@@ -239,7 +274,7 @@ class Crew:
     def _result(self, call: Call, method: str, args: Sequence[Any]) -> Any:
         while True:
             try:
-                return ray.get(call.result)
+                return self.result(call)
             except RayActorError as error:
                 self.revive(call, error)
                 call = self.begin(call.place, method, *args)
@@ -269,7 +304,7 @@ class Crew:
             ended = done[0]
             call, job = running.pop(ended)
             try:
-                results[job] = ray.get(ended)
+                results[job] = self.result(call)
             except RayActorError as error:
                 self.revive(call, error)
                 waiting.append(job)
@@ -339,7 +374,7 @@ class SpreadTrainer:
                 is_over(0)  # which raises if the run is interrupted
             for call in map(running.pop, ended):
                 try:
-                    self._standings[call.place] = ray.get(call.result)
+                    self._standings[call.place] = self._crew.result(call)
                 except RayActorError as error:
                     self._crew.revive(call, error)
                     begin(call.place)
@@ -353,8 +388,10 @@ class SpreadTrainer:
         new = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        for place, content in enumerate(self._crew.ask_all("save")):
+        for place, (content, returns) in enumerate(self._crew.ask_all("save")):
             (new / file_of(place)).write_bytes(content)
+            # After an interrupt, a part ends its iteration before it saves.
+            self._standings[place] = self._standings[place][0], returns
         new.rename(folder)
         self._crew.saved_at(folder, self.seen_returns.tolist())
 

@@ -105,10 +105,22 @@ class Actor:
             "iterate": (self.env_steps, [-1.0 - self.place, 5.0]),
             "restore": (self.env_steps, []),
             "prefer": None,
-            "save": b"%d" % self.env_steps,
+            "save": (b"%d" % self.env_steps, [-10.0 - self.place, 5.0]),
             "copies": {f"copy-{self.place}": self.env_steps},
             "double": 2 * args[0] if args else None,
         }[method]
+
+
+class Group:
+    """Resources that are free when one asks for the third time."""
+
+    bundle_specs = ({"CPU": 1.0},)
+
+    def __init__(self):
+        self.asked = count(1)
+
+    def wait(self, seconds):
+        return next(self.asked) == 3
 
 
 class Result:
@@ -133,7 +145,8 @@ def crew_of(monkeypatch, num_parts, dies=lambda place, method: False):
     ended = {"wait": lambda results, timeout=None: (results[-1:], results[:-1]), "get": get, "put": lambda value: value}
     monkeypatch.setattr(module_of_spread, "ray", SimpleNamespace(**ended, ObjectRef=Result))
     monkeypatch.setattr(Crew, "_started", started)
-    monkeypatch.setattr(Crew, "_resources", staticmethod(lambda *args: None))
+    monkeypatch.setattr(Crew, "_resources", staticmethod(lambda *args: ([], "PACK")))
+    monkeypatch.setattr(module_of_spread, "placement_group", lambda bundles, strategy: Group())
     sizes = [mlp((2**i,)) for i in range(num_parts)]
     return Crew(None, None, divide(sizes, 1, num_parts, seed=0)), actors
 
@@ -197,6 +210,42 @@ def test_a_part_that_always_dies_ends_the_run(monkeypatch):
     crew, _ = crew_of(monkeypatch, 2, lambda place, method: place == 1)
     with pytest.raises(RuntimeError, match=r"Part 2 of 2 has died 4 times: .*it died\. Check the memory"):
         SpreadTrainer(crew).train(lambda env_steps: env_steps >= 250, lambda: None)
+
+
+def test_what_a_part_cannot_continue_from_is_an_error(monkeypatch, tmp_path):
+    """It would begin anew, and nobody would know."""
+    crew, actors = crew_of(monkeypatch, 2, dying(3))
+    trainer = SpreadTrainer(crew)
+    trainer.train(lambda env_steps: env_steps >= 100, lambda: None)
+    trainer.save(tmp_path / "training-201")
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(Actor, "result", lambda self, method, *args: full if method == "restore" else (1, []))
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train(lambda env_steps: env_steps >= 350, lambda: None)
+    assert len(actors) == 3
+
+
+def test_a_save_knows_the_returns_of_an_iteration_that_was_under_way(monkeypatch, tmp_path):
+    crew, _ = crew_of(monkeypatch, 2)
+    trainer = SpreadTrainer(crew)
+    trainer.train(lambda env_steps: env_steps >= 100, lambda: None)
+    assert trainer.seen_returns.tolist() == [-2.0, 5.0]
+    trainer.save(tmp_path / "training-201")
+    assert trainer.env_steps == 201
+    assert trainer.seen_returns.tolist() == [-11.0, 5.0]
+
+
+def test_who_waits_for_resources_is_told_so_and_can_end_it(monkeypatch, caplog):
+    monkeypatch.setattr(module_of_spread, "_SECONDS_BEFORE_A_WORD", -1.0)
+    crew, _ = crew_of(monkeypatch, 2)
+    looks = []
+    crew.wait_for_resources(lambda: looks.append(None))
+    assert len(looks) == 4
+    (said,) = caplog.messages
+    assert "Part 1 of 2 waits for free resources: ({'CPU': 1.0},)" in said
+    crew, _ = crew_of(monkeypatch, 2)
+    with pytest.raises(ZeroDivisionError):
+        crew.wait_for_resources(lambda: 1 / 0)
 
 
 def test_one_death_that_several_calls_notice_is_one(monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,11 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BEFORE_A_WORD, _SECONDS_BETWEEN_LOOKS = 5.0, 0.01
 
 
 class LockedError(Exception):
@@ -54,14 +61,16 @@ def _acquire(path: Path, *, wait: bool) -> int | None:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
+            if wait:
+                _say_who_is_waited_for(descriptor, path)
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_same(descriptor, path):
                 _sign(descriptor)
                 return descriptor
         except BlockingIOError as error:
-            holder = os.pread(descriptor, 1_000, 0).decode(errors="replace")
+            holder = _holder(descriptor)
             os.close(descriptor)
-            raise LockedError(holder or "another process") from error
+            raise LockedError(holder) from error
         except OSError:  # a filesystem without locks
             os.close(descriptor)
             path.unlink(missing_ok=True)
@@ -70,6 +79,23 @@ def _acquire(path: Path, *, wait: bool) -> int | None:
             os.close(descriptor)
             raise
         os.close(descriptor)  # of a file that its last holder has deleted since it was opened
+
+
+def _say_who_is_waited_for(descriptor: int, path: Path) -> None:
+    """Wait for the lock for some seconds; if another process then still holds it, which may have stopped, say so."""
+    deadline = time.monotonic() + _SECONDS_BEFORE_A_WORD
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        else:
+            return
+    logger.warning("Waiting for '%s', which %s holds. If that has stopped, end it.", path, _holder(descriptor))
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 1_000, 0).decode(errors="replace") or "another process"
 
 
 def _is_same(descriptor: int, path: Path) -> bool:

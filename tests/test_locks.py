@@ -11,6 +11,7 @@ import pytest
 
 from rllib_kd import locks
 from rllib_kd.locks import LockedError, locked
+from tests.background import in_background
 
 HOLDER = """
 import sys, time
@@ -65,6 +66,22 @@ def test_whoever_waits_comes_next_and_one_at_a_time(tmp_path):
     assert len(turns) == 80
     assert max(most) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_waits_for_long_says_for_whom(tmp_path, holder, monkeypatch, caplog):
+    monkeypatch.setattr(locks, "_SECONDS_BEFORE_A_WORD", 0.05)
+
+    def enter():
+        with locked(tmp_path / "x", wait=True) as held:
+            return held
+
+    entering = in_background(enter)
+    while not caplog.messages:
+        assert not entering.done()
+    os.kill(holder.pid, signal.SIGKILL)
+    assert entering.result(timeout=300)
+    (said,) = caplog.messages
+    assert f"x.lock', which process {holder.pid} on " in said
 
 
 def test_a_filesystem_without_locks_is_no_error(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -86,14 +87,17 @@ def explain_failed_env_runners(config: DistillationConfig, make_env: Callable[[E
     except Exception as error:
         raise ValueError(f"The environment '{name}' cannot be made: {described(error)}") from error
     if config.is_multi_agent:
+        if isinstance(env, gym.Env):
+            env.close()
         return
     check_has_spaces(env, name)
-    if "env_to_module" not in config.own_connectors:
-        check_spaces(input_space(features_space(env.observation_space)), env.action_space)
-        return
-    check_actions(env.action_space)
-    if (seen := _returned_by_connectors(config, env)) is not None:
-        check_spaces(seen, env.action_space)
+    with closing(env):
+        if "env_to_module" not in config.own_connectors:
+            check_spaces(input_space(features_space(env.observation_space)), env.action_space)
+            return
+        check_actions(env.action_space)
+        if (seen := _returned_by_connectors(config, env)) is not None:
+            check_spaces(seen, env.action_space)
 
 
 def _returned_by_connectors(config: DistillationConfig, env: Any) -> Any:

@@ -348,10 +348,13 @@ def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
 
 def _restoring(space: AlgorithmConfig | dict[str, Any], checkpoint: str) -> AlgorithmConfig | dict[str, Any]:
     """Return the search space, in which algorithms start from a checkpoint."""
-    restore = partial(_restore, checkpoint)
+    name = "callbacks_on_algorithm_init"
+    own = getattr(space, name) if isinstance(space, AlgorithmConfig) else space.get(name)
+    # The user's own functions find the restored student.
+    restoring = [partial(_restore, checkpoint), *(own if isinstance(own, list | tuple) else [own] if own else [])]
     if isinstance(space, AlgorithmConfig):
-        return space.copy(copy_frozen=False).callbacks(on_algorithm_init=restore)
-    return {**space, "callbacks_on_algorithm_init": restore}
+        return space.copy(copy_frozen=False).callbacks(on_algorithm_init=restoring)
+    return {**space, name: restoring}
 
 
 def _restore(path: str, *, algorithm: Any, **kwargs: Any) -> None:

@@ -63,6 +63,9 @@ def certify_student(
         uri: path or URI of the sweep's folder.
         rows: held-out rows, on which agreement is tested instead of return; None: `make_env` makes an environment.
         report: called with a line after each batch.
+
+    Raises:
+        ValueError: the episodes were played for another confidence, by which one could choose now.
     """
     games = Games(make_env, teacher, claim.seed) if rows is None else RowGames(rows)
 
@@ -70,6 +73,7 @@ def certify_student(
         _write(uri, {"claim": vars(claim), "episodes": [one.as_dict() for one in played]})
 
     kept = _read(uri)
+    _check_confidence(claim, kept.get("claim", {}))
     (tested,) = certify(
         1,
         lambda place, first, count: games.certificate_episodes(student, first, count),
@@ -83,6 +87,16 @@ def certify_student(
         report=lambda place, found: report(f"certificate · {found.num_episodes:,} {found.measured.unit}"),
     )
     return tested
+
+
+def _check_confidence(claim: Claim, begun: Mapping[str, Any]) -> None:
+    """Check that a student's episodes are not tested again at another α; any `keep` is covered by the one test."""
+    student = claim.checkpoint, claim.seed
+    if (begun.get("checkpoint"), begun.get("seed")) == student and begun["confidence"] != claim.confidence:
+        raise ValueError(
+            f"The fresh episodes of this sweep have tested its student with a confidence of {begun['confidence']:g}; "
+            f"got {claim.confidence:g}. Give the first again, or begin a sweep with another --seed (seed=...)."
+        )
 
 
 def content_of(claim: Claim, tested: Tested) -> dict[str, Any]:

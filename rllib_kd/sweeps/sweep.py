@@ -43,7 +43,7 @@ from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.playing import RandomActions, mask_view, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean
-from rllib_kd.evaluation.seeds import FRESH_SEED
+from rllib_kd.evaluation.seeds import SWEEP_SEED
 from rllib_kd.experiment.connection import connection
 from rllib_kd.experiment.experiment import check_below_storage, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
@@ -231,7 +231,7 @@ class Sweep:
             (teacher,) = check_players_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
             if self.keep is not None:
                 check_fresh(make_env, short_name(self.env))
-            seeds = range(FRESH_SEED, FRESH_SEED + NUM_EPISODES)
+            seeds = range(SWEEP_SEED, SWEEP_SEED + NUM_EPISODES)
             views = [teacher.start, lambda: mask_view(int(teacher.action_space.n))]
             returns, (states, masks) = play(make_env, GreedyQ(teacher), seeds, views=views)
             task = self._task(teacher, returns, make_env, seeds)

@@ -21,7 +21,7 @@ from rllib_kd.evaluation.intervals import lower_bound
 from rllib_kd.evaluation.playing import play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.return_ratio import return_ratio
-from rllib_kd.evaluation.seeds import FRESH_SEED, ON_THE_WAY_SEED
+from rllib_kd.evaluation.seeds import ON_THE_WAY_SEED, SWEEP_SEED
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.costs import measure
 from rllib_kd.export.units import measured_cost
@@ -127,7 +127,7 @@ class StudentTrial(tune.Trainable):
 
     def _return_ratios(self, networks: Sequence[Teacher], *, is_done: bool) -> list[float]:
         """Let students play; return the return ratio of each."""
-        first, count = (FRESH_SEED, NUM_EPISODES) if is_done else (ON_THE_WAY_SEED, _NUM_EPISODES_ON_THE_WAY)
+        first, count = (SWEEP_SEED, NUM_EPISODES) if is_done else (ON_THE_WAY_SEED, _NUM_EPISODES_ON_THE_WAY)
         make_env = env_maker(self._task.env, self._students[0].config.env_config)
         returns = [play(make_env, GreedyQ(network), range(first, first + count))[0] for network in networks]
         return [self._task.return_ratio(float(np.mean(values))) for values in returns]

@@ -66,7 +66,7 @@ def load_safetensors(
             tensors,
             observation_shape=metadata["observation_shape"],
             num_actions=None if num_actions is None else whole(num_actions),
-            outputs=outputs_of((network or metadata).get("outputs", "q_values")),
+            outputs=outputs_of({**metadata, **(network or {})}.get("outputs", "q_values")),
             source=uri,
         )
 

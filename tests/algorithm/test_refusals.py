@@ -1,5 +1,7 @@
 """What an algorithm cannot be built from."""
 
+from unittest.mock import Mock
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -142,5 +144,8 @@ class Odd(gym.Env):
 def test_connectors_that_remote_env_runners_cannot_make_are_explained(connector, message):
     """RLlib's own error is an IndexError."""
     config = DistillDQNConfig().environment(Odd).env_runners(env_to_module_connector=connector)
+    env = Odd()
+    env.close = Mock()  # of a simulator
     with pytest.raises(ValueError, match=message):
-        explain_failed_env_runners(config, Odd)
+        explain_failed_env_runners(config, lambda env_config: env)
+    env.close.assert_called()

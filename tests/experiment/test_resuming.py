@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ray import cloudpickle, tune
 
+from rllib_kd import DistillDQNConfig
 from rllib_kd.experiment import experiment, resuming, running
 from rllib_kd.experiment.experiment import CheckedExperiment, Experiment
 from rllib_kd.experiment.resuming import StopAt, begin_with, check_unchanged, check_unfinished, record, recorded
@@ -165,6 +166,16 @@ def test_a_path_means_what_it_meant_where_the_experiment_began(tmp_path, place, 
         again = Experiment("x", "DistillDQN", settings={"env": "CartPole-v1", "teacher": "t"}).checked()
         with pytest.raises(ValueError, match=r"teacher was '.*/t' and is '.*/other/t'"):
             check_unchanged(recorded(f"{tmp_path}/x"), running._flags(again, resumed), {})
+
+
+@pytest.mark.parametrize(("given", "own"), [(None, []), (print, [print]), ([print, repr], [print, repr])])
+@pytest.mark.parametrize("is_config", [True, False])
+def test_algorithms_that_start_from_a_checkpoint_have_their_callbacks_too(given, own, is_config):
+    name = "callbacks_on_algorithm_init"
+    space = DistillDQNConfig().callbacks(on_algorithm_init=given) if is_config else {name: given}
+    restored, *others = running._restoring(space, "/checkpoint")[name]
+    assert restored.args == ("/checkpoint",)
+    assert others == own
 
 
 @contextmanager

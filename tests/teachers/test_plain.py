@@ -105,6 +105,16 @@ def test_weights_among_other_entries(tmp_path, entry):
     assert q_values(load(path, entry="target"), states(5)) == pytest.approx(say(TUTORIAL, states(5)), abs=1e-5)
 
 
+def test_a_file_that_describes_its_layers_keeps_the_outputs_that_it_names(tmp_path):
+    layers = [{"op": "linear", "weight": "weight", "bias": "bias"}]
+    described = {"layers": json.dumps(layers), "observation_shape": "[4]", "outputs": "logits"}
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(save(nn.Linear(4, 2).state_dict(), described))
+    assert load_teacher(str(path)).outputs == "log_probs"
+    assert load_teacher({"path": str(path), "network": RELU}).outputs == "log_probs"
+    assert load_teacher({"path": str(path), "network": {"outputs": "q_values"}}).outputs == "q_values"
+
+
 def test_the_json_beside_it_names_the_activation(tmp_path):
     path = saved(tmp_path / "net.pth", nn.ModuleDict({"fc": mlp(4, 8, 2, activation=nn.Tanh)}))
     (tmp_path / "net.json").write_text(json.dumps({"activation": "tanh", "outputs": "logits", "trained_by": "me"}))

@@ -14,6 +14,7 @@ import pytest
 from rllib_kd import DistillDQN
 from rllib_kd.checkpoints.whole import lacking
 from tests.algorithm.resumable import assert_equal, differ, resumable_config, weights
+from tests.fuzzing.workers import forget_garbage
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def die_at(call, save):
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # not the handler of this test's own timeout
+        forget_garbage()
         signal.alarm(120)
         calls = 0
 

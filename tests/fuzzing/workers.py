@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import multiprocessing
 import os
 import resource
@@ -32,6 +33,15 @@ class Outcome:
     seconds: float
     megabytes: float
     executed: bool = False
+
+
+def forget_garbage() -> None:
+    """Keep what was there when this process was forked, also what nobody refers to.
+
+    References to Ray's objects and actors tell Ray when they are collected. From a fork that goes over the connection
+    of its parent, whose next request then waits for ever.
+    """
+    gc.freeze()
 
 
 def measure(function: Callable[[], Any], marker: Path | None = None) -> Outcome:
@@ -102,6 +112,7 @@ class _Worker:
         self.last_heard, self._is_warm = time.monotonic(), False
 
     def _work(self, sending: Any, numbers: list[int]) -> None:
+        forget_garbage()
         marker = None if self._marker is None else self._marker.with_name(f"{self._marker.name}-{os.getpid()}")
         os.environ["FUZZING_MARKER"] = str(marker)
         self._warm_up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -247,17 +248,19 @@ class StudentGroup:
         """Return a student's Q-values `[M, A]` of states, as `take_in()` returns them."""
         return student.module.compute_q_values({Columns.OBS: states[Columns.OBS]})[QF_PREDS]
 
-    def enter(self) -> None:
-        """Begin an update: put the weights that learn into the modules."""
-        scale, self._obs_scale = self.statistics.scale(), self.obs_statistics.scale()
-        for learner in self.learners:
-            learner.enter(scale, self._obs_scale)
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Put the weights that learn into the modules during an update, and those that act after it.
 
-    def leave(self) -> None:
-        """End an update: put the weights that act into the modules."""
-        self._obs_scale = None
-        for learner in self.learners:
-            learner.leave()
+        Also after an update that was interrupted or failed: otherwise the next one would normalise weights twice.
+        """
+        scale, self._obs_scale = self.statistics.scale(), self.obs_statistics.scale()
+        with ExitStack() as stack:
+            for learner in self.learners:
+                learner.enter(scale, self._obs_scale)
+                stack.callback(learner.leave)
+            stack.callback(setattr, self, "_obs_scale", None)
+            yield
 
     def batches(
         self, num_steps: int, *, uses_td: bool, more: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]

@@ -393,22 +393,21 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         uses_td = bool(self.td_coeff)
         moves = self._target_updates(group, num_steps, env_steps) if group.config.uses_td else [False] * num_steps
         sums: list[dict[str, Tensor]] = [{} for _ in group.learners]  # of each loss term, `[members]`
-        group.enter()
-        # A loss of the user's own may change the labels of its batch.
-        more = (lambda _: {}) if self._overrides_loss else objective.target_columns
-        batches = group.batches(num_steps, uses_td=uses_td, more=more)
-        own_loss = partial(self._own_loss, objective) if self._overrides_loss else None
-        gradients = [gradient_of(learner, objective, own_loss, uses_td=uses_td) for learner in group.learners]
-        for (rows, batch), moves_targets in zip(batches, moves, strict=True):
-            errors = []
-            for learner, gradient, own_sums in zip(group.learners, gradients, sums, strict=True):
-                loss = gradient(batch)
-                self._take_step(learner, group.config)
-                for name, value in loss.terms.items():
-                    own_sums[name] = own_sums[name] + value if name in own_sums else value
-                errors.append(loss.errors)
-            group.after_step(rows, errors, moves_targets=moves_targets)
-        group.leave()
+        with group.entered():
+            # A loss of the user's own may change the labels of its batch.
+            more = (lambda _: {}) if self._overrides_loss else objective.target_columns
+            batches = group.batches(num_steps, uses_td=uses_td, more=more)
+            own_loss = partial(self._own_loss, objective) if self._overrides_loss else None
+            gradients = [gradient_of(learner, objective, own_loss, uses_td=uses_td) for learner in group.learners]
+            for (rows, batch), moves_targets in zip(batches, moves, strict=True):
+                errors = []
+                for learner, gradient, own_sums in zip(group.learners, gradients, sums, strict=True):
+                    loss = gradient(batch)
+                    self._take_step(learner, group.config)
+                    for name, value in loss.terms.items():
+                        own_sums[name] = own_sums[name] + value if name in own_sums else value
+                    errors.append(loss.errors)
+                group.after_step(rows, errors, moves_targets=moves_targets)
         num_rows = num_steps * group.config.train_batch_size_per_learner
         for learner, own_sums in zip(group.learners, sums, strict=True):
             means = {name: (value / num_steps).view(-1).tolist() for name, value in own_sums.items()}

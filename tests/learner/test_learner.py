@@ -1,5 +1,8 @@
 """What an update does: data, metrics, priorities, averages, clipping, targets."""
 
+import copy
+import signal
+
 import numpy as np
 import pytest
 import ray
@@ -196,6 +199,27 @@ def test_a_loss_that_is_not_finite_is_an_error(cluster):
     learner = make_learner(config_of("mse", normalize_q_values=False).training(lr=1e30))
     with pytest.raises(ValueError, match="learning rate that is too high"):
         learner.update([ray.put(fragment())], num_gradient_steps=20)
+
+
+@pytest.mark.parametrize("students", [None, {"one": {"fcnet_hiddens": [16]}, "two": {"fcnet_hiddens": [4]}}])
+def test_an_update_that_is_interrupted_leaves_the_students_as_they_act(monkeypatch, students):
+    learner = make_learner(config_of("mse", **({"students": students} if students else {})))
+    columns = learnable(512)
+    learner.update([columns], num_gradient_steps=50)
+    before = {name: copy.deepcopy(module.state_dict()) for name, module in learner.module.items()}
+    before_kl = learner.update([columns])
+    monkeypatch.setattr(
+        "rllib_kd.learner.learner.take_step", lambda *args, **kwargs: signal.raise_signal(signal.SIGINT)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        learner.update([], num_gradient_steps=10)
+    monkeypatch.undo()
+    for name, module in learner.module.items():
+        torch.testing.assert_close(dict(module.state_dict()), dict(before[name]), rtol=1e-4, atol=1e-4)
+    learner.update([], num_gradient_steps=100)
+    after_kl = learner.update([columns])
+    for name in before:
+        assert after_kl[name]["kl_to_teacher"].peek() < before_kl[name]["kl_to_teacher"].peek()
 
 
 def test_without_a_single_label_there_is_nothing_to_learn_from(cluster):

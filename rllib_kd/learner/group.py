@@ -77,6 +77,7 @@ class StudentGroup:
         self._obs_scale: ObservationScale | None = None  # inside an update
         self.num_steps = 0  # gradient steps of each student, over restarts
         self.temperature = self.student_temperature = self.median_gap = 1.0  # of the current update
+        self._num_taken = 0  # calls of `take_in()` with fragments
         self._num_actions = num_actions
         self._outputs = outputs
         self._input_shape = shape
@@ -115,8 +116,20 @@ class StudentGroup:
 
     @property
     def is_waiting(self) -> bool:
-        """Return whether there cannot be anything to learn from yet."""
-        return False
+        """Return whether there cannot be anything to learn from yet, as of an agent that has not acted so far."""
+        return self._num_taken == 0
+
+    def check_has_labels(self) -> None:
+        """Check that some state so far was usable, if there has been anything to learn from.
+
+        Raises:
+            ValueError: none was.
+        """
+        if self.statistics.count == 0 and not self.is_waiting:
+            raise ValueError(
+                "There is nothing to learn from: no state so far has finite observations, a finite reward and finite "
+                "Q-values of the teacher. The result's env_runners/num_..._not_finite_lifetime count the causes."
+            )
 
     def take_in(
         self,
@@ -135,6 +148,7 @@ class StudentGroup:
         Returns:
             Some of the labelled states: `obs` and `teacher_q`, or nothing.
         """
+        self._num_taken += bool(fragments)
         for fragment in fragments:
             self.replay.add(fragment)
         labelled = fragments if self.config.label_columns and not is_again else []

@@ -160,7 +160,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             RLlib's reduced metrics.
 
         Raises:
-            ValueError: no state so far has finite observations, rewards and labels, or a loss is not finite.
+            ValueError: no state of a teacher's fragments so far has finite observations, rewards and labels, or a loss
+                is not finite.
         """
         self._check_is_built()
         timesteps = dict(timesteps or {})
@@ -381,11 +382,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         drawable = torch.tensor(len(group.replay), device=self._device)
         if self.distributed:
             torch.distributed.all_reduce(drawable, op=torch.distributed.ReduceOp.MIN)
-        if not drawable and self.config.label_columns and group.statistics.count == 0 and not group.is_waiting:
-            raise ValueError(
-                "There is nothing to learn from: no state so far has finite observations, a finite reward and finite "
-                "Q-values of the teacher. The result's env_runners/num_..._not_finite_lifetime count the causes."
-            )
+        if not drawable and self.config.label_columns:
+            group.check_has_labels()
         return num_gradient_steps if drawable and group.learners else 0
 
     def _learn(self, group: StudentGroup, num_steps: int, env_steps: int) -> None:

@@ -194,10 +194,6 @@ class SequenceGroup(StudentGroup):
 
     replay: SequenceReplay
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._num_taken = 0  # fragments, one after the other
-
     def make_replay(self, *, device: torch.device | str, seed: int | None) -> SequenceReplay:
         """Return a replay of sequences."""
         length = max_seq_len_of(self.config.model_config) + self.config.uses_td  # the last one's next state

@@ -32,11 +32,11 @@ def student_of(learner):
     return group_of(learner).students["default_policy"]
 
 
-def make_learner(config, learner_class=DistillDQNTorchLearner):
+def make_learner(config, learner_class=DistillDQNTorchLearner, policies=("default_policy",)):
     config = config.copy(copy_frozen=False)
     config.validate()
     spec = config.get_multi_rl_module_spec(
-        spaces={"default_policy": (CARTPOLE_OBS, CARTPOLE_ACTIONS)}, inference_only=False
+        spaces=dict.fromkeys(policies, (CARTPOLE_OBS, CARTPOLE_ACTIONS)), inference_only=False
     )
     learner = learner_class(config=config, module_spec=spec)
     learner.build()

@@ -232,6 +232,16 @@ def test_without_a_single_label_there_is_nothing_to_learn_from(cluster):
         learner.update([ray.put(data)], num_gradient_steps=1)
 
 
+def test_an_agent_that_has_not_acted_yet_makes_no_steps_and_does_not_end_the_run():
+    teachers = {"early": "cartpole", "late": "cartpole"}
+    config = config_of().multi_agent(policies={*teachers}, policy_mapping_fn=lambda *_: "early")
+    learner = make_learner(config.distillation(teacher=teachers), policies=teachers)
+    results = learner.update([{"early": fragment()}], num_gradient_steps=2)
+    assert [results[name]["num_gradient_steps"].peek() for name in teachers] == [2, 0]
+    results = learner.update([{"late": fragment()}], num_gradient_steps=2)
+    assert [results[name]["num_gradient_steps"].peek() for name in teachers] == [2, 2]
+
+
 def test_target_networks_follow(cluster):
     learner = make_learner(config_of(td_coeff=1.0).training(target_network_update_freq=100))
     data = ray.put(fragment(names=DISTILLATION_COLUMNS + TD_COLUMNS))

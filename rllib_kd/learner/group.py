@@ -352,6 +352,11 @@ class StudentGroup:
             if name in self.students:
                 self.students[name].set_state(student_state)
 
+    def restore_feature_maps(self, state: Mapping[str, Any]) -> None:
+        """Create the feature maps of `get_state()` before the optimizers' states are set, if features are matched."""
+        for name, student in self.students.items() if self.config.feature_coeff else ():
+            student.restore_feature_map(state["students"].get(name, {}))
+
     def replay_arrays(self, *, with_rows: bool = True) -> dict[str, np.ndarray]:
         """Return the replay as arrays: columns as `columns/<name>`, unless left out, and the rest by its name."""
         state = self.replay.get_state(with_rows=with_rows)

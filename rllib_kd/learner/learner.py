@@ -33,6 +33,7 @@ from rllib_kd.allocator import keep_freed_memory
 from rllib_kd.learner.gradients import gradient_of
 from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.objective import Loss, Objective
+from rllib_kd.learner.optimizer_states import fitted
 from rllib_kd.learner.optimizer_step import take_step, target_updates
 from rllib_kd.learner.sequences import kinds_of
 from rllib_kd.learner.stack import StackedStudents, members_of, stackable
@@ -242,9 +243,10 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         own = state.get(_DISTILLATION, {})
         self._return_moments()  # of those that have no part in the state
         for group_id, group_state in own.items():
-            for name, student in self.groups[group_id].students.items():
-                student.restore_feature_map(group_state["students"].get(name, {}))
-        super().set_state(self._with_states_of_stacks(state))
+            self.groups[group_id].restore_feature_maps(group_state)
+        if saved := state.get(COMPONENT_OPTIMIZER):
+            state = {**state, COMPONENT_OPTIMIZER: fitted(saved, self.groups.values())}
+        super().set_state(state)
         for optimizer, schedule in self._optimizer_lr_schedules.items():
             if not schedule.use_schedule:  # the config's counts, not that of the state: PBT exchanges states
                 self._set_optimizer_lr(optimizer, lr=schedule.get_current_value())
@@ -256,19 +258,6 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         for group in self.groups.values():
             group.divide()
         self.last_update_ts_by_mid.update(state.get(_TARGET_UPDATES, {}))
-
-    def _with_states_of_stacks(self, state: dict[str, Any]) -> dict[str, Any]:
-        saved = state.get(COMPONENT_OPTIMIZER)
-        if not saved:
-            return state
-        optimizers = dict(saved)
-        for group in self.groups.values():
-            for stack in group.all_learners:
-                if isinstance(stack, StackedStudents) and (joined := stack.optimizer_state(saved)) is not None:
-                    for student in stack.members:  # RLlib would make new optimizers
-                        optimizers.pop(f"{student.name}_{DEFAULT_OPTIMIZER}", None)
-                    optimizers[stack.optimizer_name] = joined
-        return {**state, COMPONENT_OPTIMIZER: optimizers}
 
     def replay_arrays(self, *, with_rows: bool = True) -> dict[str, np.ndarray]:
         """Return this Learner's replay, which `get_state()` does not contain: each Learner has a different one.

@@ -196,15 +196,20 @@ class _Stack(StackedMLPs):
         self.params = [weight.requires_grad_() for weight in self.pack(self.weights)]
 
     def optimizer_states(self, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the state of each of `params` in an optimizer of this stack alone, or of its only student."""
+        """Return the state of each of `params` in an optimizer of this stack alone, or in those of its students."""
         of_stack = saved.get(_optimizer_name("_".join(self.names)))
-        of_student = saved.get(f"{self.names[0]}_{DEFAULT_OPTIMIZER}") if len(self.names) == 1 else None
-        if of_stack is not None or of_student is None:
-            return [] if of_stack is None else list(of_stack["state"]["state"].values())
-        states = of_student["state"]["state"].values()
-        packed = {key: self.pack([[torch.as_tensor(state[key]) for state in states]]) for key in _MOMENTS}
+        if of_stack is not None:
+            return list(of_stack["state"]["state"].values())
+        each = [saved.get(f"{name}_{DEFAULT_OPTIMIZER}", {"state": {"state": {}}}) for name in self.names]
+        states = [list(own["state"]["state"].values()) for own in each]
+        if any(len(own) != len(self.params) for own in states):
+            return []
+        packed = {
+            key: self.pack([[torch.as_tensor(state[key]) for state in own] for own in states]) for key in _MOMENTS
+        }
         return [
-            {**state, **{key: tensors[place] for key, tensors in packed.items()}} for place, state in enumerate(states)
+            {**state, **{key: tensors[place] for key, tensors in packed.items()}}
+            for place, state in enumerate(states[0])
         ]
 
     def moments(self, optimizer: torch.optim.Optimizer) -> dict[str, _Moments]:

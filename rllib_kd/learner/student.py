@@ -196,7 +196,9 @@ class Student:
         device = self.params[0].device
 
         def weights(name: str) -> list[Tensor] | None:
-            return [torch.as_tensor(np.asarray(weight), device=device) for weight in state.get(name, ())] or None
+            # Those of a feature map come last. There is none if features are not matched any more.
+            saved = state.get(name, ())[: len(self.params)]
+            return [torch.as_tensor(np.asarray(weight), device=device) for weight in saved] or None
 
         self.training_weights, self.unrounded = weights("training_weights"), weights("unrounded")
         self._starts_normalized = state.get("starts_normalized", False)
@@ -242,6 +244,8 @@ class Student:
         assert self.optimizer is not None  # such students are never stacked
         self.optimizer.add_param_group({"params": parameters, "lr": self.optimizer.param_groups[0]["lr"]})
         self.params += parameters
+        if self.training_weights is not None:  # of a checkpoint without a map
+            self.training_weights += [parameter.detach().clone() for parameter in parameters]
         return self.feature_map
 
     def restore_feature_map(self, state: Mapping[str, Any]) -> None:

@@ -230,6 +230,33 @@ def test_the_map_learns_with_the_student_and_is_no_part_of_it(cluster):
     copy.update([ray.put(with_features(512))], num_gradient_steps=1)
 
 
+@pytest.mark.parametrize("students", [{}, {"students": {"one": {"fcnet_hiddens": [8]}, "two": {"fcnet_hiddens": [4]}}}])
+def test_a_run_that_matched_features_goes_on_without(students):
+    learner = make_learner(config_of("kl", feature_coeff=1.0, **students))
+    copy, unmapped = (make_learner(config_of("kl", **students)) for _ in range(2))
+    learner.update([with_features(512)], num_gradient_steps=5)
+    copy.set_state(learner.get_state())
+    copy.update([fragment()], num_gradient_steps=1)
+    (group,) = copy.groups.values()
+    unmapped.update([fragment()], num_gradient_steps=1)
+    for name in group.students:
+        assert group.students[name].feature_map is None
+    for own in group.learners:
+        assert {float(state["step"]) for state in own.optimizer.state.values()} == {6.0}  # its moments were restored
+    names = [list(each.get_state()["optimizer"]) for each in (copy, unmapped)]
+    assert names[0] == names[1]
+    saved = copy.get_state()["optimizer"].values()
+    assert [len(state["state"]["param_groups"]) for state in saved] == [1]
+
+
+def test_a_run_that_did_not_match_features_goes_on_with_them():
+    learner, copy = make_learner(config_of("kl")), make_learner(config_of("kl", feature_coeff=1.0))
+    learner.update([fragment()], num_gradient_steps=5)
+    copy.set_state(learner.get_state())
+    copy.update([with_features()], num_gradient_steps=1)
+    assert student_of(copy).feature_map.weight.any()
+
+
 @pytest.mark.parametrize("loss", losses.LOSSES)
 def test_every_loss_heeds_the_weights(cluster, loss):
     """Rows that weigh nothing might as well not be there."""

@@ -390,6 +390,5 @@ class StudentGroup:
             del first["generator"]
         self.replay.set_state(first)
         for state in others:
-            if state["columns"]:
-                self.replay.add(state["columns"])
+            self.replay.add_contents(state)
         return True

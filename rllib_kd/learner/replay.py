@@ -90,11 +90,26 @@ class ColumnarReplay:
             self._num_frames = num_frames_of(columns)
         self._append(self._in_own_form(columns))
 
-    def _in_own_form(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+    def add_contents(self, state: Mapping[str, Any]) -> None:
+        """Append the contents of another replay's `get_state()`.
+
+        Its ring may begin within a stack of frames. The rest of the first stacks is overwritten, so that these rows
+        cannot be drawn here either: the rows before them are others.
+        """
+        columns, num_frames = dict(state["columns"]), int(state["num_frames"])
+        if not columns:
+            return
+        columns[VALID] = np.array(columns[VALID])
+        columns[VALID][: num_frames - 1] = False
+        if not self._columns:
+            self._num_frames = num_frames
+        self._append(self._in_own_form(columns, num_frames))
+
+    def _in_own_form(self, columns: Mapping[str, Any], num_frames: int | None = None) -> dict[str, Any]:
         """Pack or unpack the columns like those in the replay: one env may have stacks, and another none."""
         is_packed = CONTEXT in columns
         if is_packed and self._num_frames == 1:
-            columns = unpack(columns)
+            columns = unpack(columns, num_frames)
             shape = self._columns[OBS].shape[1:]
             if columns[OBS].shape[1:] != shape:
                 columns = {**columns, OBS: np.moveaxis(columns[OBS], -1, 1)}

@@ -56,16 +56,22 @@ def num_frames_of(columns: Mapping[str, np.ndarray]) -> int:
     return int(np.argmin(columns[CONTEXT])) + 1 if CONTEXT in columns else 1
 
 
-def observations(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Return the observations at `rows` `[B]`, of packed or other columns: stacks are `[B, H, W, k]`."""
+def observations(columns: Mapping[str, np.ndarray], rows: np.ndarray, num_frames: int | None = None) -> np.ndarray:
+    """Return the observations at `rows` `[B]`, of packed or other columns: stacks are `[B, H, W, k]`.
+
+    Args:
+        columns: columns `[R, ...]`.
+        rows: places in them.
+        num_frames: k; None: the columns begin with a whole stack, which shows it.
+    """
     if CONTEXT not in columns:
         return columns[OBS][rows]
-    ages = np.arange(1 - num_frames_of(columns), 1)
+    ages = np.arange(1 - (num_frames or num_frames_of(columns)), 1)
     return np.moveaxis(columns[OBS][rows[:, None] + ages], 1, -1)
 
 
-def unpack(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Invert `pack()`; the stacks are `[R, H, W, k]`."""
+def unpack(columns: Mapping[str, np.ndarray], num_frames: int | None = None) -> dict[str, np.ndarray]:
+    """Invert `pack()`; the stacks are `[R, H, W, k]`. `num_frames` is as in `observations()`."""
     rows = np.flatnonzero(~columns[CONTEXT])
     others = {name: column[rows] for name, column in columns.items() if name not in (OBS, CONTEXT)}
-    return {**others, OBS: observations(columns, rows)}
+    return {**others, OBS: observations(columns, rows, num_frames)}

@@ -11,7 +11,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.replay_buffers import PrioritizedEpisodeReplayBuffer
 
 from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay
-from rllib_kd.observations.frames import CONTEXT, pack
+from rllib_kd.observations.frames import CONTEXT, pack, unpack
 
 
 def rows(first: int, count: int) -> dict[str, np.ndarray]:
@@ -377,6 +377,31 @@ def test_a_restored_replay_draws_the_very_rows_before_and_after_it_wraps_around(
         assert torch.equal(*map(torch.stack, drawn))
         for each in (replay, copy):
             each.add(fragment(first, 6))
+
+
+def packed_stacks(first: int, count: int) -> dict[str, np.ndarray]:
+    """Stacks of three consecutive numbers, from `first` on, as frames of 2 × 2 pixels."""
+    frames = np.arange(first, first + count + 2, dtype=np.uint8)
+    stacks = np.stack([frames[i : i + count] for i in range(3)], axis=-1)[:, None, None, :]
+    return pack({"obs": stacks * np.ones((1, 2, 2, 1), np.uint8)}, (2, 2, 3))
+
+
+@pytest.mark.parametrize("first", ["empty", "packed", "unpacked"])
+@pytest.mark.parametrize("num_rows", [5, 13, 14, 15, 16])  # with their context, up to two rows more than the ring has
+def test_no_stack_of_a_joined_ring_has_frames_of_another_one(first, num_rows):
+    joined, other = ColumnarReplay(64, seed=0), ColumnarReplay(16, seed=0)
+    if first != "empty":
+        columns = packed_stacks(100, 10)
+        joined.add(columns if first == "packed" else unpack(columns))
+    num_before = len(joined)
+    other.add(packed_stacks(0, 5))  # of which a part is overwritten
+    other.add(packed_stacks(0, num_rows))
+    joined.add_contents(other.get_state())
+    stacks = joined.gather(joined.spread(64), ("obs",))["obs"][:, 0, 0].int()
+    assert (stacks.diff(dim=-1) == 1).all()
+    assert len(joined) == num_before + len(other)
+    own = other.gather(other.spread(64), ("obs",))["obs"][:, 0, 0]
+    assert sorted(stacks[num_before:].tolist()) == sorted(own.tolist())
 
 
 def transitions(first: int, count: int, *, masks: bool) -> dict[str, np.ndarray]:

@@ -285,7 +285,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             for name, array in shard.items():
                 group_id, _, rest = name.partition("/")
                 by_group[group_id][place][rest] = array
-        return all(self.groups[group_id].refill_replay(own, is_own=is_own) for group_id, own in by_group.items())
+        fits = [self.groups[group_id].refill_replay(own, is_own=is_own) for group_id, own in by_group.items()]
+        return all(fits)  # each group was asked
 
     @override(DQNTorchLearner)
     def save_to_path(self, *args: Any, **kwargs: Any) -> str:

@@ -242,6 +242,17 @@ def test_an_agent_that_has_not_acted_yet_makes_no_steps_and_does_not_end_the_run
     assert [results[name]["num_gradient_steps"].peek() for name in teachers] == [2, 2]
 
 
+def test_a_group_without_the_columns_keeps_no_other_from_its_replay():
+    teachers = {"first": "cartpole", "second": "cartpole"}
+    config = config_of().multi_agent(policies={*teachers}, policy_mapping_fn=lambda *_: "first")
+    learner, copy = (make_learner(config.distillation(teacher=teachers), policies=teachers) for _ in range(2))
+    learner.update([dict.fromkeys(teachers, fragment())])
+    shard = learner.replay_arrays()
+    del shard["first/columns/teacher_q"]
+    assert not copy.refill_replay([shard])
+    assert [len(copy.groups[name].replay) for name in teachers] == [0, 256]
+
+
 def test_target_networks_follow(cluster):
     learner = make_learner(config_of(td_coeff=1.0).training(target_network_update_freq=100))
     data = ray.put(fragment(names=DISTILLATION_COLUMNS + TD_COLUMNS))

@@ -68,8 +68,10 @@ def kl_and_gradient(
         regret_coeff: as in `policy_kl()`.
         dim: dimension of the actions, −1 or −2.
     """
-    logits = student_q if target.illegal is None else student_q.masked_fill(target.illegal, -_HUGE)
-    log_student = log_softmax(logits if student_temperature == 1.0 else logits / student_temperature, dim)
+    logits = student_q if student_temperature == 1.0 else student_q / student_temperature
+    if target.illegal is not None:  # after the division, by which a small temperature would make infinity of them
+        logits = logits.masked_fill(target.illegal, -_HUGE)
+    log_student = log_softmax(logits, dim)
     student = log_student.exp()
     by_action = (target.log_policy - log_student).mul_(target.policy)
     gradient = student - target.policy

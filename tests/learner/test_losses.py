@@ -52,6 +52,14 @@ def test_huber_is_quadratic_inside_delta_and_linear_outside():
     assert grad_of(losses.huber, student_q, teacher_q, delta=delta).tolist() == [[0.25, 1.0]]
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-20, 1e-30])
+def test_a_small_temperature_makes_no_nan_of_illegal_actions(temperature):
+    student_q, teacher_q = torch.tensor([[0.0, 0.3, 0.0]]), torch.tensor([[1.0, -INF, 1.0]])
+    settings = {"temperature": 1.0, "student_temperature": temperature, "regret_coeff": 0.5}
+    torch.testing.assert_close(losses.policy_kl(student_q, teacher_q, **settings), torch.zeros(1))
+    assert grad_of(losses.policy_kl, student_q, teacher_q, **settings).tolist() == [[0.0, 0.0, 0.0]]
+
+
 def test_kl_divides_only_the_teacher_by_the_temperature():
     student_q, teacher_q, temperature = torch.tensor([[0.2, 1.0, -0.5]]), torch.tensor([[3.0, 2.0, 1.0]]), 0.7
     expected = kl_divergence(Categorical(logits=teacher_q / temperature), Categorical(logits=student_q))

@@ -65,7 +65,11 @@ class Recorder:
     def _begin_files(self) -> None:
         self._name = uuid.uuid4().hex[:12]  # no other run or EnvRunner has it
         self._num_files = 0
+        self._clear_waiting()
+
+    def _clear_waiting(self) -> None:
         self._waiting: list[dict[str, np.ndarray]] = []
+        self._num_rows = self._num_bytes = 0  # of those that wait
 
     def add(self, columns: Mapping[str, np.ndarray], ended_before: np.ndarray, *, begins: bool) -> None:
         """Add the columns of a fragment, and write a file if there are enough rows.
@@ -82,10 +86,12 @@ class Recorder:
             self._episodes += self._t > 0
             self._t[:] = 0
         episodes, t = self._places(columns, ended_before)
-        self._waiting.append({**columns, "episodes": episodes, Columns.T: t})
-        rows = sum(int(part[VALID].sum()) for part in self._waiting)
-        size = sum(column.nbytes for part in self._waiting for column in part.values())
-        if size >= self._max_bytes or (self._max_rows is not None and rows >= self._max_rows):
+        part = {**columns, "episodes": episodes, Columns.T: t}
+        self._waiting.append(part)
+        self._num_rows += int(part[VALID].sum())
+        self._num_bytes += sum(column.nbytes for column in part.values())
+        is_full = self._num_bytes >= self._max_bytes
+        if is_full or (self._max_rows is not None and self._num_rows >= self._max_rows):
             self.write()
 
     def _places(self, columns: Mapping[str, np.ndarray], ended_before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,11 +110,13 @@ class Recorder:
         """Write the rows that wait, if there are any.
 
         Raises:
-            OSError: a file cannot be written.
+            OSError: a file cannot be written. The rows wait on: the next call tries again.
         """
-        parts, self._waiting = self._waiting, []
-        if not any(part[VALID].any() for part in parts):
-            return
+        if self._num_rows:
+            self._write(self._waiting)
+        self._clear_waiting()
+
+    def _write(self, parts: list[dict[str, np.ndarray]]) -> None:
         filesystem, folder = filesystem_of(self._uri)
         path = posixpath.join(folder, f"{self._name}-{self._num_files:06}.parquet")
         rows = self._rows(parts)
@@ -152,7 +160,8 @@ class Recorder:
             rows[Columns.OBS] = stacks
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_waiting", "_name", "_num_files")}
+        of_files = ("_name", "_num_files", "_waiting", "_num_rows", "_num_bytes")
+        return {name: value for name, value in vars(self).items() if name not in of_files}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -85,6 +85,22 @@ def test_a_file_is_written_when_there_are_enough_rows(tmp_path, teacher, limit):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_rows_that_could_not_be_written_are_written_with_the_next_ones(tmp_path, teacher, monkeypatch):
+    recorder = Recorder(str(tmp_path), teacher, num_envs=2, max_rows=4)
+
+    def fail(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("rllib_kd.offline.recording.write_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        recorder.add(fragment([[0, 0], [0, 0]]), np.zeros(2, bool), begins=True)
+    monkeypatch.undo()
+    recorder.add(fragment([[0, 0], [0, 0]], first=4), np.zeros(2, bool), begins=False)
+    assert recorded(tmp_path)["obs"][:, 0].tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    recorder.add(fragment([[0], [0]], first=8), np.zeros(2, bool), begins=False)  # which is no file yet
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_nothing_is_written_of_no_rows(tmp_path, teacher):
     recorder = Recorder(str(tmp_path / "none"), teacher, num_envs=2)
     recorder.write()

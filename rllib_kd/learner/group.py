@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rllib_kd.learner import losses
 from rllib_kd.learner.label_statistics import QStatistics, agrees, regret
+from rllib_kd.learner.large_labels import LargeLabels
 from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, ObservationStatistics
 from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay, stride_to
 from rllib_kd.learner.stack import StackedStudents, members_of
@@ -77,6 +78,7 @@ class StudentGroup:
         self._obs_scale: ObservationScale | None = None  # inside an update
         self.num_steps = 0  # gradient steps of each student, over restarts
         self.temperature = self.student_temperature = self.median_gap = 1.0  # of the current update
+        self._large_labels = LargeLabels()
         self._num_taken = 0  # calls of `take_in()` with fragments
         self._num_actions = num_actions
         self._outputs = outputs
@@ -180,6 +182,8 @@ class StudentGroup:
 
     def _take_labels(self, labels: Tensor, reduce: Callable[[Tensor], Any] | None) -> None:
         """Add labels `[M, A]` to the statistics, also if M is 0: every Learner takes part in the all-reduce."""
+        if self._outputs != LOG_PROBS:
+            self._large_labels.check(labels)
         self.statistics.update(labels, reduce=reduce)
         self.median_gap = self.statistics.gap_quantile(0.5)
         self.temperature, self.student_temperature = self.config.temperatures(self.median_gap, self._outputs)

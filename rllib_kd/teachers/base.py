@@ -115,7 +115,8 @@ class Teacher(Checkpointable):
         Args:
             function: from observations `[B, ...]` (a float32 tensor) to Q-values `[B, A]` (return units), or to logits
                 (nats), as tensor or numpy array. cloudpickle must be able to pickle it. A `torch.nn.Module` is copied,
-                and moves to GPUs with the EnvRunners.
+                and moves to GPUs with the EnvRunners. A Q-value such as −1e9 does not mark an illegal action, but
+                counts as a Q-value: the environment's mask marks them (docs: Actions that are not always legal).
             observation_space: space of one observation that it takes.
             action_space: Discrete, from 0.
             pipeline: pipeline from the environment's observations to the function, as in `load_teacher()`.

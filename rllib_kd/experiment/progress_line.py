@@ -124,6 +124,13 @@ def _counts_up(name: str) -> bool:
 
 
 def _gradient_steps_per_second(result: Mapping[str, Any]) -> float:
+    """Return the mean rate; 0 where none is known, as in a new run that began with the steps of another (--restore)."""
+    num_iterations = result.get("training_iteration", 0)
+    if (
+        result.get("iterations_since_restore", num_iterations) < num_iterations
+        and result["time_since_restore"] == result["time_total_s"]  # a resumed run has the time of its beginning, too
+    ):
+        return 0.0
     steps = result.get("distillation", {}).get("num_gradient_steps_lifetime", 0)
     return steps / result["time_total_s"] if result.get("time_total_s") else 0.0
 

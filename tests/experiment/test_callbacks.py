@@ -32,6 +32,14 @@ def test_the_line_says_what_one_wants_to_know():
     assert progress_words([{"num_env_steps_sampled_lifetime": 10, "env_runners": {}}]) == "10 env steps"
 
 
+def test_steps_of_another_run_have_no_rate():
+    """A run that began by --restore has the steps of the other one, and its own time alone."""
+    resumed = {**RESULT, "iterations_since_restore": 1, "time_since_restore": 4.0}
+    assert "2,000 gradient steps/s" in progress_words([resumed])
+    restored = {**resumed, "time_since_restore": 10.0}
+    assert progress_words([restored]) == "5,000 env steps · return 123.5 · ratio 0.235"
+
+
 def test_a_return_that_is_not_the_students_alone_says_whose_it_is():
     untested = {name: value for name, value in RESULT.items() if name != "evaluation"}
     line = progress_words([untested])

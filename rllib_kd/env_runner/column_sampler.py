@@ -25,6 +25,7 @@ from ray.rllib.env.env_runner import ENV_STEP_FAILURE, NUM_ENV_STEP_FAILURES_LIF
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
+    ENV_STEP_TIMER,
     EPISODE_DURATION_SEC_MEAN,
     EPISODE_LEN_MAX,
     EPISODE_LEN_MEAN,
@@ -47,6 +48,9 @@ from rllib_kd.observations.spaces import has_texts
 from rllib_kd.wire import Sample
 
 logger = logging.getLogger(__name__)
+
+#: An environment that fails is replaced at most so many times in a row. A crash now and then is always tolerated.
+_MOST_REMADE = 10
 
 #: Metric: number of states that are not learned from, since numbers of the environment or the teacher are not finite.
 NUM_STATES_DROPPED_LIFETIME = "num_states_dropped_lifetime"
@@ -73,9 +77,12 @@ class ExplainsFailures:
     env: Any
     metrics: Any
     make_env: Callable[[], None]
+    _log_env_steps: Callable[..., None]
+    _metrics_num_try_env_step: Any
     #: The error message for the first numbers in training that were not finite; empty if there were none.
     not_finite: str = ""
     _failure: EnvFailedError | None = None
+    _num_remade = 0  # environments in a row, of which none lasted for a whole episode or sample
     _is_training = False  # whether states of numbers that are not finite are dropped
 
     def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
@@ -90,31 +97,60 @@ class ExplainsFailures:
 
     def _try_env_step(self, actions: Any) -> Any:
         handles_each = self._handles_each_step()
-        step = super()._try_env_step if handles_each else self._step_unlogged  # type: ignore[misc]  # RLlib's
         try:
-            results = step(actions)
+            results = self._step(actions, is_logged=handles_each)
         except Exception as error:
-            has_no_message = type(error) is RuntimeError and not error.args and error.__cause__ is not None
-            reason = error.__cause__ if handles_each and has_no_message else error  # RLlib's own has none
-            assert reason is not None
-            raise explained(self.config.env, self.env, reason, doing="step") from reason
+            raise self._explained_step(error) from error
         if handles_each and results != ENV_STEP_FAILURE:
-            obs, rewards, *_ = results
+            obs, rewards, terminateds, truncateds, _ = results
             self._check(self._check_returned, obs, rewards, doing="step() or reset")  # vector envs reset in a step
+            if self._num_remade and not self._is_training and self._ends_episode(terminateds, truncateds):
+                self._has_lasted()
         return results
 
-    def _step_unlogged(self, actions: Any) -> Any:
-        """Step the env as RLlib does, but without a log of each step: that takes a third of a step of 64 CartPoles."""
+    def _step(self, actions: Any, *, is_logged: bool) -> Any:
+        """Step the env as RLlib does, which replaces one that always fails without end.
+
+        Args:
+            actions: as the env takes them.
+            is_logged: whether to log the step: that takes a third of a step of 64 CartPoles.
+        """
         try:
-            return self.env.step(actions)
+            if not is_logged:
+                return self.env.step(actions)
+            with self.metrics.log_time(ENV_STEP_TIMER):
+                results = self.env.step(actions)
+            self._log_env_steps(self._metrics_num_try_env_step, 1)
+            return results
         except Exception as error:
             self.metrics.log_value(NUM_ENV_STEP_FAILURES_LIFETIME, 1, reduce="lifetime_sum")
-            if not self.config.restart_failed_sub_environments:
+            if not self.config.restart_failed_sub_environments or self._num_remade == _MOST_REMADE:
                 raise
             if not isinstance(error, StepFailedRecreateEnvError):
                 logger.exception("The environment failed in step(), and is replaced by a new one.")
+            self._num_remade += 1
             self.make_env()
             return ENV_STEP_FAILURE
+
+    def _explained_step(self, error: Exception) -> EnvFailedError:
+        """Return the failure to raise from an error of a step that is not tolerated."""
+        reason = explained(self.config.env, self.env, error, doing="step")
+        if self._num_remade < _MOST_REMADE:
+            return reason
+        self._has_lasted()  # the next request, if there is one, may try as often again
+        return type(reason)(
+            f"{str(reason).rstrip('.')}. fault_tolerance(restart_failed_sub_environments=True) has replaced the "
+            f"environment {_MOST_REMADE} times in a row, and none of the new ones lasted for a whole sample."
+        )
+
+    @staticmethod
+    def _ends_episode(terminateds: Any, truncateds: Any) -> bool:
+        """Return whether a step ended an episode that counts, although others may fail later in the same sample."""
+        return bool(np.any(terminateds) or np.any(truncateds))
+
+    def _has_lasted(self) -> None:
+        """Note that the environment did not fail for a whole episode or sample: failures are counted anew."""
+        self._num_remade = 0
 
     @contextmanager
     def _training(self) -> Iterator[None]:

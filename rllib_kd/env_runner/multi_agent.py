@@ -68,6 +68,11 @@ class ExplainingMultiAgentEnvRunner(ExplainsFailures, MultiAgentEnvRunner):
                     doing = "step" if what == "reward" else doing
                     raise not_finite(self.config.env, self.env, found._replace(env_index=index), doing=doing)
 
+    @staticmethod
+    @override(ExplainsFailures)
+    def _ends_episode(terminateds: Sequence[Mapping[Any, bool]], truncateds: Sequence[Mapping[Any, bool]]) -> bool:
+        return any(of_agents.get("__all__", False) for of_agents in (*terminateds, *truncateds))
+
     @override(MultiAgentEnvRunner)
     def make_env(self) -> None:
         try:
@@ -135,6 +140,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         policy = BehaviorPolicy(teacher_fraction, epsilon, self._rng, teacher_explores=self.config.teacher_explores)
         with self._training():
             episodes = self._act_by(policy, num_timesteps=num_steps)
+            self._has_lasted()
             return self._shards(episodes, names, num_shards), self.get_metrics()
 
     def _shards(self, episodes: Sequence[Any], names: Sequence[str], num_shards: int) -> list[Any]:

@@ -225,6 +225,7 @@ class DistillEnvRunner(RecordingEnvRunner):
             self._turns.prefer(preferred, resting)
         with self._training():
             fragment = self._sample_fragment(policy)
+            self._has_lasted()
             columns = fragment.columns()
             if TEACHER_Q in columns and math.isfinite(gaps):
                 self._gaps.update(columns[TEACHER_Q][columns[VALID]])
@@ -286,9 +287,11 @@ class DistillEnvRunner(RecordingEnvRunner):
         connectors = (self._env_to_module, self._module_to_env)
         states = [connector.get_state() for connector in connectors]
         while not episodes.are_complete:
-            fragment = self._sample_fragment(policy)
+            fragment, num_played = self._sample_fragment(policy), len(episodes.returns)
             self._check_fragment(fragment)
             episodes.add(fragment)
+            if len(episodes.returns) > num_played:
+                self._has_lasted()
         episodes.warn_of_cut("the teacher" if teacher else "the random policy")
         for connector, state in zip(connectors, states, strict=True):  # filters are for the states of training
             connector.set_state(state)
@@ -311,6 +314,11 @@ class DistillEnvRunner(RecordingEnvRunner):
     @override(ExplainsFailures)
     def _handles_each_step(self) -> bool:
         return not self._samples_directly
+
+    @staticmethod
+    @override(ExplainsFailures)
+    def _ends_episode(terminateds: Any, truncateds: Any) -> bool:
+        return False  # fragments count, which fail as a whole
 
     def _check_fragment(self, fragment: Fragment) -> None:
         """Check the numbers of all steps at once, at a hundredth of the cost of a check after each step."""

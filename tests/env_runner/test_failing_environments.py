@@ -188,3 +188,52 @@ def test_what_is_finite_is_counted_by_no_cause(counting_config):
     _, metrics = sample(make_runner(counting_config))
     assert metrics[NUM_STATES_DROPPED_LIFETIME].peek() == 0
     assert not set(NUM_NOT_FINITE_LIFETIME.values()) & set(metrics)
+
+
+class Dying(Counting):
+    """Its simulator is gone: every environment raises at its second step. Others do at a later one."""
+
+    num_made = 0
+
+    def __init__(self, config):
+        super().__init__(config | {"fails_at": config.get("fails_at", 2)})
+        Dying.num_made += 1
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("plays", [False, True], ids=["sample", "baseline"])
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+def test_an_environment_that_always_raises_is_not_replaced_without_end(counting_config, direct, plays):
+    config = counting_config.environment(Dying, env_config={"length": 50, "fails_at": 20 if plays else 2})
+    config.fault_tolerance(restart_failed_sub_environments=True)
+    runner = make_runner(config if direct else config.callbacks(Silent))
+    Dying.num_made = 0
+    with pytest.raises(EnvFailedError, match=r"the simulator has crashed .*has replaced the environment 10 times in"):
+        runner.play_episodes(3, teacher=True) if plays else sample(runner)
+    assert Dying.num_made == 10 * 3
+
+
+@pytest.mark.timeout(60)
+def test_evaluations_do_not_replace_it_without_end_either(counting_config):
+    config = counting_config.environment(Dying, env_config={"length": 50})
+    config.fault_tolerance(restart_failed_sub_environments=True).validate()
+    evaluation = config.get_evaluation_config_object()
+    runner = evaluation.env_runner_cls(config=evaluation, worker_index=0)
+    with pytest.raises(EnvFailedError, match="has replaced the environment 10 times in a row"):
+        runner.sample(num_episodes=1)
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+def test_failures_are_tolerated_as_often_as_they_come_after_something_whole(counting_config, direct):
+    config = counting_config.environment(Dying, env_config={"length": 5, "fails_at": 30})
+    config.fault_tolerance(restart_failed_sub_environments=True)
+    runner = make_runner(config if direct else config.callbacks(Silent))
+    Dying.num_made = 0
+    for _ in range(50):
+        sample(runner)
+    runner.play_episodes(200, teacher=True)
+    assert Dying.num_made > 20 * 3
+    evaluation = config.get_evaluation_config_object()
+    Dying.num_made = 0
+    evaluation.env_runner_cls(config=evaluation, worker_index=0).sample(num_episodes=300)
+    assert Dying.num_made > 10 * evaluation.num_envs_per_env_runner

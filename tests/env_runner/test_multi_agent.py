@@ -218,3 +218,33 @@ def test_environments_that_fail_are_named_with_their_line(cluster, config, retur
     config.environment(Broken, env_config={"num_agents": 2, "returns_another_shape": returns_another_shape})
     with pytest.raises(EnvFailedError, match=said):
         shards_of(config)
+
+
+class Dying(MultiAgentCartPole):
+    """Its simulator is gone, or crashes at every so many-th step."""
+
+    num_made = 0
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.every, self.num_steps = config["every"], 0
+        Dying.num_made += 1
+
+    def step(self, action_dict):
+        self.num_steps += 1
+        if self.num_steps % self.every == 0:
+            raise RuntimeError("the simulator has crashed")
+        return super().step(action_dict)
+
+
+@pytest.mark.timeout(60)
+def test_an_environment_is_replaced_as_long_as_something_whole_comes_between(cluster, config):
+    config.environment(Dying, env_config={"num_agents": 3, "every": 60})
+    config.fault_tolerance(restart_failed_sub_environments=True)
+    runner, *_ = shards_of(config)
+    Dying.num_made = 0
+    runner.play_episodes(40, teacher=False)
+    assert Dying.num_made > 10 * 2
+    config.environment(env_config={"every": 2})
+    with pytest.raises(EnvFailedError, match="has replaced the environment 10 times in a row"):
+        shards_of(config)

@@ -149,6 +149,23 @@ def algorithm_init_put_off(algorithm: Any) -> Iterator[None]:
         call()
 
 
+def learners_wait_for_each_other(*, seconds: int) -> AbstractContextManager[None]:
+    """In this context, build Learners that wait so long for each other at most. RLlib's wait for half an hour.
+
+    It is the timeout of their process group: RLlib makes its config, which has one, by itself.
+    """
+    from ray.rllib.core.learner import learner_group  # here: most processes that import this file need no Algorithm
+
+    make = learner_group._get_backend_config
+
+    def with_timeout(learner_class: type) -> Any:
+        config = make(learner_class)
+        config.timeout_s = seconds
+        return config
+
+    return _replaced(learner_group, _get_backend_config=with_timeout)
+
+
 # --- Tune -------------------------------------------------------------------------------------------------------------
 
 

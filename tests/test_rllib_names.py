@@ -20,6 +20,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
 from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
+from ray.rllib.core.learner import learner_group
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
@@ -89,6 +90,7 @@ REACHED_IN_MODULES = {
     utils: ("set_sigterm_handler", "set_omp_num_threads_if_unset"),
     usage: ("tag_callbacks",),
     algorithm: ("make_callback",),
+    learner_group: ("_get_backend_config",),
     registry: ("_global_registry", "_make_key"),
     class_cache: ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"),
     ray_constants: ("OBJECT_STORE_MINIMUM_MEMORY_BYTES",),
@@ -258,3 +260,9 @@ def test_the_default_connectors_are_known_by_their_classes():
     from rllib_kd.checkpoints.connectors import is_default_connector
 
     assert is_default_connector(NumpyToTensor())
+
+
+def test_the_timeout_of_learners_is_the_one_of_their_process_group():
+    with _rllib.learners_wait_for_each_other(seconds=123):
+        assert learner_group._get_backend_config(DistillDQNTorchLearner).to_dict()["timeout_s"] == 123
+    assert learner_group._get_backend_config(DistillDQNTorchLearner).to_dict()["timeout_s"] == 1800

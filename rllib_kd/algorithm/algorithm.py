@@ -65,6 +65,7 @@ from rllib_kd.public import public
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, receive_all
 
+_SECONDS_BETWEEN_LEARNERS = 300  # that one waits for another's gradients, before both fail
 _SECONDS_TO_STOP = 10.0  # for an EnvRunner to finish its current sample
 
 
@@ -139,7 +140,8 @@ class DistillDQN(CheckpointedDQN):
         check_recorded(self.config, files, self._teachers, spaces)
         self.config = concrete_config(self.config, spaces, self._teachers, files)
         try:
-            super().setup(self.config)
+            with _rllib.learners_wait_for_each_other(seconds=_SECONDS_BETWEEN_LEARNERS):
+                super().setup(self.config)
         except Exception as error:
             if self.config.num_env_runners == 0 or isinstance(error, IndexError):  # RLlib's if remote ones failed
                 explain_failed_env_runners(self.config, self.env_creator)

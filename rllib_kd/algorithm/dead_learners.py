@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import ray
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
+from rllib_kd.learner.distributed import PeerFailedError, raise_failure
+
 LEARNER_HAS_DIED = (
     "A Learner has died, alone or with its node, and RLlib restarts EnvRunners but never Learners. Stop this "
     "algorithm and continue from the last checkpoint: DistillDQN.from_checkpoint(path). `rllib train "
@@ -51,12 +53,26 @@ def naming_dead_learners(learner_group: LearnerGroup | None) -> Iterator[None]:
     try:
         yield
     # Exceptions of a Learner itself, and failures to save, have messages of their own; RLlib gives it up, too.
-    except (LearnerDiedError, ray.exceptions.RayTaskError, OSError):
+    except (LearnerDiedError, OSError):
         raise
     except Exception as error:  # RayActorError; then, of a group with fewer members, IndexError, AssertionError, ...
-        if learner_group is None or not has_dead_learners(learner_group):
+        has_lost_peers = isinstance(error, PeerFailedError)
+        if learner_group is None or (isinstance(error, ray.exceptions.RayTaskError) and not has_lost_peers):
+            raise
+        if len(learner_group) > 1 and (reason := _reason_in(learner_group)) is not None:
+            raise reason from error
+        if has_lost_peers or not has_dead_learners(learner_group):
             raise
         raise LearnerDiedError from error
+
+
+def _reason_in(learner_group: LearnerGroup) -> Exception | None:
+    """Return the error of a Learner that made the others fail; a `LearnerDiedError` if it has died; None: neither."""
+    answers = list(learner_group.foreach_learner(raise_failure, healthy_only=False, timeout_seconds=_SECONDS_TO_ANSWER))
+    errors = [answer.get() for answer in answers if not answer.ok]
+    own = [error for error in errors if isinstance(error, ray.exceptions.RayTaskError)]
+    has_died = any(isinstance(error, ray.exceptions.RayActorError) for error in errors)
+    return next(iter(own), LearnerDiedError() if has_died else None)
 
 
 def has_dead_learners(learner_group: LearnerGroup) -> bool:

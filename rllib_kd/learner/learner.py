@@ -30,6 +30,7 @@ from ray.rllib.utils.metrics import (
 from torch import Tensor
 
 from rllib_kd.allocator import keep_freed_memory
+from rllib_kd.learner.distributed import fails_with_its_peers
 from rllib_kd.learner.gradients import gradient_of
 from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.objective import Loss, Objective
@@ -130,6 +131,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                     torch.distributed.broadcast(tensor, src=0)
 
     @override(DQNTorchLearner)
+    @fails_with_its_peers
     def update(
         self,
         batch_refs: Sequence[ray.ObjectRef] | None = None,
@@ -173,7 +175,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self.td_coeff = self.td_coeff if td_coeff is None else td_coeff
         refs = training_data.batch_refs if training_data is not None else batch_refs
         fragments = [self.config.by_group(fragment) for fragment in receive_all(refs)]
-        reduce = self._sum_over_learners if self.distributed else None
+        reduce = torch.distributed.all_reduce if self.distributed else None
         for group_id, group in self.groups.items():
             own = [fragment[group_id] for fragment in fragments if group_id in fragment]
             fresh = group.take_in(own, reduce=reduce, is_again=is_again)
@@ -438,9 +440,6 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             super(DQNLearner, self).after_gradient_based_update(timesteps=timesteps)
         else:
             super().after_gradient_based_update(timesteps=timesteps)
-
-    def _sum_over_learners(self, tensor: Tensor) -> None:
-        torch.distributed.all_reduce(tensor)
 
     # --- Metrics -----------------------------------------------------------------------------------------------------
 

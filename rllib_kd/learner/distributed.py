@@ -1,0 +1,59 @@
+"""Learners that update together: if one fails, the others fail at once, instead of waiting for it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import torch
+
+_OF_TORCH = os.path.join(os.path.dirname(torch.__file__), "distributed", "")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+class PeerFailedError(RuntimeError):
+    """Another Learner has failed or died in an update of all, or has not answered in time."""
+
+    def __init__(self, reason: str = ""):
+        super().__init__(f"Another Learner has failed or died, or has not answered in time. This one got: {reason}")
+
+
+def fails_with_its_peers(update: _Method) -> _Method:
+    """Let `update()` of a Learner end the connections to the other Learners if it raises, which fail thereby, too.
+
+    They would wait for its gradients until the process group's timeout. Whoever fails because of another raises a
+    `PeerFailedError`; the others keep their errors, which `raise_failure()` raises again.
+    """
+
+    @functools.wraps(update)
+    def update_together(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.distributed:
+            return update(self, *args, **kwargs)
+        try:
+            return update(self, *args, **kwargs)
+        except Exception as error:
+            is_of_another = _is_of_process_group(error)
+            self.failure = None if is_of_another else error
+            with suppress(Exception):  # the first error counts
+                torch.distributed.destroy_process_group()
+            if is_of_another:
+                raise PeerFailedError(" ".join(f"{type(error).__name__}: {error}".split())) from error
+            raise
+
+    return update_together  # type: ignore[return-value]
+
+
+def raise_failure(learner: Any) -> None:
+    """Raise the error by which the last update of this Learner has failed, unless that was another Learner's."""
+    if (failure := getattr(learner, "failure", None)) is not None:
+        raise failure
+
+
+def _is_of_process_group(error: Exception) -> bool:
+    """Return whether an error comes from the connections between Learners: PyTorch has no class of its own for it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, RuntimeError) and bool(frames) and frames[-1].filename.startswith(_OF_TORCH)

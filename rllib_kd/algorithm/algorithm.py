@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -65,6 +66,8 @@ from rllib_kd.public import public
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, receive_all
 
+logger = logging.getLogger(__name__)
+
 _SECONDS_BETWEEN_LEARNERS = 300  # that one waits for another's gradients, before both fail
 _SECONDS_TO_STOP = 10.0  # for an EnvRunner to finish its current sample
 
@@ -117,11 +120,20 @@ class DistillDQN(CheckpointedDQN):
     def setup(self, config: AlgorithmConfig) -> None:
         """Load the teachers, shape the students, build RLlib's groups, and connect teachers with students.
 
+        If that fails, stop what was started: in a notebook, the traceback would keep the actors and their CPUs.
+
         Raises:
             ValueError: a teacher cannot be loaded, or does not fit the environment or the student.
         """
-        with _rllib.algorithm_init_put_off(self):
-            self._set_up()
+        try:
+            with _rllib.algorithm_init_put_off(self):
+                self._set_up()
+        except (Exception, KeyboardInterrupt):
+            try:
+                self.cleanup()
+            except Exception:  # the first error counts
+                logger.warning("What this algorithm had started could not be stopped.", exc_info=True)
+            raise
 
     def _set_up(self) -> None:
         limit_threads(self.config.num_cpus_for_main_process)

@@ -1,5 +1,7 @@
 """EnvRunners and Learners elsewhere: what they learn, and how sampling goes on while they do."""
 
+import time
+
 import numpy as np
 import pytest
 import ray
@@ -7,6 +9,7 @@ import torch
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 
 from rllib_kd import DistillDQNTorchLearner
+from rllib_kd.algorithm import algorithm
 from tests.algorithm.weights import assert_equal_weights, student_weights
 from tests.conftest import states
 
@@ -152,3 +155,31 @@ def test_a_restore_forgets_what_is_under_way(cartpole_config, build, tmp_path):
     result = algo.train()
     assert result["num_env_steps_sampled_lifetime"] > before
     assert result["distillation"]["staleness_mean"] >= 0
+
+
+@pytest.mark.parametrize("where", ["on_algorithm_init", "play_baselines"])
+def test_a_set_up_that_fails_leaves_no_actors(cartpole_config, cluster, monkeypatch, where):
+    def fail(*args, **kwargs):
+        raise ArithmeticError("too late")
+
+    if where == "play_baselines":
+        monkeypatch.setattr(algorithm, "play_baselines", fail)
+    else:
+        cartpole_config.callbacks(on_algorithm_init=fail)
+    config = cartpole_config.env_runners(num_env_runners=1).learners(num_learners=1, num_cpus_per_learner=1)
+
+    def num_free():
+        return ray.available_resources().get("CPU", 0)
+
+    wait_until(lambda: num_free() == 4)  # those of earlier tests have ended
+    with pytest.raises(ArithmeticError, match="too late") as raised:
+        config.build_algo()
+    wait_until(lambda: num_free() == 4)
+    assert raised.value.__traceback__ is not None  # which a notebook keeps, and with it the algorithm
+
+
+def wait_until(is_so):
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

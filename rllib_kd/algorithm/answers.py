@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import ray
@@ -14,6 +15,8 @@ from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_LOST = 5.0  # in which every ping of an EnvRunner is answered as for one that Ray does not restart
 
 
 def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
@@ -70,3 +73,37 @@ def kill_the_hung(group: EnvRunnerGroup, *, failed: Collection[int], seconds: fl
         for ping in hung:
             logger.warning("An EnvRunner did not finish its sample within %g s, so it is killed.", seconds)
             ray.kill(by_ping[ping])
+
+
+class LostEnvRunners:
+    """Notices that all remote EnvRunners have died, and that Ray restarts none: it answers pings for them at once."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None  # the time of the first pings in a row that were all answered so
+
+    def check(self, pings: Any, *, num_all: int, reasons: Sequence[EnvFailedError]) -> None:
+        """Check that an EnvRunner may come back.
+
+        Args:
+            pings: answers to pings of all EnvRunners, without those that did not come.
+            num_all: number of EnvRunners.
+            reasons: failures of their environments.
+
+        Raises:
+            RuntimeError: none may; an EnvFailedError if there is a reason.
+        """
+        deaths = [answer for ping in pings if isinstance(answer := ping.get(), ray.exceptions.ActorDiedError)]
+        if len(deaths) < num_all:
+            self._since = None
+            return
+        self._since = self._since or time.monotonic()
+        if time.monotonic() - self._since < _SECONDS_LOST:
+            time.sleep(0.1)
+            return
+        text = (
+            f"All {num_all} EnvRunners have died, and Ray restarts none of them. "
+            "fault_tolerance(restart_failed_env_runners=True, max_num_env_runner_restarts=...) sets how often it does."
+        )
+        if reasons:
+            raise EnvFailedError(f"{text} One had failed: {reasons[-1]}") from reasons[-1]
+        raise RuntimeError(text) from deaths[-1]

@@ -18,7 +18,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 
 from rllib_kd import _rllib
-from rllib_kd.algorithm.answers import answers, given_up, kill_the_hung, reason_in
+from rllib_kd.algorithm.answers import LostEnvRunners, answers, given_up, kill_the_hung, reason_in
 from rllib_kd.algorithm.dead_learners import ask_learners
 from rllib_kd.env_runner.capture import capture_sampling, put_back_sampling, restart_sampling
 from rllib_kd.environments.failures import EnvFailedError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SAMPLE, _PING = "sample", "ping"  # tags of requests
+_SECONDS_TO_PING = 1.0  # if all EnvRunners are dead
 _NOT_AWAITED = 2**62  # a weights_seq_no that is never stale
 
 
@@ -143,7 +144,7 @@ class Sampling:
         """Do nothing: EnvRunners sample into replays in any case."""
 
     def sample(self, env_steps: int) -> list[Sample]:
-        """Return new samples; none if no EnvRunner is left. RLlib restarts them before the next step.
+        """Return new samples; none if no EnvRunner is left. Ray may restart some of them before the next step.
 
         Args:
             env_steps: env steps sampled so far, including those before a restore.
@@ -322,6 +323,7 @@ class SampleRequests:
         self._has_sampled = False
         self._num_failures: Counter[int] = Counter()  # of environments, by EnvRunner, since the last sample of any
         self._failures: dict[int, EnvFailedError] = {}  # last error of its environment, by EnvRunner
+        self._lost = LostEnvRunners()
 
     def __len__(self) -> int:
         """Return the number of pending requests, including those whose results were not fetched yet."""
@@ -390,9 +392,18 @@ class SampleRequests:
         kill_the_hung(self._group, failed={*self._failures, *given_up(self._group)}, seconds=seconds)
 
     def ping_the_dead(self) -> bool:
-        """Ping EnvRunners that died without waiting; return whether one has answered since."""
+        """Ping EnvRunners that died without waiting; return whether one has answered since.
+
+        Raises:
+            RuntimeError: all have died for some seconds, and Ray restarts none of them; an EnvFailedError if the
+                environment of one has raised.
+        """
         dead = set(self._manager.actor_ids()) - set(self._group.healthy_env_runner_ids())
         if not dead:
+            return False
+        if dead == set(self._manager.actor_ids()):  # there is nothing else to do
+            pings = self._manager.foreach_actor("ping", healthy_only=False, timeout_seconds=_SECONDS_TO_PING)
+            self._lost.check(pings, num_all=len(dead), reasons=list(self._failures.values()))
             return False
         back = self._manager.fetch_ready_async_reqs(tags=_PING, mark_healthy=True).ignore_errors()
         answered = {result.actor_id for result in back}

@@ -165,6 +165,20 @@ def test_a_slow_env_runner_does_not_slow_the_fast_one(build):
     assert sampled[1] > 2 * sampled[0]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_training_ends_with_the_reason_when_all_are_dead_and_none_is_restarted(build):
+    settings = config(2, **faulty("raise", after=300, workers=(1, 2)))
+    algo = build(settings.fault_tolerance(restart_failed_env_runners=False, ignore_env_runner_failures=True))
+
+    def train():
+        while True:
+            algo.train()
+
+    with pytest.raises(EnvFailedError, match=r"All 2 EnvRunners have died, .*the simulator has crashed"):
+        train()
+
+
 # --- Environments -----------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.actor_manager import FaultAwareApply
 
 from rllib_kd import DistillDQNConfig
+from rllib_kd.algorithm import answers as answers_module
 from rllib_kd.algorithm.sampling import SampleRequests
 from rllib_kd.env_runner.column_sampler import ExplainsFailures
 from rllib_kd.environments.failures import EnvFailedError
@@ -309,3 +310,26 @@ def test_where_failures_are_not_to_be_tolerated_the_reason_is_an_error(group, ma
         wait_for(lambda: 1 in of(requests.fetch(weights_seq_no=0)))
     monkeypatch.undo()
     wait_until_all_are_back(group)
+
+
+@pytest.mark.parametrize("reason", ["no licence", None])
+def test_when_all_are_dead_and_none_is_restarted_it_is_an_error(cluster, monkeypatch, reason):
+    monkeypatch.setattr(answers_module, "_SECONDS_LOST", 0.5)
+    group = EnvRunnerGroup(config=DistillDQNConfig().environment("CartPole-v1"), local_env_runner=False, _setup=False)
+    actors = [Runner.options(max_restarts=0).remote(index, __file__) for index in (1, 2)]
+    group._worker_manager.add_actors(actors)
+    requests = SampleRequests(group, max_staleness=None, timeout_s=300.0)
+    if reason:
+        requests._failures[2] = EnvFailedError(reason)
+    send(requests, 0)
+    requests.fetch(weights_seq_no=0)
+    assert not requests.ping_the_dead()
+    for actor in actors:
+        ray.kill(actor)
+    send(requests, 0)
+    while requests.fetch(weights_seq_no=0):
+        send(requests, 0)
+    with pytest.raises(RuntimeError, match="All 2 EnvRunners have died, and Ray restarts none of them") as raised:
+        wait_for(requests.ping_the_dead, seconds=30.0)
+    assert isinstance(raised.value, EnvFailedError) == bool(reason)
+    assert str(reason or "sets how often") in str(raised.value)

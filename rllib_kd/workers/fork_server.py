@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,10 @@ def _request(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int
 
 def _is_whole() -> bool:
     """Return whether a fork is all of this process: it has one thread, and locks that others hold stay locked."""
-    names = [Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task")]
+    names = []
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError):  # it has ended since
+            names.append(Path(f"/proc/self/task/{thread}/comm").read_text().strip())
     return len(names) - names.count(_OF_JEMALLOC) == 1
 
 

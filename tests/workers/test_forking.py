@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -175,6 +176,14 @@ def listener():
 
 def name_of(listener: socket.socket) -> str:
     return listener.getsockname()[1:].decode()
+
+
+def test_a_thread_that_has_just_ended_is_none(monkeypatch):
+    own = str(threading.get_native_id())
+    monkeypatch.setattr(os, "listdir", lambda path: [own, "999999999"])
+    assert fork_server._is_whole()
+    monkeypatch.setattr(os, "listdir", lambda path: [own, own])
+    assert not fork_server._is_whole()
 
 
 def test_a_worker_that_no_longer_waits_is_not_forked(monkeypatch, listener):

@@ -15,7 +15,8 @@ import sys
 SERVER = "RLLIB_KD_FORK_SERVER"  # environment variable: name of the server's socket
 WORKER = "RLLIB_KD_RAY_WORKER"  # environment variable: path of Ray's own script of a worker
 
-_SECONDS = 30.0  # in which the server has imported the package; Ray waits for a worker for 60 s
+_SECONDS = 30.0  # in which the server has imported the package
+_SECONDS_TO_BEGIN = 60.0  # as long as Ray waits for a worker
 
 
 def is_forked(server: str) -> bool:
@@ -30,7 +31,7 @@ def is_forked(server: str) -> bool:
             connection.sendall(json.dumps(_this_process()).encode())
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1)  # the server has read it, and forks
-            connection.settimeout(None)  # the fork is connected to Ray, or ends
+            connection.settimeout(_SECONDS_TO_BEGIN)  # in which the fork is connected to Ray, or ends
             return connection.recv(1) == b"1"
     except OSError:
         return False

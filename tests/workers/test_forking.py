@@ -17,6 +17,7 @@ import ray
 
 from rllib_kd import _rllib
 from rllib_kd.workers import fork_server, forking, ray_worker
+from tests.background import in_background
 from tests.conftest import fork_server as server_of_tests
 from tests.conftest import ray_address
 
@@ -195,6 +196,18 @@ def test_a_worker_that_no_longer_waits_is_not_forked(monkeypatch, listener):
     for file in files:
         os.close(file)
     assert (wanted, len(files)) == (None, 3)
+
+
+@pytest.mark.timeout(30)
+def test_a_fork_that_never_begins_is_not_waited_for_without_end(monkeypatch, listener):
+    monkeypatch.setattr(ray_worker, "_SECONDS_TO_BEGIN", 0.1)
+    asked = in_background(lambda: ray_worker.is_forked(name_of(listener)))
+    connection, _ = listener.accept()
+    with connection:
+        _, files = fork_server._request(connection)
+        assert not asked.result(timeout=20)
+    for file in files:
+        os.close(file)
 
 
 def test_a_socket_of_another_user_is_told_nothing(monkeypatch, listener):

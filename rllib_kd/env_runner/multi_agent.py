@@ -29,6 +29,8 @@ from rllib_kd.env_runner.column_sampler import ExplainsFailures, apart_from_samp
 from rllib_kd.env_runner.fragment import as_rewards, count_not_finite, is_usable
 from rllib_kd.env_runner.legal import choosing_legally
 from rllib_kd.env_runner.passes import replaced_passes
+from rllib_kd.env_runner.whole_episodes import StepLimit
+from rllib_kd.environments.making import time_limit_of
 from rllib_kd.environments.returned import (
     check_fits,
     explained,
@@ -98,6 +100,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
     SAMPLING_STATE: ClassVar = (*_rllib.SAMPLING_STATE, "_rng", "_gaps")
     LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng", "_gaps")
     NOT_SAVED: ClassVar = frozenset({"_teachers"})
+    _limit: StepLimit | None = None  # of episodes, while baselines are played
 
     def __init__(self, **kwargs: Any):
         keep_freed_memory()
@@ -105,6 +108,12 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         self._teachers: dict[str, Teacher] = {}
         self._gaps: dict[str, ActionGaps] = defaultdict(ActionGaps)  # by module
         self._rng = policy_generator(self._seed)
+
+    @override(ExplainingMultiAgentEnvRunner)
+    def make_env(self) -> None:
+        super().make_env()
+        if self._limit is not None:  # a new one in the place of one that has failed
+            self._limit.put_on(self.env.envs)
 
     @override(MultiAgentEnvRunner)
     def make_module(self) -> None:
@@ -172,7 +181,15 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
     def _play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
         policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, policy_generator(self._seed))
         returns: dict[str, list[float]] = {module_id: [] for module_id in self._teachers}
-        for episode in self._act_by(policy, num_episodes=num_episodes):
+        self._limit = StepLimit(time_limit_of(self.env))
+        try:
+            self._limit.put_on(self.env.envs)
+            episodes = self._act_by(policy, num_episodes=num_episodes)
+        finally:
+            limit, self._limit = self._limit, None
+            limit.take_off(self.env.envs)
+        limit.warn_of_cut("the teachers" if teacher else "the random policies")
+        for episode in episodes:
             sums: dict[str, float] = defaultdict(float)
             for agent_episode in episode.agent_episodes.values():
                 sums[agent_episode.module_id] += agent_episode.get_return()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -57,12 +60,49 @@ class WholeEpisodes:
         Args:
             who: who has played them.
         """
-        if self._num_cut:
-            logger.warning(
-                "%d episodes of %s had not ended after %d steps and count as they were then, so that its mean return, "
-                "and the return ratio, may be wrong. Give the environment a limit: %s.",
-                self._num_cut,
-                who,
-                self._limit,
-                LIMITS,
-            )
+        _warn_of_cut(self._num_cut, who, self._limit, LIMITS)
+
+
+class StepLimit:
+    """Cuts the episodes of multi-agent environments, which RLlib plays to their end. They are reset afterwards."""
+
+    def __init__(self, time_limit: int | None):
+        self._limit = max(_LEAST_LIMIT, time_limit or 0)
+        self._num_cut = 0
+
+    def put_on(self, envs: Sequence[Any]) -> None:
+        """Limit environments that begin new episodes."""
+        for env in envs:
+            env.step = partial(self._step, env.step, {"length": 0})
+
+    def take_off(self, envs: Sequence[Any]) -> None:
+        """Let environments play without this limit again."""
+        for env in envs:
+            vars(env).pop("step", None)
+
+    def _step(self, step: Callable[[Any], Any], running: dict[str, int], actions: Any) -> Any:
+        obs, rewards, terminateds, truncateds, infos = step(actions)
+        running["length"] += 1
+        has_ended = terminateds.get("__all__") or truncateds.get("__all__")
+        if not has_ended and running["length"] >= self._limit:
+            self._num_cut += 1
+            has_ended, truncateds = True, {**truncateds, "__all__": True}
+        if has_ended:
+            running["length"] = 0
+        return obs, rewards, terminateds, truncateds, infos
+
+    def warn_of_cut(self, who: str) -> None:
+        """Warn of episodes that did not end, as `WholeEpisodes` does."""
+        _warn_of_cut(self._num_cut, who, self._limit, "truncateds['__all__'] = True after so many steps")
+
+
+def _warn_of_cut(num_cut: int, who: str, limit: int, remedy: str) -> None:
+    if num_cut:
+        logger.warning(
+            "%d episodes of %s had not ended after %d steps and count as they were then, so that its mean return, "
+            "and the return ratio, may be wrong. Give the environment a limit: %s.",
+            num_cut,
+            who,
+            limit,
+            remedy,
+        )

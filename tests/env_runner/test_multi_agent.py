@@ -248,3 +248,31 @@ def test_an_environment_is_replaced_as_long_as_something_whole_comes_between(clu
     config.environment(env_config={"every": 2})
     with pytest.raises(EnvFailedError, match="has replaced the environment 10 times in a row"):
         shards_of(config)
+
+
+class Endless(MultiAgentCartPole):
+    """Its episodes end only at every other reset, after ten steps."""
+
+    num_resets = num_steps = 0
+
+    def reset(self, **kwargs):
+        self.num_resets, self.num_steps = self.num_resets + 1, 0
+        return super().reset(**kwargs)
+
+    def step(self, action_dict):
+        self.num_steps += 1
+        obs, infos = MultiAgentCartPole.reset(self)
+        ends = self.num_steps == 10 and self.num_resets % 2 == 0
+        nothing = dict.fromkeys(obs, False)
+        return obs, dict.fromkeys(obs, 1.0), {**nothing, "__all__": ends}, {**nothing, "__all__": False}, infos
+
+
+@pytest.mark.timeout(60)
+def test_a_baseline_episode_that_does_not_end_is_cut_with_a_warning(cluster, config, monkeypatch, caplog):
+    monkeypatch.setattr("rllib_kd.env_runner.whole_episodes._LEAST_LIMIT", 50)
+    runner, *_ = shards_of(config.environment(Endless).env_runners(num_envs_per_env_runner=1))
+    returns = runner.play_episodes(4, teacher=False)
+    assert sorted(returns["right"]) == [10.0, 10.0, 50.0, 50.0]  # of one agent
+    assert sorted(returns["left"]) == [20.0, 20.0, 100.0, 100.0]  # of two
+    assert "2 episodes of the random policies had not ended after 50 steps" in caplog.text
+    assert "step" not in vars(runner.env.envs[0])

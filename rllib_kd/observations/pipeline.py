@@ -21,6 +21,10 @@ from rllib_kd.observations.masks import features_space, with_mask
 from rllib_kd.observations.spaces import input_space, is_flattened, is_float_image, same_space
 from rllib_kd.text import one_line
 
+#: Steps after which an episode for RLlib's connectors is cut; they can look back as many. RLlib cuts its own ones after
+#: each fragment, with `episode_lookback_horizon`, which is 1 if it is not set.
+_MOST_STEPS = 200
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -188,7 +192,7 @@ class Function:
 
 @dataclass(frozen=True)
 class RLlibConnectors:
-    """Connectors of any kind, run by RLlib over episodes of its own.
+    """Connectors of any kind, run by RLlib over episodes of its own, of which the last steps are kept.
 
     Args:
         pipeline: RLlib's env-to-module pipeline, without the default connectors at its end.
@@ -217,6 +221,8 @@ class RLlibConnectors:
                     )
                     episodes[i].add_env_reset(obs)
                 else:
+                    if len(episodes[i]) >= _MOST_STEPS:
+                        episodes[i] = episodes[i].cut(len_lookback_buffer=_MOST_STEPS)
                     episodes[i].add_env_step(obs, shown.actions[i], float(shown.rewards[i]))
             batch = pipeline(
                 rl_module=self.rl_module, batch={}, episodes=episodes, explore=False, shared_data={}, metrics=None

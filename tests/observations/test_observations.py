@@ -3,7 +3,9 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from ray import cloudpickle
 from ray.rllib.connectors.env_to_module.env_to_module_pipeline import EnvToModulePipeline
+from ray.rllib.connectors.env_to_module.frame_stacking import FrameStackingEnvToModule
 
 from rllib_kd.checkpoints.connectors import is_default_connector, pipeline_of
 from rllib_kd.checkpoints.rllib import open_checkpoint
@@ -99,3 +101,20 @@ def test_discrete_numbers_may_come_as_floats_and_in_rows_and_columns():
     parts = gym.spaces.Dict(a=one, b=gym.spaces.Box(-1, 1, (2,)))
     shown = {"b": np.array([[0.5, 0.25]] * 2), "a": np.array([2, 0])}
     assert Flatten(parts).start()(Shown(shown, first)).tolist() == [[0, 0, 1, 0.5, 0.25], [1, 0, 0, 0.5, 0.25]]
+
+
+def test_a_long_episode_takes_no_more_memory_and_looks_back_over_its_cuts():
+    space = gym.spaces.Box(0.0, 1e6, (2, 2, 1), np.float32)
+    frames = FrameStackingEnvToModule(num_frames=4)
+    connectors = EnvToModulePipeline(
+        input_observation_space=space, input_action_space=gym.spaces.Discrete(2), connectors=[frames]
+    )
+    view = ObservationPipeline(space, (RLlibConnectors(connectors),)).start()
+    first, sizes = np.array([True]), []
+    for step in range(1_000):
+        obs = np.full((1, 2, 2, 1), step, np.float32)
+        seen = view(Shown(obs, first if step == 0 else ~first, np.zeros(1, np.int64), np.zeros(1, np.float32)))
+        assert seen[0, 0, 0].tolist() == [max(0, step - back) for back in (3, 2, 1, 0)]
+        if step % 250 == 0:
+            sizes.append(len(cloudpickle.dumps(view)))
+    assert sizes[-1] < 1.5 * sizes[1]

@@ -28,7 +28,7 @@ from ray.rllib.utils.metrics import (
 from ray.tune.registry import register_trainable
 
 from rllib_kd import _rllib
-from rllib_kd.algorithm.answers import given_up, kill_the_hung, reason_in
+from rllib_kd.algorithm.answers import SECONDS_TO_ANSWER, call_all, given_up, kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
 from rllib_kd.algorithm.checkpoint import CheckpointedDQN
 from rllib_kd.algorithm.concrete import concrete_config
@@ -281,7 +281,8 @@ class DistillDQN(CheckpointedDQN):
         students = {}
         for name in self._students.names:
             acting = name, self._restarts.weights(name)
-            self.eval_env_runner_group.foreach_env_runner(lambda runner, acting=acting: runner.let_act(*acting))
+            seconds = self.config.evaluation_sample_timeout_s or SECONDS_TO_ANSWER
+            call_all(self.eval_env_runner_group, partial(_let_act, acting=acting), seconds=seconds)
             students[name] = self._evaluate(*args, **kwargs)
             self._returns.take_evaluation(students[name], of=name)
         return {**students[name], "students": students} if self.config.students else students[name]
@@ -393,6 +394,10 @@ class DistillDQN(CheckpointedDQN):
     def __repr__(self) -> str:
         # Ray calls it after __init__ has failed in an actor, before there is a config: an error would hide the first.
         return super().__repr__() if self.config is not None else type(self).__name__
+
+
+def _let_act(env_runner: Any, *, acting: tuple[str, Any]) -> None:
+    env_runner.let_act(*acting)
 
 
 def _in_order(names: Sequence[str], family: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import ray
@@ -16,6 +16,7 @@ from rllib_kd.environments.returned import NotFiniteError
 
 logger = logging.getLogger(__name__)
 
+SECONDS_TO_ANSWER = 300.0  # for an EnvRunner, which may finish a sample first
 _SECONDS_LOST = 5.0  # in which every ping of an EnvRunner is answered as for one that Ray does not restart
 
 
@@ -42,6 +43,47 @@ def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
         logger.warning("EnvRunner %d failed. It is restarted if fault_tolerance() allows: %s", result.actor_id, reason)
     _rllib.actor_manager(group).handle_remote_call_result_errors(results, ignore_ray_errors=is_tolerant)
     return [result.get() for result in results.ignore_errors()]
+
+
+def call_all(
+    group: EnvRunnerGroup,
+    function: Callable[[Any], Any],
+    *,
+    seconds: float = SECONDS_TO_ANSWER,
+    worker_ids: Collection[int] | None = None,
+    remote_only: bool = False,
+) -> None:
+    """Call a function on EnvRunners. Remote ones that do not answer in time, as their environment hangs, are killed.
+
+    Ray restarts them if `fault_tolerance()` allows.
+
+    Args:
+        group: the EnvRunners.
+        function: a function of an EnvRunner.
+        seconds: longest wait, s.
+        worker_ids: ids of the remote EnvRunners to call; None: all that have not been given up.
+        remote_only: whether a local EnvRunner is left out.
+
+    Raises:
+        TimeoutError: one does not answer, and is neither restarted nor ignored.
+        EnvFailedError: as `answers()`.
+    """
+    if not remote_only and group.local_env_runner is not None:
+        function(group.local_env_runner)
+    manager, healthy = _rllib.actor_manager(group), set(group.healthy_env_runner_ids())
+    asked = sorted(healthy if worker_ids is None else healthy & set(worker_ids))
+    if not asked:  # RLlib would ask all
+        return
+    results = manager.foreach_actor(function, remote_actor_ids=asked, timeout_seconds=seconds)
+    for worker_id in set(asked) - {result.actor_id for result in results}:
+        if not _rllib.ignores_errors(group):
+            raise TimeoutError(f"EnvRunner {worker_id} did not answer within {seconds:g} s. Does its environment hang?")
+        logger.warning(
+            "EnvRunner %d did not answer within %g s, so it is killed. Does its environment hang?", worker_id, seconds
+        )
+        ray.kill(manager.actors()[worker_id], no_restart=False)
+        manager.set_actor_state(worker_id, healthy=False)
+    answers(group, results)
 
 
 def reason_in(error: Exception) -> EnvFailedError | None:

@@ -18,7 +18,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 
 from rllib_kd import _rllib
-from rllib_kd.algorithm.answers import LostEnvRunners, answers, given_up, kill_the_hung, reason_in
+from rllib_kd.algorithm.answers import LostEnvRunners, answers, call_all, given_up, kill_the_hung, reason_in
 from rllib_kd.algorithm.dead_learners import ask_learners
 from rllib_kd.env_runner.capture import capture_sampling, put_back_sampling, restart_sampling
 from rllib_kd.environments.failures import EnvFailedError
@@ -218,7 +218,7 @@ class Sampling:
         if self._group.local_env_runner is not None:
             _force(self._group.local_env_runner, state)
         if evaluation_group is not None:
-            evaluation_group.foreach_env_runner(partial(_force, state=state))
+            call_all(evaluation_group, partial(_force, state=state))
         if self.is_remote:
             self._student = student
 
@@ -289,9 +289,7 @@ class Sampling:
         state, self._to_put_back = self._to_put_back, {}
         self.rest(self.resting)
         if self.is_remote:
-            self._group.foreach_env_runner(
-                lambda env_runner: restart_sampling(env_runner, env_steps), local_env_runner=False
-            )
+            call_all(self._group, partial(restart_sampling, salt=env_steps), remote_only=True)
         elif state.get("env_runner") is not None:
             put_back_sampling(self._group.local_env_runner, state["env_runner"])
         if state.get("random_state") is not None:

@@ -11,6 +11,7 @@ import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from rllib_kd.algorithm.answers import call_all
 from rllib_kd.checkpoints.uris import list_folder
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import as_configured
@@ -101,10 +102,11 @@ class Teachers(Mapping[str, Teacher]):
 
     def _send_reference(self, group: EnvRunnerGroup, worker_ids: list[int] | None) -> None:
         reference = self._reference
-        group.foreach_env_runner(
+        call_all(
+            group,
             lambda env_runner: env_runner.set_teacher(ray.get(reference)),
-            local_env_runner=False,
-            remote_worker_ids=worker_ids,
+            worker_ids=worker_ids,
+            remote_only=True,
         )
 
     def components(self) -> list[tuple[str, Teacher]]:

@@ -141,6 +141,18 @@ def test_an_env_runner_whose_environment_hangs_keeps_nobody_waiting(build, caplo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_an_evaluation_that_hangs_does_not_keep_the_next_student_waiting(build, caplog):
+    settings = config().distillation(students={"one": {"fcnet_hiddens": [4]}, "two": {"fcnet_hiddens": [8]}})
+    hangs = {"env": Faulty, "env_config": faulty("hang")}
+    settings.evaluation(evaluation_num_env_runners=1, evaluation_sample_timeout_s=2.0, evaluation_config=hangs)
+    algo = build(settings)
+    algo.train()
+    algo.evaluate()
+    assert "EnvRunner 1 did not answer within 2 s, so it is killed" in caplog.text
+
+
+@pytest.mark.slow
 def test_with_a_bound_on_staleness_one_that_hangs_is_given_up_after_the_timeout(build, caplog):
     settings = config(2, **faulty("hang", after=40, workers=(1,))).env_runners(sample_timeout_s=1.0)
     algo = build(settings.distillation(max_staleness=0))

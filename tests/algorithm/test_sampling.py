@@ -14,6 +14,7 @@ from ray.rllib.utils.actor_manager import FaultAwareApply
 
 from rllib_kd import DistillDQNConfig
 from rllib_kd.algorithm import answers as answers_module
+from rllib_kd.algorithm.answers import call_all
 from rllib_kd.algorithm.sampling import SampleRequests
 from rllib_kd.env_runner.column_sampler import ExplainsFailures
 from rllib_kd.environments.failures import EnvFailedError
@@ -333,3 +334,17 @@ def test_when_all_are_dead_and_none_is_restarted_it_is_an_error(cluster, monkeyp
         wait_for(requests.ping_the_dead, seconds=30.0)
     assert isinstance(raised.value, EnvFailedError) == bool(reason)
     assert str(reason or "sets how often") in str(raised.value)
+
+
+def test_one_that_hangs_does_not_keep_calls_to_all_waiting(group, make_requests, monkeypatch, caplog):
+    requests = make_requests(open_gates=1)
+    send(requests, 0, only_to_idle=True)
+    monkeypatch.setattr(group, "_ignore_ray_errors_on_env_runners", False)
+    with pytest.raises(TimeoutError, match=r"EnvRunner 2 did not answer within 0\.5 s"):
+        call_all(group, lambda runner: runner.count, seconds=0.5, remote_only=True)
+    monkeypatch.undo()
+    call_all(group, lambda runner: runner.count, seconds=0.5, remote_only=True)
+    assert "EnvRunner 2 did not answer within 0.5 s, so it is killed" in caplog.text
+    assert group.healthy_env_runner_ids() == [1]
+    call_all(group, lambda runner: runner.count, remote_only=True)  # of those that are left
+    wait_until_all_are_back(group)

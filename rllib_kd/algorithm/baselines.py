@@ -7,7 +7,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 #: Packages whose environments change only with their version. Others may be edited between two runs.
 _FIXED_ENVIRONMENTS = {"gymnasium": "gymnasium", "ale_py": "ale-py"}
 BASELINES = ("teacher", "random")
+_LONG_PLAY = 120.0  # s
 
 _MAY_DIFFER = (
     " It may have been trained too briefly, or in another environment, or with other wrappers and connectors (e.g. a "
@@ -64,7 +67,10 @@ def play_baselines(
         return {}
 
     def play() -> dict[str, Played]:
-        returns = {who: _play_episodes(group, teachers, num_episodes, teacher=who == "teacher") for who in BASELINES}
+        with _warning_of_long_play(num_episodes):
+            returns = {
+                who: _play_episodes(group, teachers, num_episodes, teacher=who == "teacher") for who in BASELINES
+            }
         return {group_id: {who: returns[who][group_id] for who in BASELINES} for group_id in teachers}
 
     if config.is_multi_agent:
@@ -78,6 +84,22 @@ def play_baselines(
     for group_id, teacher in teachers.items():
         check_baselines(played[group_id], teacher, env=config.env, must_gain=config.kd_coeff == "qdagger")
     return played
+
+
+@contextmanager
+def _warning_of_long_play(num_episodes: int) -> Iterator[None]:
+    """In this context, warn once if it takes long: an environment may hang, or its episodes be long."""
+    text = (
+        "The baselines are still playing after %g s: %d episodes of the teacher, and as many of a random policy. "
+        "Training begins afterwards; if an environment hangs, never. Set num_baseline_episodes=0 to leave them out."
+    )
+    timer = threading.Timer(_LONG_PLAY, logger.warning, (text, _LONG_PLAY, num_episodes))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bool) -> None:

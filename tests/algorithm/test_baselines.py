@@ -1,12 +1,15 @@
 """Baselines are measured once for a teacher and an environment, and again where either differs."""
 
 import os
+import time
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
-from rllib_kd.algorithm.baselines import baseline_key, cached, check_baselines
+from rllib_kd.algorithm import baselines
+from rllib_kd.algorithm.baselines import baseline_key, cached, check_baselines, play_baselines
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import receive
 from tests.conftest import make_q_module
@@ -160,3 +163,21 @@ def test_qdagger_refuses_a_teacher_whose_mean_return_is_not_higher(caplog):
     check_baselines({"teacher": [10.0, 40.0], "random": [20.0, 21.0]}, teacher, env="E", must_gain=True)
     with pytest.raises(ValueError, match="needs a teacher that is better than a random policy"):
         check_baselines({"teacher": [10.0, 31.0], "random": [20.0, 21.0]}, teacher, env="E", must_gain=True)
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_baselines_that_take_long_are_a_warning_with_the_way_to_leave_them_out(monkeypatch, caplog, is_long):
+    monkeypatch.setattr(baselines, "_LONG_PLAY", 0.05 if is_long else 60.0)
+    monkeypatch.setattr(baselines, "check_baselines", lambda *args, **kwargs: None)
+
+    def play(*args, **kwargs):
+        deadline = time.monotonic() + 20
+        while is_long and not caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return {"left": [1.0]}
+
+    monkeypatch.setattr(baselines, "_play_episodes", play)
+    config = SimpleNamespace(num_baseline_episodes=4, env="X", is_multi_agent=True, kd_coeff=1.0)
+    assert play_baselines(config, {"left": Teacher()}, None) == {"left": {"teacher": [1.0], "random": [1.0]}}
+    assert ("4 episodes of the teacher" in caplog.text) == is_long
+    assert ("Set num_baseline_episodes=0" in caplog.text) == is_long

@@ -63,11 +63,23 @@ class Task:
         return config
 
 
-def measure(task: Task, compression: float, seed: int, folder: Path, env_steps: int) -> dict[str, Any]:
-    """Train a student beside its teacher in a folder, export it as C in integers, and return its row."""
+def measure(
+    task: Task, compression: float, seed: int, folder: Path, env_steps: int, training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Train a student beside its teacher in a folder, export it as C in integers, and return its row.
+
+    Args:
+        task: the task.
+        compression: size.
+        seed: of training.
+        folder: of the teacher.
+        env_steps: of the student.
+        training: settings of `config.training()` in the place of the defaults; the row has them.
+    """
     teacher, student = str(folder / task.name), folder / f"{task.name}-{compression:g}-{seed}"
     began = time.perf_counter()
-    train_to(task.config(seed).distillation(teacher=teacher, compression=compression), env_steps, student)
+    config = task.config(seed).distillation(teacher=teacher, compression=compression).training(**training)
+    train_to(config, env_steps, student)
     seconds, own = time.perf_counter() - began, dict(task.env_config)
     played = compare(teacher, str(student), task.env, env_config=own, num_episodes=NUM_EPISODES, seed=FIRST_SEED)
     integers = deploy(
@@ -85,6 +97,7 @@ def measure(task: Task, compression: float, seed: int, folder: Path, env_steps: 
         "compression": compression,
         "seed": seed,
         "env_steps": env_steps,
+        **training,
         "parameters": played.student.num_parameters,
         "teacher_parameters": played.teacher.num_parameters,
         "return_ratio": round(played.return_ratio, 4),
@@ -97,6 +110,11 @@ def measure(task: Task, compression: float, seed: int, folder: Path, env_steps: 
         "seconds": round(seconds, 1),
         **{f"{who}_returns": [round(value, 3) for value in getattr(played, who).returns] for who in _POLICIES},
     }
+
+
+def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a row that are not the defaults."""
+    return {name: row[name] for name in ("training_intensity",) if name in row}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -149,6 +167,7 @@ def main(
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--compressions", type=float, nargs="+", default=compressions)
     parser.add_argument("--env-steps", type=int, default=env_steps)
+    parser.add_argument("--training-intensity", type=float, help="of students, instead of the default")
     parser.add_argument("--teacher-env-steps", type=int, default=teacher_env_steps)
     parser.add_argument("--teacher-only", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(out))
@@ -165,16 +184,17 @@ def main(
                 str(folder), task.env, env_config=task.env_config, num_episodes=NUM_EPISODES, seed=FIRST_SEED
             )
             print(f"teacher of {task.name}: {played.return_mean:.2f} ± {played.return_ci95:.2f}", flush=True)
+    training = {} if asked.training_intensity is None else {"training_intensity": asked.training_intensity}
     rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
     for seed in range(asked.seeds) if not asked.teacher_only else ():
         for task in chosen:
             for compression in asked.compressions:
                 key = {"task": task.name, "compression": compression, "seed": seed, "env_steps": asked.env_steps}
-                if any(row.items() >= key.items() for row in rows):
+                if any(row.items() >= key.items() and settings_of(row) == training for row in rows):
                     continue
-                row = measure(task, compression, seed, teachers, asked.env_steps)
+                row = measure(task, compression, seed, teachers, asked.env_steps, training)
                 rows.append(row)
                 with asked.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print({name: value for name, value in row.items() if not name.endswith("_returns")}, flush=True)
-    print(table([row for row in rows if row["env_steps"] == asked.env_steps]))
+    print(table([row for row in rows if row["env_steps"] == asked.env_steps and settings_of(row) == training]))

@@ -23,7 +23,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from by_size import as_row  # isort: skip
+from by_size import as_row, settings_of  # isort: skip
 from results_page import cell, interval  # isort: skip
 
 #: Rusu et al. 2015 (arXiv 1511.06295), table 1: geometric means over ten games, in percent of the parameters.
@@ -109,8 +109,8 @@ def _of_lines(path: Path, kind: str) -> Iterable[Task]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for name in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == name]
-        # Runs of another length than the first one's are for another question.
-        own = [row for row in of_task if row["env_steps"] == of_task[0]["env_steps"]]
+        # Runs of another length than the first one's, or without the defaults, are for another question.
+        own = [row for row in of_task if row["env_steps"] == of_task[0]["env_steps"] and not settings_of(row)]
         sizes = []
         for compression in sorted({row["compression"] for row in own}, reverse=True):
             runs = [row for row in own if row["compression"] == compression]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -229,6 +230,11 @@ class ExplainingEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
     def make_env(self) -> None:
         pools.register(self.config.env)
         gym.registry.pop(_rllib.OWN_ENVIRONMENT, None)  # gymnasium warns of every second registration in a process
+        if _is_in_processes(self.config):
+            # They are forks. References to Ray's objects that one collects speak over this process's connection, whose
+            # next request then waits without end: so they get no garbage, and keep what is there now.
+            gc.collect()
+            gc.freeze()
         super().make_env()
         check_vectorized(self.config, self.env.single_observation_space)
 
@@ -247,12 +253,17 @@ def check_vectorized(config: AlgorithmConfig, space: gym.Space) -> None:
     Raises:
         ValueError: they do not.
     """
-    mode = getattr(config.gym_env_vectorize_mode, "value", config.gym_env_vectorize_mode)
-    if mode.lower() == "async" and has_texts(space):
+    if _is_in_processes(config) and has_texts(space):
         raise ValueError(
             "Observations contain texts, which gymnasium's vector envs in other processes do not pass on: "
             "got gym_env_vectorize_mode='async'. Set it to 'sync'."
         )
+
+
+def _is_in_processes(config: AlgorithmConfig) -> bool:
+    """Return whether each environment of a vector env has a process of its own."""
+    mode = getattr(config.gym_env_vectorize_mode, "value", config.gym_env_vectorize_mode)
+    return mode.lower() == "async"
 
 
 def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:

@@ -1,5 +1,8 @@
 """The columns against what the environment and the teacher say."""
 
+import gc
+import os
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -257,6 +260,37 @@ def test_metrics_do_not_tell_of_baseline_episodes(counting_config, direct):
     _, without = sample(make_runner(config))
     assert after.keys() - {"time_between_sampling"} == without.keys()  # RLlib's, of the end of its last sample
     assert "episode_return_mean" not in after  # no episode ends in the sample
+
+
+class Collecting(Counting):
+    """Looks for garbage in its process."""
+
+    def reset(self, **kwargs):
+        gc.collect()
+        return super().reset(**kwargs)
+
+
+class Noisy:
+    def __init__(self, path):
+        self.path, self.itself = path, self
+
+    def __del__(self):
+        with self.path.open("a") as file:
+            file.write(f"{os.getpid()} ")
+
+
+def test_processes_of_environments_collect_nothing_of_this_one(counting_config, tmp_path):
+    """It could be references to Ray's actors, which speak over this process's connection."""
+    config = counting_config.environment(Collecting).env_runners(gym_env_vectorize_mode="async")
+    gc.disable()
+    try:
+        Noisy(tmp_path / "collector")
+        runner = make_runner(config)
+        sample(runner)
+        runner.env.close()
+        assert (tmp_path / "collector").read_text() == f"{os.getpid()} "
+    finally:
+        gc.enable()
 
 
 class Limited(gym.wrappers.TimeLimit):

@@ -150,9 +150,9 @@ def algorithm_init_put_off(algorithm: Any) -> Iterator[None]:
 
 
 def learners_wait_for_each_other(*, seconds: int) -> AbstractContextManager[None]:
-    """In this context, build Learners that wait so long for each other at most. RLlib's wait for half an hour.
+    """In this context, set the timeout of the process group of Learners that are built. RLlib's is half an hour.
 
-    It is the timeout of their process group: RLlib makes its config, which has one, by itself.
+    RLlib makes the config of this group, which has the timeout, by itself.
     """
     from ray.rllib.core.learner import learner_group  # here: most processes that import this file need no Algorithm
 

@@ -18,7 +18,7 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BEFORE_A_WORD, _SECONDS_BETWEEN_LOOKS = 5.0, 0.01
+_SECONDS_BEFORE_WARNING, _SECONDS_BETWEEN_LOOKS = 5.0, 0.01
 
 
 class LockedError(Exception):
@@ -62,7 +62,7 @@ def _acquire(path: Path, *, wait: bool) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if wait:
-                _say_who_is_waited_for(descriptor, path)
+                _warn_of_long_wait(descriptor, path)
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_same(descriptor, path):
                 _sign(descriptor)
@@ -81,9 +81,9 @@ def _acquire(path: Path, *, wait: bool) -> int | None:
         os.close(descriptor)  # of a file that its last holder has deleted since it was opened
 
 
-def _say_who_is_waited_for(descriptor: int, path: Path) -> None:
-    """Wait for the lock for some seconds; if another process then still holds it, which may have stopped, say so."""
-    deadline = time.monotonic() + _SECONDS_BEFORE_A_WORD
+def _warn_of_long_wait(descriptor: int, path: Path) -> None:
+    """Wait for the lock for some seconds; then warn if another process, which may hang, still holds it."""
+    deadline = time.monotonic() + _SECONDS_BEFORE_WARNING
     while time.monotonic() < deadline:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,7 +91,7 @@ def _say_who_is_waited_for(descriptor: int, path: Path) -> None:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         else:
             return
-    logger.warning("Waiting for '%s', which %s holds. If that has stopped, end it.", path, _holder(descriptor))
+    logger.warning("Waiting for '%s', which %s holds. If that process hangs, kill it.", path, _holder(descriptor))
 
 
 def _holder(descriptor: int) -> str:

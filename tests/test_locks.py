@@ -1,5 +1,6 @@
 """Locks of folders between processes."""
 
+import concurrent.futures
 import errno
 import os
 import signal
@@ -69,15 +70,16 @@ def test_whoever_waits_comes_next_and_one_at_a_time(tmp_path):
 
 
 def test_whoever_waits_for_long_says_for_whom(tmp_path, holder, monkeypatch, caplog):
-    monkeypatch.setattr(locks, "_SECONDS_BEFORE_A_WORD", 0.05)
+    monkeypatch.setattr(locks, "_SECONDS_BEFORE_WARNING", 0.05)
 
     def enter():
         with locked(tmp_path / "x", wait=True) as held:
             return held
 
     entering = in_background(enter)
-    while not caplog.messages:
-        assert not entering.done()
+    with pytest.raises(concurrent.futures.TimeoutError):
+        entering.result(timeout=1.0)
+    assert caplog.messages
     os.kill(holder.pid, signal.SIGKILL)
     assert entering.result(timeout=300)
     (said,) = caplog.messages

@@ -68,7 +68,7 @@ from rllib_kd.wire import Sample, receive_all
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LEARNERS = 300  # that one waits for another's gradients, before both fail
+_SECONDS_BETWEEN_LEARNERS = 600  # that one waits for another's gradients, before both fail
 _SECONDS_TO_STOP = 10.0  # for an EnvRunner to finish its current sample
 
 
@@ -103,7 +103,7 @@ class DistillDQN(CheckpointedDQN):
 
     SAVED: ClassVar = ("_returns", "_replay_ratio", "_first_weights", "_sampling", "_restarts", "_patience")
     #: The other attributes of this class, which follow from the config, or belong to one process.
-    NOT_SAVED: ClassVar = frozenset({"config", "_students", "_unusable_states", "_evaluations"})
+    NOT_SAVED: ClassVar = frozenset({"config", "_students", "_unusable_states", "_evaluations", "_let_act"})
 
     @classmethod
     @override(DQN)
@@ -171,6 +171,7 @@ class DistillDQN(CheckpointedDQN):
         self._patience = Patience(self.config.patience, self.config.acting_teacher_fraction)
         self._unusable_states = UnusableStates(self.config, self._teachers)
         self._evaluations = Evaluations()
+        self._let_act: Callable[[Any], None] | None = None  # lets the student that is evaluated act in an EnvRunner
         check_vector_env(self.env_runner_group)
         if self._teachers.are_loaded:
             self._meet_teachers()
@@ -280,9 +281,9 @@ class DistillDQN(CheckpointedDQN):
         self._choose_restarts()
         students = {}
         for name in self._students.names:
-            acting = name, self._restarts.weights(name)
-            seconds = self.config.evaluation_sample_timeout_s or SECONDS_TO_ANSWER
-            call_all(self.eval_env_runner_group, partial(_let_act, acting=acting), seconds=seconds)
+            self._let_act = partial(_let_act, acting=(name, self._restarts.weights(name)))
+            seconds = max(SECONDS_TO_ANSWER, self.config.evaluation_sample_timeout_s or 0.0)
+            call_all(self.eval_env_runner_group, self._let_act, seconds=seconds)
             students[name] = self._evaluate(*args, **kwargs)
             self._returns.take_evaluation(students[name], of=name)
         return {**students[name], "students": students} if self.config.students else students[name]
@@ -310,6 +311,8 @@ class DistillDQN(CheckpointedDQN):
         restored = super().restore_env_runners(env_runner_group)
         if restored and samples:
             self._teachers.send_again(env_runner_group, restored)
+        elif restored and self._let_act is not None:
+            call_all(env_runner_group, self._let_act, worker_ids=restored, remote_only=True)
         return restored
 
     @override(DQN)

@@ -123,6 +123,10 @@ class LostEnvRunners:
     def __init__(self) -> None:
         self._since: float | None = None  # the time of the first pings in a row that were all answered so
 
+    def forget(self) -> None:
+        """Note that one is alive."""
+        self._since = None
+
     def check(self, pings: Any, *, num_all: int, reasons: Sequence[EnvFailedError]) -> None:
         """Check that an EnvRunner may come back.
 
@@ -136,7 +140,7 @@ class LostEnvRunners:
         """
         deaths = [answer for ping in pings if isinstance(answer := ping.get(), ray.exceptions.ActorDiedError)]
         if len(deaths) < num_all:
-            self._since = None
+            self.forget()
             return
         self._since = self._since or time.monotonic()
         if time.monotonic() - self._since < _SECONDS_LOST:

@@ -91,7 +91,8 @@ def _warning_of_long_play(num_episodes: int) -> Iterator[None]:
     """In this context, warn once if it takes long: an environment may hang, or its episodes be long."""
     text = (
         "The baselines are still playing after %g s: %d episodes of the teacher, and as many of a random policy. "
-        "Training begins afterwards; if an environment hangs, never. Set num_baseline_episodes=0 to leave them out."
+        "Training begins afterwards. If an environment hangs, it never begins. Set num_baseline_episodes=0 to leave "
+        "them out."
     )
     timer = threading.Timer(_LONG_PLAY, logger.warning, (text, _LONG_PLAY, num_episodes))
     timer.daemon = True

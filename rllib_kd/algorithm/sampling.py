@@ -396,10 +396,12 @@ class SampleRequests:
             RuntimeError: all have died for some seconds, and Ray restarts none of them; an EnvFailedError if the
                 environment of one has raised.
         """
-        dead = set(self._manager.actor_ids()) - set(self._group.healthy_env_runner_ids())
-        if not dead:
+        all_ids, healthy = set(self._manager.actor_ids()), set(self._group.healthy_env_runner_ids())
+        if healthy:
+            self._lost.forget()
+        if not (dead := all_ids - healthy):
             return False
-        if dead == set(self._manager.actor_ids()):  # there is nothing else to do
+        if dead == all_ids:  # there is nothing else to do
             pings = self._manager.foreach_actor("ping", healthy_only=False, timeout_seconds=_SECONDS_TO_PING)
             self._lost.check(pings, num_all=len(dead), reasons=list(self._failures.values()))
             return False

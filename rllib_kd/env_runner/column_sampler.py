@@ -7,7 +7,7 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -50,7 +50,7 @@ from rllib_kd.wire import Sample
 
 logger = logging.getLogger(__name__)
 
-#: An environment that fails is replaced at most so many times in a row. A crash now and then is always tolerated.
+#: An environment that fails is replaced at most so many times in a row: a crash now and then is tolerated.
 _MOST_REMADE = 10
 
 #: Metric: number of states that are not learned from, since numbers of the environment or the teacher are not finite.
@@ -230,12 +230,8 @@ class ExplainingEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
     def make_env(self) -> None:
         pools.register(self.config.env)
         gym.registry.pop(_rllib.OWN_ENVIRONMENT, None)  # gymnasium warns of every second registration in a process
-        if _is_in_processes(self.config):
-            # They are forks. References to Ray's objects that one collects speak over this process's connection, whose
-            # next request then waits without end: so they get no garbage, and keep what is there now.
-            gc.collect()
-            gc.freeze()
-        super().make_env()
+        with _no_garbage_for_forks() if _is_in_processes(self.config) else nullcontext():
+            super().make_env()
         check_vectorized(self.config, self.env.single_observation_space)
 
     @cached_property
@@ -258,6 +254,23 @@ def check_vectorized(config: AlgorithmConfig, space: gym.Space) -> None:
             "Observations contain texts, which gymnasium's vector envs in other processes do not pass on: "
             "got gym_env_vectorize_mode='async'. Set it to 'sync'."
         )
+
+
+@contextmanager
+def _no_garbage_for_forks() -> Iterator[None]:
+    """In this context, let forks of this process collect nothing that was there before.
+
+    References to Ray's objects that a fork collects speak over the connection of this process, whose next request then
+    waits without end.
+    """
+    gc.collect()
+    was_frozen = gc.get_freeze_count() > 0  # as in the workers that are forks themselves
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not was_frozen:
+            gc.unfreeze()
 
 
 def _is_in_processes(config: AlgorithmConfig) -> bool:

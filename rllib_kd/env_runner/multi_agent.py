@@ -187,7 +187,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
             episodes = self._act_by(policy, num_episodes=num_episodes)
         finally:
             limit, self._limit = self._limit, None
-            limit.take_off(self.env.envs)
+            limit.take_off()
         limit.warn_of_cut("the teachers" if teacher else "the random policies")
         for episode in episodes:
             sums: dict[str, float] = defaultdict(float)

@@ -69,16 +69,19 @@ class StepLimit:
     def __init__(self, time_limit: int | None):
         self._limit = max(_LEAST_LIMIT, time_limit or 0)
         self._num_cut = 0
+        self._limited: list[tuple[Any, dict[str, Any]]] = []  # and their own `step`, if they have set one
 
     def put_on(self, envs: Sequence[Any]) -> None:
         """Limit environments that begin new episodes."""
         for env in envs:
+            self._limited.append((env, {name: value for name, value in vars(env).items() if name == "step"}))
             env.step = partial(self._step, env.step, {"length": 0})
 
-    def take_off(self, envs: Sequence[Any]) -> None:
-        """Let environments play without this limit again."""
-        for env in envs:
-            vars(env).pop("step", None)
+    def take_off(self) -> None:
+        """Let all environments play without this limit again."""
+        for env, own in self._limited:
+            del env.step
+            vars(env).update(own)
 
     def _step(self, step: Callable[[Any], Any], running: dict[str, int], actions: Any) -> Any:
         obs, rewards, terminateds, truncateds, infos = step(actions)

@@ -124,7 +124,7 @@ def _counts_up(name: str) -> bool:
 
 
 def _gradient_steps_per_second(result: Mapping[str, Any]) -> float:
-    """Return the mean rate; 0 where none is known, as in a new run that began with the steps of another (--restore)."""
+    """Return the mean rate; 0 in a new run that began with the steps of another (--restore), where it is not known."""
     num_iterations = result.get("training_iteration", 0)
     if (
         result.get("iterations_since_restore", num_iterations) < num_iterations

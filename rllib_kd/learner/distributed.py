@@ -18,9 +18,6 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 class PeerFailedError(RuntimeError):
     """Another Learner has failed or died in an update of all, or has not answered in time."""
 
-    def __init__(self, reason: str = ""):
-        super().__init__(f"Another Learner has failed or died, or has not answered in time. This one got: {reason}")
-
 
 def fails_with_its_peers(update: _Method) -> _Method:
     """Let `update()` of a Learner end the connections to the other Learners if it raises, which fail thereby, too.
@@ -41,7 +38,10 @@ def fails_with_its_peers(update: _Method) -> _Method:
             with suppress(Exception):  # the first error counts
                 torch.distributed.destroy_process_group()
             if is_of_another:
-                raise PeerFailedError(" ".join(f"{type(error).__name__}: {error}".split())) from error
+                raise PeerFailedError(
+                    "Another Learner has failed or died, or has not answered in time. This one got: "
+                    + " ".join(f"{type(error).__name__}: {error}".split())
+                ) from error
             raise
 
     return update_together  # type: ignore[return-value]

@@ -204,6 +204,8 @@ class _Stack(StackedMLPs):
         states = [list(own["state"]["state"].values()) for own in each]
         if any(len(own) != len(self.params) for own in states):
             return []
+        if len({float(own[0]["step"]) for own in states}) > 1:  # some have rested: the average begins anew
+            return []
         packed = {
             key: self.pack([[torch.as_tensor(state[key]) for state in own] for own in states]) for key in _MOMENTS
         }

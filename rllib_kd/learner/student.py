@@ -244,8 +244,9 @@ class Student:
         assert self.optimizer is not None  # such students are never stacked
         self.optimizer.add_param_group({"params": parameters, "lr": self.optimizer.param_groups[0]["lr"]})
         self.params += parameters
-        if self.training_weights is not None:  # of a checkpoint without a map
-            self.training_weights += [parameter.detach().clone() for parameter in parameters]
+        for saved in (self.training_weights, self.unrounded):  # of a checkpoint without a map
+            if saved is not None:
+                saved += [parameter.detach().clone() for parameter in parameters]
         return self.feature_map
 
     def restore_feature_map(self, state: Mapping[str, Any]) -> None:

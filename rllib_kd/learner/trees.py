@@ -86,7 +86,7 @@ class Trees:
         seed: seed of the states that trees are grown on; None: a random one.
     """
 
-    NOT_SAVED: ClassVar = frozenset({"students", "resting"})  # modules save their trees, and Sampling who rests
+    NOT_SAVED: ClassVar = frozenset({"students", "resting"})  # modules save their trees, and Sampling saves who rests
 
     def __init__(self, students: Sequence[TreeStudent], *, seed: int | None):
         self.students = list(students)

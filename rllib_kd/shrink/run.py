@@ -91,9 +91,9 @@ class Run:
                     self._games = self.arena.new_games(self.teacher, asked.seed, self._crew, self._end_if_interrupted)
                     if "games" in self.state:
                         self._games.set_state(self.state["games"])
+                    self._keep(command=self.state.get("command", command))
                     if self._crew is not None:
                         self._crew.wait_for_resources(self._end_if_interrupted)
-                    self._keep(command=self.state.get("command", command))
                     reason, best = self._search()
             except InterruptedRunError:
                 self._keep()

@@ -45,8 +45,8 @@ _MAX_DEATHS = 3
 _PATIENCE = 0.5
 #: How long it waits at the end until Ray has taken back the resources of the actors, s.
 _PATIENCE_WITH_RESOURCES = 10.0
-#: After so many seconds without free resources, the user reads that the run waits for them.
-_SECONDS_BEFORE_A_WORD = 10.0
+#: After so many seconds without free resources, the user is warned.
+_SECONDS_BEFORE_WARNING = 10.0
 #: Episodes of a job: the results depend on it in their last bits, and so must not depend on the cluster.
 _EPISODES_OF_A_JOB, _VALIDATIONS_OF_A_JOB = 10, 64
 
@@ -193,11 +193,11 @@ class Crew:
 
     def wait_for_resources(self, look: Callable[[], None]) -> None:
         """Wait until Ray has placed all parts; `look` is called once in a while, and what it raises ends the wait."""
-        began, is_said = time.monotonic(), False
+        began, has_warned = time.monotonic(), False
         for place, group in enumerate(self._groups):
             while not group.wait(_PATIENCE):
                 look()
-                if not is_said and time.monotonic() - began > _SECONDS_BEFORE_A_WORD:
+                if not has_warned and time.monotonic() - began > _SECONDS_BEFORE_WARNING:
                     logger.warning(
                         "Part %d of %d waits for free resources: %s. A run begins when all parts have theirs: begin "
                         "one with fewer --parts (parts=...) if the cluster never has as many.",
@@ -205,7 +205,7 @@ class Crew:
                         len(self.parts),
                         group.bundle_specs,
                     )
-                    is_said = True
+                    has_warned = True
 
     def _started(self, place: int) -> Any:
         group = self._groups[place]

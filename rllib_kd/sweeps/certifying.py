@@ -69,11 +69,14 @@ def certify_student(
     """
     games = Games(make_env, teacher, claim.seed) if rows is None else RowGames(rows)
 
-    def save(played: Sequence[Episodes]) -> None:
-        _write(uri, {"claim": vars(claim), "episodes": [one.as_dict() for one in played]})
-
     kept = _read(uri)
-    _check_confidence(claim, kept.get("claim", {}))
+    confidences = {claim.checkpoint: claim.confidence, **kept.get("confidences", {})}
+    _check_confidence(claim, confidences[claim.checkpoint])
+
+    def save(played: Sequence[Episodes]) -> None:
+        content = {"claim": vars(claim), "confidences": confidences, "episodes": [one.as_dict() for one in played]}
+        _write(uri, content)
+
     (tested,) = certify(
         1,
         lambda place, first, count: games.certificate_episodes(student, first, count),
@@ -89,13 +92,13 @@ def certify_student(
     return tested
 
 
-def _check_confidence(claim: Claim, begun: Mapping[str, Any]) -> None:
+def _check_confidence(claim: Claim, first: float) -> None:
     """Check that a student's episodes are not tested again at another α; any `keep` is covered by the one test."""
-    student = claim.checkpoint, claim.seed
-    if (begun.get("checkpoint"), begun.get("seed")) == student and begun["confidence"] != claim.confidence:
+    if first != claim.confidence:
         raise ValueError(
-            f"The fresh episodes of this sweep have tested its student with a confidence of {begun['confidence']:g}; "
-            f"got {claim.confidence:g}. Give the first again, or begin a sweep with another --seed (seed=...)."
+            f"The fresh episodes of this sweep were used to test '{claim.checkpoint}' with a confidence of {first:g}; "
+            f"got {claim.confidence:g}. Set --confidence {first:g} (confidence=...) again, or begin a sweep with "
+            "another --seed (seed=...)."
         )
 
 

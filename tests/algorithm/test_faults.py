@@ -141,8 +141,26 @@ def test_an_env_runner_whose_environment_hangs_keeps_nobody_waiting(build, caplo
 
 
 @pytest.mark.slow
+def test_an_evaluation_env_runner_that_comes_back_plays_for_the_student_in_turn(build):
+    settings = config().distillation(students={"one": {"fcnet_hiddens": [4]}, "two": {"fcnet_hiddens": [8]}})
+    algo = build(settings.evaluation(evaluation_num_env_runners=1, evaluation_duration=1))
+    algo.train()
+    algo.evaluate()
+    group = algo.eval_env_runner_group
+    (pid,) = group.foreach_env_runner(lambda env_runner: os.getpid(), local_env_runner=False)
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while not algo.restore_env_runners(group):
+        group.foreach_env_runner(lambda env_runner: None, local_env_runner=False)  # at which RLlib notices its death
+        assert time.monotonic() < deadline
+    acts = group.foreach_env_runner(lambda runner: runner.module is runner.family["two"], local_env_runner=False)
+    assert acts == [True]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_an_evaluation_that_hangs_does_not_keep_the_next_student_waiting(build, caplog):
+def test_an_evaluation_that_hangs_does_not_keep_the_next_student_waiting(build, caplog, monkeypatch):
+    monkeypatch.setattr("rllib_kd.algorithm.algorithm.SECONDS_TO_ANSWER", 2.0)
     settings = config().distillation(students={"one": {"fcnet_hiddens": [4]}, "two": {"fcnet_hiddens": [8]}})
     hangs = {"env": Faulty, "env_config": faulty("hang")}
     settings.evaluation(evaluation_num_env_runners=1, evaluation_sample_timeout_s=2.0, evaluation_config=hangs)

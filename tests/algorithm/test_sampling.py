@@ -348,3 +348,16 @@ def test_one_that_hangs_does_not_keep_calls_to_all_waiting(group, make_requests,
     assert group.healthy_env_runner_ids() == [1]
     call_all(group, lambda runner: runner.count, remote_only=True)  # of those that are left
     wait_until_all_are_back(group)
+
+
+def test_env_runners_that_came_back_have_their_time_again(monkeypatch):
+    died = SimpleNamespace(get=lambda: ray.exceptions.ActorDiedError())
+    now = iter([1.0, 1.0, 101.0, 101.0, 107.0])
+    clock = SimpleNamespace(monotonic=lambda: next(now), sleep=lambda seconds: None)
+    monkeypatch.setattr(answers_module, "time", clock)
+    lost = answers_module.LostEnvRunners()
+    lost.check([died], num_all=1, reasons=[])
+    lost.forget()
+    lost.check([died], num_all=1, reasons=[])
+    with pytest.raises(RuntimeError, match="All 1 EnvRunners have died, and Ray restarts none"):
+        lost.check([died], num_all=1, reasons=[])

@@ -1,6 +1,7 @@
 """`rllib shrink`, and `Shrink` in Python."""
 
 import json
+import signal
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -12,6 +13,7 @@ from rllib_kd import DistillDQN, Shrink
 from rllib_kd.cli.main import main
 from rllib_kd.locks import locked
 from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
+from rllib_kd.shrink.spread import Crew
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 from tests.environments.own_files import CORRIDOR
@@ -270,6 +272,19 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path)
 
 SIZES = {"linear": "linear", "small": {"fcnet_hiddens": [4], "fcnet_activation": "tanh"}}
 SMALL = {"sizes": SIZES, "env_steps": 2_000, "restarts": 2, "episodes": 200}
+
+
+@pytest.mark.slow
+def test_a_run_that_waits_for_the_resources_of_its_parts_can_be_interrupted_and_resumed(cluster, tmp_path, monkeypatch):
+    def wait(self, look):
+        signal.raise_signal(signal.SIGINT)
+        look()
+
+    monkeypatch.setattr(Crew, "wait_for_resources", wait)
+    interrupted = Shrink("cartpole", "CartPole-v1", out=tmp_path / "run", parts=2, **SMALL).run()
+    assert not interrupted.is_complete
+    assert interrupted.reason.startswith("The run was interrupted.")
+    assert Progress(tmp_path / "run").exists
 
 
 @pytest.mark.slow

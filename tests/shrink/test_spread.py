@@ -236,7 +236,7 @@ def test_a_save_knows_the_returns_of_an_iteration_that_was_under_way(monkeypatch
 
 
 def test_who_waits_for_resources_is_told_so_and_can_end_it(monkeypatch, caplog):
-    monkeypatch.setattr(module_of_spread, "_SECONDS_BEFORE_A_WORD", -1.0)
+    monkeypatch.setattr(module_of_spread, "_SECONDS_BEFORE_WARNING", -1.0)
     crew, _ = crew_of(monkeypatch, 2)
     looks = []
     crew.wait_for_resources(lambda: looks.append(None))

@@ -62,8 +62,9 @@ def _acquire(path: Path, *, wait: bool) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if wait:
-                _warn_of_long_wait(descriptor, path)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                _wait(descriptor, path)
+            else:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_same(descriptor, path):
                 _sign(descriptor)
                 return descriptor
@@ -81,8 +82,8 @@ def _acquire(path: Path, *, wait: bool) -> int | None:
         os.close(descriptor)  # of a file that its last holder has deleted since it was opened
 
 
-def _warn_of_long_wait(descriptor: int, path: Path) -> None:
-    """Wait for the lock for some seconds; then warn if another process, which may hang, still holds it."""
+def _wait(descriptor: int, path: Path) -> None:
+    """Wait for the lock; after some seconds, warn that another process, which may hang, still holds it."""
     deadline = time.monotonic() + _SECONDS_BEFORE_WARNING
     while time.monotonic() < deadline:
         try:
@@ -92,6 +93,7 @@ def _warn_of_long_wait(descriptor: int, path: Path) -> None:
         else:
             return
     logger.warning("Waiting for '%s', which %s holds. If that process hangs, kill it.", path, _holder(descriptor))
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _holder(descriptor: int) -> str:

@@ -1,8 +1,9 @@
-"""What happens beside a test, and ends no later than it."""
+"""What happens beside a test, and waiting for it."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -11,7 +12,7 @@ Found = TypeVar("Found")
 
 
 def in_background(function: Callable[[], Found]) -> Future[Found]:
-    """Call a function in a thread that keeps nobody waiting: unlike an executor's, not even if it never ends."""
+    """Call a function in a daemon thread: unlike an executor's threads, it does not delay the end of the process."""
     future: Future[Found] = Future()
 
     def call() -> None:
@@ -22,3 +23,12 @@ def in_background(function: Callable[[], Found]) -> Future[Found]:
 
     threading.Thread(target=call, daemon=True).start()
     return future
+
+
+def wait_for(what: Callable[[], Found], seconds: float = 300.0) -> Found:
+    """Ask again and again until the answer is true, and return it; so many seconds later it is an error."""
+    deadline = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < deadline, "it has not come"
+        time.sleep(0.05)
+    return value

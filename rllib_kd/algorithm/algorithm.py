@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import methodcaller
 from typing import Any, ClassVar
 
 import ray
@@ -28,7 +29,7 @@ from ray.rllib.utils.metrics import (
 from ray.tune.registry import register_trainable
 
 from rllib_kd import _rllib
-from rllib_kd.algorithm.answers import SECONDS_TO_ANSWER, call_all, given_up, kill_the_hung, reason_in
+from rllib_kd.algorithm.answers import SECONDS_TO_ANSWER, call_all, kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
 from rllib_kd.algorithm.checkpoint import CheckpointedDQN
 from rllib_kd.algorithm.concrete import concrete_config
@@ -281,7 +282,7 @@ class DistillDQN(CheckpointedDQN):
         self._choose_restarts()
         students = {}
         for name in self._students.names:
-            self._let_act = partial(_let_act, acting=(name, self._restarts.weights(name)))
+            self._let_act = methodcaller("let_act", name, self._restarts.weights(name))
             seconds = max(SECONDS_TO_ANSWER, self.config.evaluation_sample_timeout_s or 0.0)
             call_all(self.eval_env_runner_group, self._let_act, seconds=seconds)
             students[name] = self._evaluate(*args, **kwargs)
@@ -312,7 +313,7 @@ class DistillDQN(CheckpointedDQN):
         if restored and samples:
             self._teachers.send_again(env_runner_group, restored)
         elif restored and self._let_act is not None:
-            call_all(env_runner_group, self._let_act, worker_ids=restored, remote_only=True)
+            call_all(env_runner_group, self._let_act, remote_worker_ids=restored, local_env_runner=False)
         return restored
 
     @override(DQN)
@@ -321,7 +322,7 @@ class DistillDQN(CheckpointedDQN):
         if hasattr(self, "_sampling"):  # setup() got that far
             self._sampling.requests.kill_the_hung(seconds=_SECONDS_TO_STOP)
             if (group := self.eval_env_runner_group) is not None:
-                kill_the_hung(group, failed=given_up(group), seconds=_SECONDS_TO_STOP)
+                kill_the_hung(group, seconds=_SECONDS_TO_STOP)
         super().cleanup()
 
     # --- Queries ------------------------------------------------------------------------------------------------------
@@ -397,10 +398,6 @@ class DistillDQN(CheckpointedDQN):
     def __repr__(self) -> str:
         # Ray calls it after __init__ has failed in an actor, before there is a config: an error would hide the first.
         return super().__repr__() if self.config is not None else type(self).__name__
-
-
-def _let_act(env_runner: Any, *, acting: tuple[str, Any]) -> None:
-    env_runner.let_act(*acting)
 
 
 def _in_order(names: Sequence[str], family: Sequence[str]) -> list[str]:

@@ -50,8 +50,8 @@ def call_all(
     function: Callable[[Any], Any],
     *,
     seconds: float = SECONDS_TO_ANSWER,
-    worker_ids: Collection[int] | None = None,
-    remote_only: bool = False,
+    remote_worker_ids: Collection[int] | None = None,
+    local_env_runner: bool = True,
 ) -> None:
     """Call a function on EnvRunners. Remote ones that do not answer in time, as their environment hangs, are killed.
 
@@ -61,17 +61,17 @@ def call_all(
         group: the EnvRunners.
         function: a function of an EnvRunner.
         seconds: longest wait, s.
-        worker_ids: ids of the remote EnvRunners to call; None: all that have not been given up.
-        remote_only: whether a local EnvRunner is left out.
+        remote_worker_ids: ids of the remote EnvRunners to call; None: all that have not been given up.
+        local_env_runner: whether a local EnvRunner is called, too.
 
     Raises:
         TimeoutError: one does not answer, and is neither restarted nor ignored.
         EnvFailedError: as `answers()`.
     """
-    if not remote_only and group.local_env_runner is not None:
+    if local_env_runner and group.local_env_runner is not None:
         function(group.local_env_runner)
     manager, healthy = _rllib.actor_manager(group), set(group.healthy_env_runner_ids())
-    asked = sorted(healthy if worker_ids is None else healthy & set(worker_ids))
+    asked = sorted(healthy if remote_worker_ids is None else healthy & set(remote_worker_ids))
     if not asked:  # RLlib would ask all
         return
     results = manager.foreach_actor(function, remote_actor_ids=asked, timeout_seconds=seconds)
@@ -104,10 +104,13 @@ def given_up(group: EnvRunnerGroup) -> list[int]:
     return sorted(set(_rllib.actor_manager(group).actor_ids()) - set(group.healthy_env_runner_ids()))
 
 
-def kill_the_hung(group: EnvRunnerGroup, *, failed: Collection[int], seconds: float) -> None:
-    """Kill EnvRunners that do not answer in time, and at once those that failed, which may take a minute to end."""
+def kill_the_hung(group: EnvRunnerGroup, *, failed: Collection[int] = (), seconds: float) -> None:
+    """Kill EnvRunners that do not answer in time.
+
+    At once those that failed, which may take a minute to end, and those that RLlib has given up.
+    """
     actors = dict(_rllib.actor_manager(group).actors())
-    for worker_id in failed:
+    for worker_id in {*failed, *given_up(group)}:
         ray.kill(actors.pop(worker_id))
     by_ping = {actor.ping.remote(): actor for actor in actors.values()}
     if by_ping:

@@ -18,7 +18,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 
 from rllib_kd import _rllib
-from rllib_kd.algorithm.answers import LostEnvRunners, answers, call_all, given_up, kill_the_hung, reason_in
+from rllib_kd.algorithm.answers import LostEnvRunners, answers, call_all, kill_the_hung, reason_in
 from rllib_kd.algorithm.dead_learners import ask_learners
 from rllib_kd.env_runner.capture import capture_sampling, put_back_sampling, restart_sampling
 from rllib_kd.environments.failures import EnvFailedError
@@ -289,7 +289,7 @@ class Sampling:
         state, self._to_put_back = self._to_put_back, {}
         self.rest(self.resting)
         if self.is_remote:
-            call_all(self._group, partial(restart_sampling, salt=env_steps), remote_only=True)
+            call_all(self._group, partial(restart_sampling, salt=env_steps), local_env_runner=False)
         elif state.get("env_runner") is not None:
             put_back_sampling(self._group.local_env_runner, state["env_runner"])
         if state.get("random_state") is not None:
@@ -387,7 +387,7 @@ class SampleRequests:
 
     def kill_the_hung(self, *, seconds: float) -> None:
         """Kill EnvRunners that do not answer in time: RLlib's calls at the end would wait for them without limit."""
-        kill_the_hung(self._group, failed={*self._failures, *given_up(self._group)}, seconds=seconds)
+        kill_the_hung(self._group, failed=self._failures, seconds=seconds)
 
     def ping_the_dead(self) -> bool:
         """Ping EnvRunners that died without waiting; return whether one has answered since.

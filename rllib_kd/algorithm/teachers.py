@@ -105,8 +105,8 @@ class Teachers(Mapping[str, Teacher]):
         call_all(
             group,
             lambda env_runner: env_runner.set_teacher(ray.get(reference)),
-            worker_ids=worker_ids,
-            remote_only=True,
+            remote_worker_ids=worker_ids,
+            local_env_runner=False,
         )
 
     def components(self) -> list[tuple[str, Teacher]]:

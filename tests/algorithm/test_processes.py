@@ -1,7 +1,5 @@
 """EnvRunners and Learners elsewhere: what they learn, and how sampling goes on while they do."""
 
-import time
-
 import numpy as np
 import pytest
 import ray
@@ -11,6 +9,7 @@ from ray.rllib.connectors.env_to_module import MeanStdFilter
 from rllib_kd import DistillDQNTorchLearner
 from rllib_kd.algorithm import algorithm
 from tests.algorithm.weights import assert_equal_weights, student_weights
+from tests.background import wait_for
 from tests.conftest import states
 
 
@@ -171,15 +170,8 @@ def test_a_set_up_that_fails_leaves_no_actors(cartpole_config, cluster, monkeypa
     def num_free():
         return ray.available_resources().get("CPU", 0)
 
-    wait_until(lambda: num_free() == 4)  # those of earlier tests have ended
+    wait_for(lambda: num_free() == 4, seconds=30)  # those of earlier tests have ended
     with pytest.raises(ArithmeticError, match="too late") as raised:
         config.build_algo()
-    wait_until(lambda: num_free() == 4)
+    wait_for(lambda: num_free() == 4, seconds=30)
     del raised  # until here it has kept the traceback, as a notebook does, and with it the algorithm
-
-
-def wait_until(is_so):
-    deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

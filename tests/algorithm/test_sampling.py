@@ -19,7 +19,7 @@ from rllib_kd.algorithm.sampling import SampleRequests
 from rllib_kd.env_runner.column_sampler import ExplainsFailures
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.wire import Sample, pack_weights
-from tests.background import in_background
+from tests.background import in_background, wait_for
 
 LIMIT = 2  # requests under way
 
@@ -83,14 +83,6 @@ def send(requests, seq_no, **kwargs):
 
 def of(samples):
     return [sample.worker_index for sample in samples]
-
-
-def wait_for(what, seconds=300.0):
-    deadline = time.monotonic() + seconds
-    while not (value := what()):
-        assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.05)
-    return value
 
 
 def wait_until_all_are_back(group):
@@ -341,12 +333,12 @@ def test_one_that_hangs_does_not_keep_calls_to_all_waiting(group, make_requests,
     send(requests, 0, only_to_idle=True)
     monkeypatch.setattr(group, "_ignore_ray_errors_on_env_runners", False)
     with pytest.raises(TimeoutError, match=r"EnvRunner 2 did not answer within 0\.5 s"):
-        call_all(group, lambda runner: runner.count, seconds=0.5, remote_only=True)
+        call_all(group, lambda runner: runner.count, seconds=0.5, local_env_runner=False)
     monkeypatch.undo()
-    call_all(group, lambda runner: runner.count, seconds=0.5, remote_only=True)
+    call_all(group, lambda runner: runner.count, seconds=0.5, local_env_runner=False)
     assert "EnvRunner 2 did not answer within 0.5 s, so it is killed" in caplog.text
     assert group.healthy_env_runner_ids() == [1]
-    call_all(group, lambda runner: runner.count, remote_only=True)  # of those that are left
+    call_all(group, lambda runner: runner.count, local_env_runner=False)  # of those that are left
     wait_until_all_are_back(group)
 
 

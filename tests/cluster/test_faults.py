@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from ray._private import state as ray_state
 
 from rllib_kd import DistillDQNConfig, Sweep, compare, load_teacher
 from rllib_kd.teachers.base import Teacher
-from tests.background import in_background
+from tests.background import in_background, wait_for
 from tests.cluster.conftest import only_ray
 
 pytestmark = pytest.mark.slow
@@ -44,14 +42,6 @@ def living(class_name):
 def remove_node(nodes, node_id):
     (node,) = [node for node in nodes.list_all_nodes() if node.node_id == node_id]
     nodes.remove_node(node, allow_graceful=False)
-
-
-def wait_for(what: Callable[[], object], seconds: float = 300.0):
-    deadline = time.monotonic() + seconds
-    while not (value := what()):
-        assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.1)
-    return value
 
 
 def config(**env_runners):
@@ -179,7 +169,7 @@ def test_a_dead_node_sends_its_trial_back_to_its_last_checkpoint_elsewhere(nodes
             (node_id,) = (actor["Address"]["NodeID"] for actor in actors() if actor["Pid"] == pid)
             assert node_id in {node.node_id for node in places}
             remove_node(nodes, node_id)
-        finally:  # nobody else ends what stands still
+        finally:  # a stopped process would never end by itself
             with contextlib.suppress(ProcessLookupError):  # it may have died with its node
                 os.kill(pid, signal.SIGKILL)
 

@@ -11,9 +11,8 @@ from pyarrow.fs import FileSystem
 from rllib_kd import DistillDQNConfig
 from rllib_kd.offline.job import LabelJob, count_tries
 from rllib_kd.offline.schema import to_columns
-from tests.background import in_background
+from tests.background import in_background, wait_for
 from tests.buckets import bucket_named
-from tests.cluster.test_faults import wait_for
 from tests.conftest import states
 from tests.offline.recorded import rows, teacher, write_parquet
 

@@ -10,8 +10,8 @@ import pytest
 from ray import tune
 
 from rllib_kd import load_teacher
-from tests.background import in_background
-from tests.cluster.test_faults import LEARNER, assert_goes_on, living, remove_node, wait_for
+from tests.background import in_background, wait_for
+from tests.cluster.test_faults import LEARNER, assert_goes_on, living, remove_node
 from tests.offline.labelled import episodes, recorded_config, write
 
 

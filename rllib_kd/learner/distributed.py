@@ -16,14 +16,14 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class PeerFailedError(RuntimeError):
-    """Another Learner has failed or died in an update of all, or has not answered in time."""
+    """In an update that all Learners make together, another one has failed or died, or did not answer in time."""
 
 
 def fails_with_its_peers(update: _Method) -> _Method:
-    """Let `update()` of a Learner end the connections to the other Learners if it raises, which fail thereby, too.
+    """If `update()` of a Learner raises, end its connections to the other Learners, so that they fail, too.
 
-    They would wait for its gradients until the process group's timeout. Whoever fails because of another raises a
-    `PeerFailedError`; the others keep their errors, which `raise_failure()` raises again.
+    Otherwise they would wait for its gradients until the process group's timeout. A Learner that fails because of
+    another one raises a `PeerFailedError`. One that fails by itself keeps its error, which `raise_failure()` raises.
     """
 
     @functools.wraps(update)
@@ -39,7 +39,7 @@ def fails_with_its_peers(update: _Method) -> _Method:
                 torch.distributed.destroy_process_group()
             if is_of_another:
                 raise PeerFailedError(
-                    "Another Learner has failed or died, or has not answered in time. This one got: "
+                    "Another Learner has failed or died, or did not answer in time. The error here was: "
                     + " ".join(f"{type(error).__name__}: {error}".split())
                 ) from error
             raise

@@ -118,7 +118,7 @@ class StudentGroup:
 
     @property
     def is_waiting(self) -> bool:
-        """Return whether there cannot be anything to learn from yet, as of an agent that has not acted so far."""
+        """Return whether no fragment has come yet: an agent may not have acted so far."""
         return self._num_taken == 0
 
     def check_has_labels(self) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rllib_kd.cli.app import app, echo, given_options, one_or_all, set_log_level
-from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, Input, NewFolder, TrainEnv, option
+from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, Input, NewFolder, TrainEnv, Trust, option
 
 
 # Longer than other functions: typer reads the flags from its signature.
@@ -43,6 +43,7 @@ def shrink(
     out: NewFolder = None,
     resume: Annotated[bool, option("Continue the run in the folder --out.", "--resume")] = False,
     seed: Annotated[int, option("Seed of training and played episodes (default: 0).", metavar="N")] = 0,
+    trust_checkpoint: Trust = False,
     address: Address = None,
 ) -> None:
     """Find and certify the smallest student that keeps the return.
@@ -64,6 +65,8 @@ def shrink(
 
     set_log_level(0)
     check_not_empty(address=address)
+    flags = {"input_": absolute_uris(input)} if input else {}
+    flags |= {"trust_checkpoint": True} if trust_checkpoint else {}
     options: dict[str, Any] = {
         "teacher": one_or_all(teacher),
         "env": given_environment(env, imports or ()),
@@ -74,7 +77,7 @@ def shrink(
         "env_steps": env_steps,
         "seed": seed,
         "env_config": parse_settings(env_config, "--env-config"),
-        "config": parse_settings(config, "--config") | ({"input_": absolute_uris(input)} if input else {}),
+        "config": parse_settings(config, "--config") | flags,
         "trees": trees,
         "restarts": restarts,
         "episodes": episodes,
@@ -85,7 +88,7 @@ def shrink(
     if resume and out is not None:  # options that are left out keep their values
         given = given_options(context) & options.keys()
         begun = begun_with(out)
-        if input or "config" in given:
+        if flags or "config" in given:
             options["config"] = begun["config"] | options["config"]
             given.add("config")
         if {"minutes", "env_steps"} & given:  # one of them may be given

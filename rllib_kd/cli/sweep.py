@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
-from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, Input, TrainEnv, option
+from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, Input, TrainEnv, Trust, option
 
 
 # Longer than other functions: typer reads the flags from its signature.
@@ -36,6 +36,7 @@ def sweep(
     confidence: Annotated[float, option("Certificate's confidence (default: 0.95).", metavar="X")] = 0.95,
     minimize: Annotated[str, option("parameters (default), bytes, int8_bytes, ...", metavar="NAME")] = "parameters",
     seed: Annotated[int, option("Seed of search and students (default: 0).", metavar="N")] = 0,
+    trust_checkpoint: Trust = False,
     address: Address = None,
     wandb_project: Annotated[str | None, option("Log to Weights & Biases, too.", metavar="NAME")] = None,
     mlflow_uri: Annotated[str | None, option("Log to MLflow, too.", metavar="URI")] = None,
@@ -66,6 +67,8 @@ def sweep(
     settings = with_env_config(parse_settings(config, "--config"), parse_settings(env_config, "--env-config"))
     if input:
         settings["input_"] = absolute_uris(input)
+    if trust_checkpoint:
+        settings["trust_checkpoint"] = True
     chosen_space = search_space if space is None else read_space(space)
     env = None if env is None else str(given_environment(env, imports or ()))
     swept = Sweep(

@@ -43,6 +43,7 @@ from rllib_kd.cli.options import (
     Storage,
     Teacher,
     TrainEnv,
+    Trust,
     Verbose,
     WandbKey,
     WandbProject,
@@ -67,6 +68,7 @@ def train(
     imports: Imports = None,
     teacher: Teacher = None,
     no_teacher: NoTeacher = False,
+    trust_checkpoint: Trust = False,
     compression: Compression = None,
     loss: Loss = None,
     input: Input = None,
@@ -127,7 +129,7 @@ def train(
     experiment = _experiment(words, algo, imports or [])
     env = given_environment(env, imports or ())
     shortcuts = {"env": env, "teacher": one_or_all(teacher), "compression": compression, "loss": loss}
-    shortcuts |= {"input_": one_or_all(input), "output": output}
+    shortcuts |= {"input_": one_or_all(input), "output": output, "trust_checkpoint": trust_checkpoint or None}
     experiment.settings |= {name: value for name, value in shortcuts.items() if value is not None}
     if no_teacher:
         experiment.settings |= _without_teacher(teacher)

@@ -67,6 +67,21 @@ def test_without_a_teacher_exploration_begins_at_random(monkeypatch, flags, expe
     assert asked["epsilon"] == expected
 
 
+@pytest.mark.parametrize("given", [["--algo", "DistillDQN", "--env", "CartPole-v1"], ["file", "tuning/cartpole.py"]])
+def test_trust_is_given_by_a_flag(monkeypatch, given):
+    asked = []
+
+    def stop(experiment):
+        asked.append(experiment.settings.get("trust_checkpoint"))
+        raise ValueError("that is all")
+
+    monkeypatch.setattr(Experiment, "checked", stop)
+    monkeypatch.chdir(ROOT)
+    exit_code("train", *given)
+    exit_code("train", *given, "--trust-checkpoint")
+    assert asked == [None, True]
+
+
 def test_trains_evaluates_compares_and_goes_on(tmp_path, rllib):
     config = json.dumps(FAST | {"evaluation_interval": 1, "evaluation_duration": 1})
     train = [*DISTIL, "--compression", "0.05", "--config", config, "--storage-path", str(tmp_path)]

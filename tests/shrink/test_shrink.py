@@ -161,6 +161,15 @@ def test_a_resumed_run_has_the_options_that_it_began_with(ran, refused, tmp_path
     assert (resumed.keep, resumed.minutes, resumed.env_steps) == (0.97, None, 7)  # given, though one is a default
 
 
+def test_trust_is_a_setting_of_training(ran, tmp_path):
+    began, _ = ran(*SHRINK, "--config", '{"lr": 0.01}', "--out", str(tmp_path))
+    assert began.config == {"lr": 0.01}
+    Progress(tmp_path).write({"options": options_of(began)})
+    trusted = {"lr": 0.01, "trust_checkpoint": True}
+    assert ran(*SHRINK, "--config", '{"lr": 0.01}', "--trust-checkpoint")[0].config == trusted
+    assert ran("shrink", "--resume", "--out", str(tmp_path), "--trust-checkpoint")[0].config == trusted
+
+
 def test_other_options_are_refused_before_the_teacher_is_loaded(refused, tmp_path):
     Progress(tmp_path).write({"options": options_of(Shrink("cartpole", "CartPole-v1", keep=0.9, minutes=5))})
     resume = ["shrink", "--resume", "--out", str(tmp_path)]

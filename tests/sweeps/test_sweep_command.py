@@ -56,11 +56,11 @@ def test_without_flags_it_is_the_sweep_that_python_makes(swept):
 
 def test_every_flag_reaches_the_sweep(swept, tmp_path):
     (tmp_path / "space.py").write_text("def search_space(teacher, **facts): return {'lr': 1}")
-    flags = ["--teacher", "other", "--num-samples", "5", "--num-seeds", "2", "--env-steps", "70", "--search", "random"]
+    flags = ["--teacher", "other", "--num-samples", "5", "--num-seeds", "4", "--env-steps", "70", "--search", "random"]
     flags += ["--scheduler", "asha", "--config", '{"loss": "kl"}', "--space", str(tmp_path / "space.py"), "--seed", "4"]
     flags += ["--env-config", '{"sutton_barto_reward": true}']
     flags += ["--storage-path", str(tmp_path), "--name", "mine", "--resume", "--address", "auto"]
-    flags += ["--keep", "0.9", "--confidence", "0.99", "--minimize", "bytes"]
+    flags += ["--keep", "0.9", "--confidence", "0.99", "--minimize", "bytes", "--trust-checkpoint"]
     sweep, kwargs, _, _ = swept(*flags)
     assert sweep.space(None) == {"lr": 1}
     assert sweep.space is not search_space
@@ -70,9 +70,9 @@ def test_every_flag_reaches_the_sweep(swept, tmp_path):
         "num_samples": 5,
         "search": "random",
         "scheduler": "asha",
-        "num_seeds": 2,
+        "num_seeds": 4,
         "env_steps": 70,
-        "config": {"loss": "kl", "env_config": {"sutton_barto_reward": True}},
+        "config": {"loss": "kl", "env_config": {"sutton_barto_reward": True}, "trust_checkpoint": True},
         "space": None,
         "storage_path": str(tmp_path),
         "name": "mine",

@@ -154,6 +154,7 @@ def default_points(
 ) -> list[dict[str, Any]]:
     """Return the package's defaults at every size of the space, as far as they lie in it, to start a search with.
 
+    Only `teacher_fraction` is not the default, which names env steps: it falls to 0.5 in a quarter of `env_steps`.
     Empty if an entry of the space has no default here.
     """
     defaults: dict[str, Any] = {

@@ -62,7 +62,7 @@ from rllib_kd.relay import listening
 from rllib_kd.sweeps.certifying import Claim, certify_student
 from rllib_kd.sweeps.population import WaitingPopulation
 from rllib_kd.sweeps.report import ReportedSweep
-from rllib_kd.sweeps.result import GOOD_RATIO, SweptStudent, good_agreement
+from rllib_kd.sweeps.result import GOOD_RATIO, MIN_SEEDS, SweptStudent, good_agreement
 from rllib_kd.sweeps.space import (
     OF_NETWORKS,
     POPULATION_SETTINGS,
@@ -114,7 +114,8 @@ class Sweep:
             scheduler, "random" with one.
         scheduler: "none"; "asha" stops the settings with the lowest returns; "pbt" copies the weights of the best
             to the others, and varies `kd_coeff`, `temperature` and `lr` during training.
-        num_seeds: students of each setting, ≥ 1. Their mean is the setting's value.
+        num_seeds: students of each setting, ≥ 1. Their mean is the setting's value. With fewer than 3, no student is
+            recommended.
         env_steps: training length of each student, ≥ 1.
         config: settings of all students, by the names that `rllib train --config` takes. They are not searched.
         space: a function that returns the space, with the signature of `search_space()`, the default.
@@ -123,7 +124,8 @@ class Sweep:
         seed: seed of the search, and of the first student.
         callbacks: callbacks of Ray Tune, in addition to those that write CSV, JSON and TensorBoard files.
         keep: return ratio, in (0, 1], that the recommended student is to prove in fresh episodes at the end, as in
-            `Shrink`; without an environment the agreement with the teacher, in (0, 1). None: no certificate.
+            `Shrink`; without an environment the agreement with the teacher, in (0, 1). Needs `num_seeds` ≥ 3. None: no
+            certificate.
         confidence: of the certificate, in (0.5, 1).
         minimize: what "smallest" means, as in `Shrink`: "parameters", "bytes", "int8_bytes" or "multiply_adds".
 
@@ -154,6 +156,11 @@ class Sweep:
         check_not_own(self.config, "config")
         if self.keep is not None:
             RatioTest(self.keep, 1 - self.confidence)  # which checks both
+            if self.num_seeds < MIN_SEEDS:
+                raise ValueError(
+                    f"keep={self.keep:g} certifies the recommended student, and a recommendation needs at least "
+                    f"{MIN_SEEDS} seeds, got {self.num_seeds}: raise --num-seeds (num_seeds=...), or leave out --keep."
+                )
         if self.minimize not in _MINIMIZED:
             hint = did_you_mean(str(self.minimize), _MINIMIZED)
             raise ValueError(f"minimize must be one of {', '.join(_MINIMIZED)}, got {self.minimize!r}.{hint}")

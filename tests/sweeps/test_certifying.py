@@ -110,7 +110,11 @@ def test_it_is_printed_and_written(games, tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"keep": 1.2}, "keep must be in"), ({"keep": 0.9, "confidence": 95}, "alpha must be in")],
+    [
+        ({"keep": 1.2}, "keep must be in"),
+        ({"keep": 0.9, "confidence": 95}, "alpha must be in"),
+        ({"keep": 0.9, "num_seeds": 2}, r"a recommendation needs at least 3 seeds, got 2: raise --num-seeds"),
+    ],
 )
 def test_what_cannot_be_is_refused(values, message):
     with pytest.raises(ValueError, match=message):

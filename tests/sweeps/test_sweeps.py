@@ -151,7 +151,7 @@ def test_what_cannot_be_is_refused(tmp_path, values, message):
         ({"config": {"env_config": 5}}, "'env_config' cannot be 5: expected an object"),
         ({"teacher": "/does/not/exist"}, "There is no checkpoint at '/does/not/exist'"),
         ({"env": "Acrobot-v1"}, "The teacher .* was made for observations .* but the environment has"),
-        ({"env": SeededWhenMade, "keep": 0.9}, "each new environment begins with the same episode"),
+        ({"env": SeededWhenMade, "keep": 0.9, "num_seeds": 3}, "each new environment begins with the same episode"),
         pytest.param({"space": lambda teacher, **facts: {}}, "There is nothing to search", marks=pytest.mark.slow),
         pytest.param(
             {"config": {"model_config": {"use_lstm": True}}},

@@ -253,9 +253,10 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 small networks, and most CPUs, gain nothing. Default: False.
             quantize: "int8": the student learns for weights of 8 bits, and acts with them: each unit's weights are
                 integers from −127 to 127 times a step of its own, in every forward pass of the Learner, with gradients
-                that ignore the rounding. C with `--int8` then has exactly these weights. For plain MLPs of vectors,
-                without TD, features and bf16. None (default): 32-bit weights, which an export may round. Jacob et al.
-                2018, arXiv 1712.05877.
+                that ignore the rounding. C with `--int8` then has exactly these weights. For plain MLPs of vectors
+                without layer norm, that are not dueling; without TD, features, bf16 and return distributions; "mse" and
+                "huber" need `normalize_q_values=False`. None (default): 32-bit weights, which an export may round.
+                Jacob et al. 2018, arXiv 1712.05877.
             rollout_policy: policy that acts in the EnvRunners, and so visits the states to learn from: "teacher",
                 "student", or "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
             teacher_explores: whether an actor-critic draws its actions from its policy when it acts in the EnvRunners.
@@ -289,17 +290,17 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 ({"s16": {"fcnet_hiddens": [16]}}; of recurrent students also {"lstm_cell_size": 8}),
                 {"compression": 0.01}, {"tree": {"max_leaf_nodes": 8}}, or a preset as for `student`.
                 `rl_module(model_config=...)` has the settings that they share. They act in turn, one episode each.
-                Plain MLPs of equal depth learn side by side: eight cost little more than one.
+                Plain MLPs of equal depth learn side by side: eight cost up to twice as much as one.
             own_states: whether each network of `students` learns from states in which it acts itself, or its teacher,
                 as it would alone: small ones meet other states than capable ones. False: from those of all students.
                 None (default): True for vectors; False for images, of which every different one helps.
             restarts: copies of each student that learn side by side, each with first weights of its own, and by default
                 with one of four weights of the Q-regret; ≥ 1. Before a checkpoint or an evaluation, and in
-                `get_module()`, they play validation episodes, and the best of them, or of earlier times of training,
-                is the student. First weights and weight of the Q-regret decide how well a small student plays. MLPs
-                without TD, features, gradient clipping and a custom loss are stacked, so that 16 cost little more than
-                one; others cost up to `restarts` times as much. Copies of a tree differ in how they weigh states, and
-                in when they were grown. None (default): 1; 12 for trees.
+                `get_module()`, they play validation episodes, and the best of them, or of earlier times of training, is
+                the student. First weights and weight of the Q-regret decide how well a small student plays. MLPs
+                without TD, features, gradient clipping and a custom loss are stacked, so that 16 cost up to three times
+                as much as one; others cost up to `restarts` times as much. Copies of a tree differ in how they weigh
+                states, and in when they were grown. None (default): 1; 12 for trees.
             num_validation_episodes: validation episodes of the best copies, ≥ 0; others play a quarter or half of them.
                 No other figure uses their seeds. Low: a lucky copy may win; high: seconds at every checkpoint and
                 evaluation. 0: the copies are not compared, and the first one is the student. Default: 64.

@@ -150,7 +150,11 @@ CheckedAlgo = Annotated[
 ]
 
 Artifact = Annotated[Path, _writable_option("File to write.", metavar="FILE", replaces=True)]
-Format = Annotated[str | None, option("c, onnx, pt2, python, safetensors, web (FILE's ending).", metavar="NAME")]
+Format = Annotated[
+    str | None,
+    option("c, onnx, pt2, python, safetensors, torchscript, web (default: by FILE's ending).", metavar="NAME"),
+]
+
 Prefix = Annotated[str | None, option("Prefix of all names in C (default: student).", metavar="NAME")]
 Int8 = Annotated[bool, option("Quantize weights to 8 bits (ONNX or C).", "--int8")]
 OtherTeacher = Annotated[str | None, option("Teacher to compare size and latency with.", metavar="PATH")]

@@ -60,7 +60,7 @@ def all_q_values(network: Teacher, inputs: np.ndarray, mask: np.ndarray | None =
 
 
 def agreement(confusion: np.ndarray) -> float:
-    """Return the share of states, in [0, 1], in which both choose the same action, of counts `[A, A]`."""
+    """Return the share of states, in [0, 1], in which both choose the same, or an equally good, action, of `[A, A]`."""
     return float(confusion.trace() / confusion.sum())
 
 

@@ -35,8 +35,9 @@ class PolicyReport:
 class Comparison:
     """A student compared with its teacher.
 
-    `confusion_on_..._states[i][j]` counts the states in which the teacher chooses action i and the student action j;
-    agreement is the share on its diagonal.
+    `confusion_on_..._states[i][j]` counts the states in which the teacher chooses action i and the student action j. If
+    the teacher finds the student's action as good as its own, up to rounding, j counts as its choice, too. Agreement is
+    the share on the diagonal.
     """
 
     env: str
@@ -47,7 +48,7 @@ class Comparison:
     random: PolicyReport
     return_ratio: float  # (student − random) / (teacher − random); NaN if the teacher is no better than random
     compression: float  # student parameters / teacher parameters
-    agreement_on_teacher_states: float  # share of states in which both choose the same action, in [0, 1]
+    agreement_on_teacher_states: float  # share of states in which both choose the same, or an equally good, action
     agreement_on_student_states: float
     q_regret_on_teacher_states: float  # mean of max_a Q_T(s, a) − Q_T(s, a_S), in `regret_unit`, ≥ 0
     q_regret_on_student_states: float

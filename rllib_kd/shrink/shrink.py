@@ -63,8 +63,8 @@ class Shrink:
 
     Without an environment, it is the smallest that agrees with its teacher on recorded rows (docs/pages/shrink.md).
 
-    One run of `DistillDQN` trains several copies of each size on the same states. Validation episodes choose the best
-    copy of each size, over copies and time. Fresh episodes then test the promising ones, smallest first, until one is
+    One run of `DistillDQN` trains several copies of each size side by side. Validation episodes choose the best copy of
+    each size, over copies and time. Fresh episodes then test the promising ones, smallest first, until one is
     certified.
 
     Args:

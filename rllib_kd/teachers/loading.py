@@ -54,7 +54,7 @@ def load_teacher(
             pipeline in the checkpoint (connectors, VecNormalize, channel order). With it a teacher may see more than
             its student: `ObservationPipeline(env.observation_space, (Function(lambda obs: obs["everything"]),))`.
         trust_checkpoint: whether code in a checkpoint may be run: needed for custom RLModules and connectors, and for
-            TorchScript.
+            .pt2 and TorchScript.
 
     Returns:
         The frozen teacher.

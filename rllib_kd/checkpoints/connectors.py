@@ -217,6 +217,7 @@ def _normalize(state: Mapping[str, Any], space: gym.Space) -> Normalize | None:
         mean=mean if state["de_mean_to_zero"] else None,
         std=std if state["de_std_to_one"] else None,
         clip=float(clip) if clip else None,
+        dtype=space.dtype,
     )
 
 

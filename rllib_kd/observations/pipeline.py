@@ -84,12 +84,13 @@ class Flatten:
 
 @dataclass(frozen=True)
 class Normalize:
-    """RLlib's `MeanStdFilter` of arrays, with fixed statistics: (x − mean) / std, clipped.
+    """A filter of arrays with fixed statistics: (x − mean) / std, clipped.
 
     Args:
         mean: shape of one observation; None: not subtracted.
         std: shape of one observation, > 0; None: not divided by.
         clip: largest absolute value of the outputs, > 0; None: no limit.
+        dtype: type of the outputs. RLlib's `MeanStdFilter` keeps that of its observations, even integers.
 
     Raises:
         ValueError: a number is outside of its range, or is NaN.
@@ -98,6 +99,7 @@ class Normalize:
     mean: np.ndarray | None
     std: np.ndarray | None
     clip: float | None
+    dtype: Any = np.float32
 
     def __post_init__(self) -> None:
         for name, values, fits, expected in (
@@ -116,7 +118,7 @@ class Normalize:
     def _normalize(self, obs: np.ndarray) -> np.ndarray:
         x = obs if self.mean is None else obs - self.mean
         x = x if self.std is None else x / self.std
-        return np.asarray(x if self.clip is None else np.clip(x, -self.clip, self.clip), obs.dtype)
+        return np.asarray(x if self.clip is None else np.clip(x, -self.clip, self.clip), self.dtype)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import pytest
 from ray import cloudpickle
 from ray.rllib.connectors.env_to_module.env_to_module_pipeline import EnvToModulePipeline
 from ray.rllib.connectors.env_to_module.frame_stacking import FrameStackingEnvToModule
+from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_kd.checkpoints.connectors import is_default_connector, pipeline_of
 from rllib_kd.checkpoints.rllib import open_checkpoint
@@ -78,6 +80,27 @@ def test_a_filter_stays_as_it_is(saved):
     for other in everything_shown(KINDS[kind]["env"]):
         view(other)
     assert np.array_equal(pipeline.start()(shown), before)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+def test_normalised_observations_are_floats_whatever_the_environment_shows(dtype):
+    pipeline = ObservationPipeline(gym.spaces.Box(-10, 10, (3,)), (Normalize(np.full(3, 3.0), np.full(3, 2.0), None),))
+    view = pipeline.start()
+    assert view(Shown(np.array([[5, 0, 4]], dtype), np.array([True]))).tolist() == [[1.0, -1.5, 0.5]]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float32])
+def test_a_filter_of_rllib_keeps_the_type_of_its_observations(dtype):
+    space = gym.spaces.Box(-100, 100, (3,), dtype)
+    connectors = EnvToModulePipeline(space, gym.spaces.Discrete(2), connectors=[MeanStdFilter()])
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        episode = SingleAgentEpisode(observation_space=space, observations=[rng.normal(0, 3, 3).astype(dtype)])
+        connectors(rl_module=None, batch={}, episodes=[episode], explore=False, shared_data={}, metrics=None)
+    obs = rng.normal(0, 9, (5, 3)).astype(dtype)
+    expected = connectors.connectors[0]._filters[None](obs, update=False).astype(np.float32)
+    view = pipeline_of(connectors).start()
+    np.testing.assert_allclose(view(Shown(obs, np.ones(5, dtype=bool))), expected, rtol=1e-6)
 
 
 def test_views_do_not_share_their_memory():

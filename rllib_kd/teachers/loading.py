@@ -178,7 +178,7 @@ class OpenedCheckpoint:
         match found.origin:
             case "sb3":
                 self._described(())
-                return load_sb3(found.content, uri, found.vec_normalize())
+                return load_sb3(found.content, uri, found.vec_normalize)
             case "weights":
                 return self._load_weights()
             case "safetensors":

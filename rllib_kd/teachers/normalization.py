@@ -13,6 +13,7 @@ import pickle
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pyarrow.fs
@@ -49,35 +50,78 @@ class NormalizationFile(NamedTuple):
     content: bytes
 
 
-def find_normalization(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> NormalizationFile | None:
+def find_normalization(
+    filesystem: pyarrow.fs.FileSystem, path: str, uri: str, was_normalized: bool | None = None
+) -> NormalizationFile | None:
     """Return the statistics that belong to a zip, under one of their documented names.
 
-    A warning names other files that are a `VecNormalize`, or have the name of statistics, and are not used.
+    A warning names other files that are a `VecNormalize`, or have the name of statistics, and are not used; and a file
+    that may be another zip's.
 
     Args:
         filesystem: filesystem of the zip.
         path: path of the zip.
         uri: the same, for messages.
+        was_normalized: whether the policy was trained with a `VecNormalize`; None: the zip does not record it. If not,
+            only a file that has the zip's own name is used.
 
     Raises:
         CheckpointError: a file with a documented name cannot be read.
     """
     names = _documented_names(path)
     used = _first_file(filesystem, path, names)
-    if unused := _Surroundings(filesystem, path).unused(names, None if used is None else used.name):
-        taken = "no file of normalisation" if used is None else f"its normalisation from '{used.name}'"
-        is_above = any(name.startswith(f"{_ABOVE}/") for name in unused)  # where others may need it, too
-        advice = f"{'copy' if is_above else 'rename'} it to '{names[0]}' beside the zip"
-        if used is not None and used.name == names[0]:
-            advice = f"replace '{names[0]}'"
+    is_own = used is not None and used.name in {*_own_names(posixpath.basename(path)), *_names_in(_stem(path))}
+    if was_normalized is False and not is_own:
+        if used is not None:
+            logger.warning(
+                "'%s' was trained without VecNormalize, so '%s' is not used. If it belongs to this zip, rename it to "
+                "'%s'.",
+                *map(one_line, (uri, used.name, names[0])),
+            )
+        return None
+    surroundings = _Surroundings(filesystem, path)
+    unused = surroundings.unused(names, None if used is None else used.name)
+    if unused:
+        _warn_of_unused(unused, None if used is None else used.name, names[0], uri)
+    elif used is None and was_normalized:
         logger.warning(
-            "'%s' takes %s. Not used: %s. To use another file for this zip, %s.",
-            one_line(uri),
-            one_line(taken),
-            _quoted(unused),
-            one_line(advice),
+            "'%s' was trained with VecNormalize, but no file of its statistics was found, without which the policy "
+            "gets other inputs than in training. Save them beside the zip: VecNormalize.save('%s'). If only rewards "
+            "were normalised (norm_obs=False), nothing is missing.",
+            *map(one_line, (uri, names[0])),
         )
+    if used is not None:
+        logger.info("'%s' takes its normalisation from '%s'.", *map(one_line, (uri, used.name)))
+        if used.name in _NORMALIZATION and (others := surroundings.other_zips()):
+            logger.warning(
+                "'%s' takes its normalisation from '%s', which may belong to another zip beside it: %s. Rename it to "
+                "'%s' if it belongs to this one.",
+                *map(one_line, (uri, used.name)),
+                _quoted(others),
+                one_line(names[0]),
+            )
     return used
+
+
+def _warn_of_unused(unused: Sequence[str], used: str | None, own: str, uri: str) -> None:
+    """Warn of files that are not used.
+
+    Args:
+        unused: their names.
+        used: the name of the one that is used.
+        own: the name that belongs to the zip alone.
+        uri: path of the zip.
+    """
+    taken = "no file of normalisation" if used is None else f"its normalisation from '{used}'"
+    is_above = any(name.startswith(f"{_ABOVE}/") for name in unused)  # where others may need it, too
+    advice = f"replace '{own}'" if used == own else f"{'copy' if is_above else 'rename'} it to '{own}' beside the zip"
+    logger.warning(
+        "'%s' takes %s. Not used: %s. To use another file for this zip, %s.",
+        one_line(uri),
+        one_line(taken),
+        _quoted(unused),
+        one_line(advice),
+    )
 
 
 def is_vec_normalize(tag: Any) -> bool:
@@ -91,7 +135,7 @@ def is_vec_normalize(tag: Any) -> bool:
 def _documented_names(path: str) -> list[str]:
     """Return where the statistics of a zip may lie, below its folder: names with the zip's own name first."""
     folder, _, name = path.rpartition("/")
-    stem = name.rpartition(".")[0] or name
+    stem = _stem(name)
     zoo_run = _ZOO_RUN.fullmatch(folder.rpartition("/")[2])
     folders = dict.fromkeys((stem, zoo_run["env"] if zoo_run else stem))
     return [*_own_names(name), *_NORMALIZATION, *(name for inner in folders for name in _names_in(inner))]
@@ -102,9 +146,15 @@ def _names_in(folder: str) -> list[str]:
     return [f"{folder}/{name}" for name in _NORMALIZATION]
 
 
+def _stem(path: str) -> str:
+    """Return the name of a zip without its ending."""
+    name = posixpath.basename(path)
+    return name.rpartition(".")[0] or name
+
+
 def _own_names(zip_name: str) -> list[str]:
     """Return the names that belong to one zip alone."""
-    stem = zip_name.rpartition(".")[0] or zip_name
+    stem = _stem(zip_name)
     steps = _STEPS.fullmatch(stem)
     names = [f"{stem}_{name}" for name in _NORMALIZATION]
     return names + ([f"{steps['name']}_vecnormalize_{steps['steps']}_steps.pkl"] if steps else [])
@@ -150,7 +200,7 @@ class _Surroundings:
             used: the one of them that is there.
         """
         own = {name.rpartition("/")[0] for name in documented}  # "" for the folder of the zip itself
-        beside = self._list("")
+        beside = self._beside
         inner = [entry.base_name for entry in beside if entry.type == pyarrow.fs.FileType.Directory]
         files = _by_name("", beside)
         for folder in [*sorted(own - {""}), *sorted(set(inner) - own)[: limits.MAX_FOLDERS_OF_STATISTICS], _ABOVE]:
@@ -172,6 +222,14 @@ class _Surroundings:
         }
         others = sorted(set(candidates) - by_name, key=_unlikely)  # what is likely first: their number is limited
         return sorted(by_name | {name for name in others if self._normalizes(name, files[name])})
+
+    def other_zips(self) -> list[str]:
+        """Return the names of other zips in the folder."""
+        return sorted(name for name in _by_name("", self._beside) if _is_zip(name) and name != self._zip_name)
+
+    @cached_property
+    def _beside(self) -> list[pyarrow.fs.FileInfo]:
+        return self._list("")
 
     def _list(self, folder: str) -> list[pyarrow.fs.FileInfo]:
         """Return the entries of a folder around the zip; none if it cannot be listed, or holds too much."""

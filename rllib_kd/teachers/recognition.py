@@ -51,9 +51,9 @@ class FoundCheckpoint:
             else None
         )
 
-    def vec_normalize(self) -> NormalizationFile | None:
+    def vec_normalize(self, was_normalized: bool | None = None) -> NormalizationFile | None:
         """Return the statistics of Stable-Baselines3's `VecNormalize` of a zip, as `find_normalization()` does."""
-        return find_normalization(self.filesystem, self.path, self.uri)
+        return find_normalization(self.filesystem, self.path, self.uri, was_normalized)
 
 
 def find(location: Location) -> FoundCheckpoint:

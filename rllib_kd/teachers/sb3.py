@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -24,7 +24,7 @@ from rllib_kd.observations.spaces import check_size
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import reason
 from rllib_kd.teachers.layered import layered_teacher
-from rllib_kd.teachers.normalization import is_vec_normalize
+from rllib_kd.teachers.normalization import NormalizationFile, is_vec_normalize
 from rllib_kd.teachers.sb3_networks import LIBRARIES, ActingNetwork, acting_network, read_network
 from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS
@@ -35,13 +35,16 @@ _LOAD_IT = "Load it by Stable-Baselines3, and use Teacher.from_callable(), for a
 _FLOAT32 = np.finfo(np.float32)  # networks take no other numbers
 
 
-def load_sb3(content: bytes, uri: str, vec_normalize: tuple[str, bytes] | None = None) -> Teacher:
+def load_sb3(
+    content: bytes, uri: str, find_normalization: Callable[[bool | None], NormalizationFile | None] | None = None
+) -> Teacher:
     """Load the network that acts in a zip: the Q-network of DQN or QR-DQN, or the policy of A2C, PPO or MaskablePPO.
 
     Args:
         content: content of the zip.
         uri: its path, for messages.
-        vec_normalize: name and content of its file of VecNormalize, if there is one.
+        find_normalization: returns its file of VecNormalize, if there is one. Its argument is whether the policy was
+            trained with one; None: the zip does not record it.
 
     Raises:
         ValueError: it is not a whole zip, of another algorithm, or has a network that is not supported.
@@ -52,6 +55,7 @@ def load_sb3(content: bytes, uri: str, vec_normalize: tuple[str, bytes] | None =
     observation_space, action_space = (_read_pickle_in(data, key, uri) for key in ("observation_space", "action_space"))
     _check_policy_class(data, uri)
     policy_kwargs = _read_policy_kwargs(data, uri)
+    vec_normalize = None if find_normalization is None else find_normalization(_was_normalized(data, acting))
     with as_checkpoint_error(lambda error: f"'{uri}' has a network that does not fit: {reason(error)}"):
         check_size(observation_space)
         layers, tensors, stages, shape = read_network(weights, acting, observation_space, action_space, policy_kwargs)
@@ -129,6 +133,16 @@ def _read_policy_kwargs(data: Mapping[str, Any], uri: str) -> Mapping[str, Any]:
     if not isinstance(policy_kwargs, dict):
         raise CheckpointError(f"'{uri}' has a {type(policy_kwargs).__name__} as policy_kwargs, expected a dict.")
     return policy_kwargs
+
+
+def _was_normalized(data: Mapping[str, Any], acting: ActingNetwork) -> bool | None:
+    """Return whether a policy was trained with a VecNormalize, be it of rewards alone; None if that is not recorded.
+
+    A2C and PPO keep the original observations only then, from the start of training on. DQN keeps them always.
+    """
+    if acting.outputs != LOG_PROBS or "_last_original_obs" not in data or data.get("_last_obs") is None:
+        return None
+    return data["_last_original_obs"] is not None
 
 
 # --- VecNormalize -----------------------------------------------------------------------------------------------------

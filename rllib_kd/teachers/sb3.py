@@ -20,7 +20,7 @@ from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, Tag, as_checkpoint_error, read_pickle
 from rllib_kd.checkpoints.values import build
 from rllib_kd.observations.pipeline import Normalize, Stage
-from rllib_kd.observations.spaces import check_size
+from rllib_kd.observations.spaces import check_size, is_byte_image
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import reason
 from rllib_kd.teachers.layered import layered_teacher
@@ -162,8 +162,8 @@ def _read_vec_normalize(where: str, content: bytes, space: gym.Space) -> list[St
     statistics = state.get("obs_rms")
     if not isinstance(statistics, Tag) or not isinstance(statistics.state, dict):
         raise CheckpointError(f"'{where}' has statistics of several parts, expected those of one array.")
-    if not isinstance(space, gym.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        raise CheckpointError(f"'{where}' normalises {space}, expected a Box of floats.")
+    if not isinstance(space, gym.spaces.Box) or is_byte_image(space):  # of images, Stable-Baselines3 saves floats
+        raise CheckpointError(f"'{where}' normalises {space}, expected a Box that is no image of bytes.")
     mean, variance = (_numbers(build(statistics.state[key], where), f"obs_rms.{key}", where) for key in ("mean", "var"))
     epsilon, clip = (float(_numbers(build(state[key], where), key, where)) for key in ("epsilon", "clip_obs"))
     if mean.shape != space.shape or variance.shape != space.shape:

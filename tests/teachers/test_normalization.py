@@ -4,11 +4,15 @@ import logging
 import shutil
 
 import gymnasium as gym
+import numpy as np
 import pytest
+import torch
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from rllib_kd import load_teacher
+from rllib_kd.observations.pipeline import Shown
+from tests.teachers.test_sb3 import Anything
 
 
 def cartpoles(**kwargs):
@@ -101,3 +105,30 @@ def test_a_folder_with_the_name_of_the_zip_has_its_own_statistics(tmp_path, zips
     path = put(zips, tmp_path, "dqn.zip", "plain.zip", own="dqn/vecnormalize.pkl")
     assert stages(path) == ["Normalize"]
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("space", "policy", "policy_kwargs"),
+    [
+        (gym.spaces.Box(-9, 9, (3,), np.int64), "MlpPolicy", {}),
+        (gym.spaces.Box(0, 9, (2, 3), np.int32), "MlpPolicy", {}),
+        (gym.spaces.Box(0, 255, (5,), np.uint8), "MlpPolicy", {}),
+        (gym.spaces.Box(0, 255, (1, 36, 36), np.uint8), "CnnPolicy", {"normalize_images": False}),
+    ],
+    ids=["integers", "a matrix of integers", "bytes", "an image"],
+)
+def test_integers_are_normalised_as_by_the_original(tmp_path, space, policy, policy_kwargs):
+    envs = VecNormalize(DummyVecEnv([lambda: Anything(space)]))
+    model = A2C(policy, envs, n_steps=8, device="cpu", seed=0, policy_kwargs={"net_arch": [4], **policy_kwargs})
+    model.learn(16)
+    model.save(tmp_path / "model.zip")
+    envs.save(tmp_path / "model_vecnormalize.pkl")
+    space.seed(0)
+    obs = np.stack([space.sample() for _ in range(5)])
+    with torch.no_grad():
+        tensor, _ = model.policy.obs_to_tensor(envs.normalize_obs(obs))
+        expected = model.policy.get_distribution(tensor).distribution.logits.numpy()
+    teacher = load_teacher(tmp_path / "model.zip")
+    assert teacher.takes(space)
+    seen = teacher.start()(Shown(obs, np.ones(5, dtype=bool)))
+    assert teacher.q_values(torch.from_numpy(seen)).numpy() == pytest.approx(expected, abs=1e-5)

@@ -10,6 +10,7 @@ from __future__ import annotations
 MAX_FILE = 2**29  # bytes of a file of weights: 134 million numbers, 80 times the teacher of Rusu et al. 2015
 MAX_SMALL_FILE = 2**26  # bytes of a file that describes a network: the bounds of the largest spaces are in it
 MAX_DESCRIPTION = 2**23  # bytes of JSON; one letter can make each of them take four
+MAX_SB3_DATA = 2**25  # bytes of JSON in a zip of Stable-Baselines3, which has the last images of all environments
 MAX_ENTRIES = 20_000  # files and folders in a folder that is looked through
 MAX_RECORDED_FILES = 200_000  # in a folder of recorded observations, and in those below it
 MAX_STATISTICS = 100  # files around a zip of Stable-Baselines3 that may be its VecNormalize under another name

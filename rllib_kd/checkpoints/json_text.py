@@ -10,14 +10,14 @@ from rllib_kd import limits
 _SEPARATORS = (b",", b"[", b"{")  # one before each value, at least
 
 
-def parse_json(text: bytes) -> Any:
+def parse_json(text: bytes, *, max_bytes: int = limits.MAX_DESCRIPTION) -> Any:
     """Parse JSON in UTF-8.
 
     Raises:
-        ValueError: it is not JSON, or has more bytes or values than any description of a network.
+        ValueError: it is not JSON, has more bytes, or more values than any description of a network.
     """
-    if len(text) > limits.MAX_DESCRIPTION:
-        raise ValueError(f"it has {len(text)} bytes, expected at most {limits.MAX_DESCRIPTION}")
+    if len(text) > max_bytes:
+        raise ValueError(f"it has {len(text)} bytes, expected at most {max_bytes}")
     if count_values(text) > limits.MAX_PARTS:
         raise ValueError(f"it has more than {limits.MAX_PARTS} values")
     try:

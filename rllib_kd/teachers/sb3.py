@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
+from rllib_kd import limits
 from rllib_kd.checkpoints.archives import Archive, as_tensors, read_weights
 from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, Tag, as_checkpoint_error, read_pickle
@@ -93,8 +94,15 @@ def _read_weights(archive: Archive, uri: str) -> tuple[dict[str, Tensor], Acting
 
 
 def _read_data(archive: Archive, uri: str) -> dict[str, Any]:
+    content = archive.read("data")
+    if len(content) > limits.MAX_SB3_DATA:
+        raise CheckpointError(
+            f"'{uri}' was refused: its 'data' has {len(content)} bytes, expected at most {limits.MAX_SB3_DATA}. The "
+            "last observations of all environments are in it: save the zip without them, by model.save(path, "
+            "exclude=['_last_obs', '_last_original_obs'])."
+        )
     try:
-        data = parse_json(archive.read("data"))
+        data = parse_json(content, max_bytes=limits.MAX_SB3_DATA)
     except ValueError as error:
         if isinstance(error, CheckpointError):
             raise

@@ -416,6 +416,22 @@ def test_images_beside_other_inputs_are_seen_as_by_the_original(tmp_path, algori
     check_is_the_original(algorithm, space, tmp_path / "model.zip", policy_kwargs=policy_kwargs)
 
 
+def test_the_last_images_of_many_environments_are_no_obstacle(tmp_path, monkeypatch):
+    model = A2C("CnnPolicy", Anything(images(36, 36, 1)), device="cpu")
+    model._last_obs = np.zeros((5_000, 1, 36, 36), np.uint8)
+    model.save(tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        assert archive.getinfo("data").file_size > limits.MAX_DESCRIPTION
+    assert load_teacher(tmp_path / "model.zip").action_space.n == 3
+    monkeypatch.setattr(limits, "MAX_SB3_DATA", limits.MAX_DESCRIPTION)
+    with pytest.raises(
+        ValueError, match=r"its 'data' has \d+ bytes, expected at most \d+\. .*exclude=\['_last_obs', '"
+    ):
+        load_teacher(tmp_path / "model.zip")
+    model.save(tmp_path / "model.zip", exclude=["_last_obs", "_last_original_obs"])  # as the message says
+    assert load_teacher(tmp_path / "model.zip").action_space.n == 3
+
+
 def test_inputs_without_a_fixed_size_are_refused(tmp_path):
     space = gym.spaces.Dict(a=gym.spaces.Box(-1, 1, (3,)), eye=images(3, 40, 40))
     DQN("MultiInputPolicy", Anything(space), buffer_size=8).save(tmp_path / "model.zip")

@@ -53,9 +53,9 @@ def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None
             f"The observations of these teachers exclude each other: {one_line(_names(teachers))}. Choose teachers of "
             "the same environment."
         )
-    own = [teacher.pipeline for teacher in teachers if teacher.pipeline is not None]
-    sees_alike = not any(pipeline.stages for pipeline in own)
     pipelines = tuple(teacher.pipeline or ObservationPipeline(teacher.input_space) for teacher in teachers)
+    conversions = {pipeline.images for pipeline in pipelines}  # of bytes to [0, 1], also without a stage
+    sees_alike = len(conversions) == 1 and not any(pipeline.stages for pipeline in pipelines)
     if sees_alike:
         pipeline, input_space = shown.pipeline, shown.input_space
     else:

@@ -137,6 +137,25 @@ def test_members_that_count_frames_and_members_that_are_functions(tmp_path):
     assert np.isnan(ensemble.num_parameters)  # nobody knows the function's
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_members_with_images_in_0_to_1_and_members_with_other_numbers(order):
+    """Of the same shape: bytes are divided by 255 for the first kind alone."""
+    shape, actions = (20, 20, 3), gym.spaces.Discrete(3)
+    spaces = [gym.spaces.Box(0, 1, shape), gym.spaces.Box(-np.inf, np.inf, shape)]
+    members = [
+        Teacher.from_callable(
+            lambda obs: obs.mean((1, 2, 3))[:, None] * torch.tensor([1.0, 2.0, 3.0]),
+            observation_space=spaces[i],
+            action_space=actions,
+        )
+        for i in order
+    ]
+    obs = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
+    alone = [look(member, obs) for member in members]
+    assert alone[order[0]] * 255 == pytest.approx(alone[order[1]], rel=1e-4)
+    torch.testing.assert_close(look(ensemble_of(members), obs), torch.stack(alone).mean(0))
+
+
 def test_a_member_that_sees_more(tmp_path):
     shown = gym.spaces.Dict({"state": CARTPOLE_OBS, "camera": gym.spaces.Box(-1, 1, (2,))})
     parts = {"state": states(5), "camera": states(5)[:, :2]}

@@ -78,7 +78,7 @@ def stages_of(connectors: ConnectorPipelineV2) -> tuple[Stage, ...] | None:
 
 def is_default_connector(connector: Any) -> bool:
     """Return whether RLlib adds the connector by default, so that every player has its function."""
-    return _is_default(_name(connector))
+    return is_default(_name(connector))
 
 
 def normalizes_actions_of(connectors: ConnectorPipelineV2) -> bool:
@@ -115,7 +115,7 @@ def normalizes_actions(specs: Sequence[ConnectorSpec]) -> bool:
     """Return whether these connectors scale actions in a Box from [−1, 1] to its bounds."""
     normalizes = False
     for name, kwargs, _ in specs:
-        if not _is_default(name):
+        if not is_default(name):
             raise CheckpointError(
                 f"The module-to-env connector {name} is not supported here. Only RLlib's default ones are."
             )
@@ -124,7 +124,8 @@ def normalizes_actions(specs: Sequence[ConnectorSpec]) -> bool:
     return normalizes
 
 
-def _is_default(name: Name) -> bool:
+def is_default(name: Name) -> bool:
+    """Return whether RLlib adds a connector of this class by default."""
     return name.module.startswith("ray.rllib.connectors.") and name.name in _DEFAULT_CONNECTORS
 
 
@@ -145,7 +146,7 @@ def connector_stages(specs: Sequence[ConnectorSpec], space: gym.Space) -> tuple[
     """Convert connectors to stages; None if one of them is unknown, or has a function that these stages lack."""
     stages: list[Stage] = []
     for name, kwargs, state in specs:
-        if _is_default(name):
+        if is_default(name):
             continue
         if name == _MASK_APART and not kwargs.get("multi_agent"):
             space = features_space(space)

@@ -25,6 +25,7 @@ from rllib_kd import limits
 from rllib_kd.checkpoints.connectors import (
     ConnectorSpec,
     connector_stages,
+    is_default,
     is_flattening,
     normalizes_actions,
     pipeline_of,
@@ -39,6 +40,7 @@ from rllib_kd.networks.layers import CostMeter
 from rllib_kd.numeric import is_integer
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.observations.spaces import check_size
+from rllib_kd.text import one_line
 
 _CONNECTORS = "env_runner/{}_connector"
 _LARGEST_SETTING = 2**63  # larger numbers and infinite ones are left out
@@ -164,6 +166,14 @@ class RLlibCheckpoint:
             raise CheckpointError(f"'{folder}' has a broken connector ({type(error).__name__}: {error}).") from error
         if stages is None:
             unknown = [str(name) for name, _, _ in specs if stage_name(name) is None]
+            if not unknown:
+                own = [name.name for name, _, _ in specs if not is_default(name)]
+                raise CheckpointError(
+                    f"'{folder}' was refused: its connectors {', '.join(own)} cannot be read as data in this "
+                    f"combination, or for observations in {one_line(observation_space, limit=100)}. Let a wrapper of "
+                    "the environment do their work; or, if you trust the checkpoint, let RLlib run them: "
+                    "trust_checkpoint=True (--trust-checkpoint)."
+                )
             raise CheckpointError(
                 f"'{folder}' was refused: its connectors {', '.join(unknown)} are custom classes; loading them runs "
                 "their code. Pass trust_checkpoint=True (--trust-checkpoint) if you trust the checkpoint."

@@ -6,6 +6,7 @@ import pytest
 import torch
 import tree
 from pyarrow.fs import LocalFileSystem
+from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import EnvToModulePipeline, MeanStdFilter
 from ray.rllib.connectors.env_to_module.frame_stacking import FrameStackingEnvToModule
@@ -126,6 +127,22 @@ def test_frames_are_stacked_before_they_become_inputs(space, last, tmp_path):
         assert first == StackFrames(3)
         assert isinstance(second, last)
         np.testing.assert_array_equal(in_play(pipeline, seen), expected)
+
+
+@pytest.mark.parametrize("make", [MeanStdFilter, FlattenObservations, lambda: FrameStackingEnvToModule(num_frames=2)])
+def test_known_connectors_that_cannot_be_read_as_data_are_named(make, tmp_path):
+    pipeline = EnvToModulePipeline(gym.spaces.Box(-1, 1, (9, 9, 1)), ACTIONS, connectors=[])
+    connectors = [FrameStackingEnvToModule(num_frames=1), make()]
+    names = ", ".join(type(connector).__name__ for connector in connectors)
+    for connector in connectors:
+        pipeline.append(connector)
+    folder = tmp_path / "env_runner" / "env_to_module_connector"
+    pipeline.save_to_path(str(folder), state=pipeline.get_state())
+    opened = RLlibCheckpoint("x", LocalFileSystem(), str(tmp_path), str(tmp_path), trusted=False)
+    with pytest.raises(ValueError, match=rf"its connectors {names} cannot be read as data .*Let a wrapper.*trust"):
+        opened.load_observation_pipeline()
+    trusted = RLlibCheckpoint("x", LocalFileSystem(), str(tmp_path), str(tmp_path), trusted=True)
+    assert trusted.load_observation_pipeline() is not None  # as the message says
 
 
 def test_behind_connectors_that_see_the_mask_it_is_taken_out():

@@ -197,8 +197,9 @@ def baseline_key(teacher: Teacher, env: Any, env_config: Mapping[str, Any], sett
     if package not in _FIXED_ENVIRONMENTS:
         return None
     state = {name: value for name, value in teacher.get_state().items() if name not in ("source", "trained_return")}
-    # Versions without masks of legal actions had other random policies, and others cut all episodes after 10,000 steps.
-    rules = ("masks", "time limits", version(_FIXED_ENVIRONMENTS[package]))
+    # Versions without masks of legal actions had other random policies, others cut all episodes after 10,000 steps, or
+    # played the same episodes in several EnvRunners.
+    rules = ("masks", "time limits", "seeds", version(_FIXED_ENVIRONMENTS[package]))
     parts = (state, env, sorted(env_config.items()), tuple(settings), rules)
     try:
         return hashlib.sha256(ray.cloudpickle.dumps(parts)).hexdigest()[:32]

@@ -77,6 +77,7 @@ class ExplainsFailures:
     config: Any
     env: Any
     metrics: Any
+    worker_index: int | None
     make_env: Callable[[], None]
     _log_env_steps: Callable[..., None]
     _metrics_num_try_env_step: Any
@@ -85,6 +86,12 @@ class ExplainsFailures:
     _failure: EnvFailedError | None = None
     _num_remade = 0  # environments in a row, of which none lasted for a whole episode or sample
     _is_training = False  # whether states of numbers that are not finite are dropped
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        seed = _rllib.seed(self)
+        if seed is not None:
+            _rllib.set_seed(self, seed - (self.worker_index or 0) + _offset_of_seeds(self))
 
     def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -317,11 +324,21 @@ def log_dropped(metrics: Any, num_dropped: int, num_not_finite: Mapping[str, int
         metrics.log_value(NUM_NOT_FINITE_LIFETIME[cause], count, reduce="lifetime_sum")
 
 
+def _offset_of_seeds(env_runner: Any) -> int:
+    """Return the seed of an EnvRunner's first environment, less that of the config.
+
+    Environment i of a vector env has the seed of the first one + i. RLlib's offset is the index of the EnvRunner, so
+    that most environments of two EnvRunners would play the same episodes.
+    """
+    index, num_envs = env_runner.worker_index or 0, env_runner.config.num_envs_per_env_runner
+    return 1 + (index - 1) * num_envs if index else 0
+
+
 @contextmanager
 def apart_from_samples(env_runner: Any) -> Iterator[None]:
     """Make episodes reproducible in this context, whether the user has set a seed or not, and drop what is logged."""
     own_seed, is_given = _rllib.seed(env_runner), env_runner.config.seed is not None
-    _rllib.set_seed(env_runner, own_seed if is_given else env_runner.worker_index)
+    _rllib.set_seed(env_runner, own_seed if is_given else _offset_of_seeds(env_runner))
     own_metrics, env_runner.metrics = env_runner.metrics, copy.deepcopy(env_runner.metrics)
     try:
         yield

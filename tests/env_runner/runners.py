@@ -42,10 +42,10 @@ class Counting(gym.Env):
         return np.array([self.t], np.float32), float(self.t), self.t == self.length, False, {}
 
 
-def make_runner(config: DistillDQNConfig, teacher=None) -> DistillEnvRunner:
+def make_runner(config: DistillDQNConfig, teacher=None, *, worker_index=0) -> DistillEnvRunner:
     config = config.copy(copy_frozen=False)
     config.validate()
-    runner = DistillEnvRunner(config=config, worker_index=0)
+    runner = DistillEnvRunner(config=config, worker_index=worker_index)
     runner.set_teacher(teacher or load_teacher(config.teacher))
     return runner
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -248,6 +249,38 @@ def test_baseline_episodes_are_whole_and_evenly_shared(counting_config):
     for name in ALL_COLUMNS:  # sampling starts as if nothing had been
         np.testing.assert_array_equal(before[0][name], after[0][name])
     assert metrics["num_env_steps_sampled_lifetime"].peek() == 3 * 7
+
+
+class Seeded(Counting):
+    """Notes the seeds of all resets."""
+
+    seeds: ClassVar = []
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.seeds.append(seed)
+        return super().reset()
+
+
+@pytest.mark.parametrize("seed", [None, 10])
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+def test_environments_of_all_env_runners_have_seeds_of_their_own(counting_config, direct, seed):
+    config = counting_config.environment(Seeded).debugging(seed=seed)
+    config = config if direct else config.callbacks(Silent)
+    played, sampled = [], []
+    for worker_index in range(4):
+        runner = make_runner(config, worker_index=worker_index)
+        Seeded.seeds.clear()
+        sample(runner)
+        sampled.append(list(Seeded.seeds))
+        Seeded.seeds.clear()
+        runner.play_episodes(3, teacher=True)
+        played.append(list(Seeded.seeds))
+    base = seed or 0
+    # Index 0 is the local one, which does not sample if there are others.
+    expected = [[first, first + 1, first + 2] for first in (base, base + 1, base + 4, base + 7)]
+    assert played == expected
+    assert sampled == (expected if seed is not None else [[]] * 4)
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])

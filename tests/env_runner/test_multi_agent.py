@@ -1,6 +1,7 @@
 """A teacher for each policy of RLlib's own multi-agent CartPole."""
 
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -42,10 +43,10 @@ def config(small_teacher, other_teacher):
     )
 
 
-def shards_of(config, num_shards=1, **kwargs):
+def shards_of(config, num_shards=1, worker_index=0, **kwargs):
     config = config.copy(copy_frozen=False)
     config.validate()
-    runner = DistillMultiAgentEnvRunner(config=config, worker_index=0)
+    runner = DistillMultiAgentEnvRunner(config=config, worker_index=worker_index)
     runner.set_teacher({name: load_teacher(path) for name, path in config.teacher.items()})
     names = ("obs", "teacher_q", "actions", "rewards", "terminateds", "truncateds", "valid")
     settings = {"teacher_fraction": 0.5, "epsilon": 0.3, "names": names, "num_shards": num_shards} | kwargs
@@ -111,6 +112,26 @@ def test_each_policy_learns_from_its_teacher(config, build, tmp_path):
     assert resumed.config.teacher == {"left": "checkpoint:teacher", "right": "checkpoint:teacher"}
     resumed.train()
     resumed.stop()
+
+
+class Seeded(MultiAgentCartPole):
+    seeds: ClassVar = []
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.seeds.append(seed)
+        return super().reset(seed=seed, options=options)
+
+
+def test_environments_of_all_env_runners_have_seeds_of_their_own(cluster, config):
+    seeds = []
+    for worker_index in range(4):
+        Seeded.seeds.clear()
+        runner, *_ = shards_of(config.environment(Seeded), worker_index=worker_index)
+        seeds.append(Seeded.seeds[-2:])
+        runner.play_episodes(2, teacher=True)
+        assert Seeded.seeds[-2:] == seeds[-1]
+    assert seeds == [[0, 1], [1, 2], [3, 4], [5, 6]]
 
 
 def test_compression_is_of_each_teacher(config, build, tmp_path):

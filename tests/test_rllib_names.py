@@ -72,7 +72,7 @@ REACHED = {
         "_model_config_auto_includes",
         "_train_batch_size_per_learner",
     ),
-    MultiAgentEnvRunner: ("_try_env_reset", "_try_env_step"),
+    MultiAgentEnvRunner: ("_new_episode", "_try_env_reset", "_try_env_step"),
     Node: ("is_head",),
     MetricsLogger: ("_get_key",),
     MeanStdFilter: ("_update_stats",),

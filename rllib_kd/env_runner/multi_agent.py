@@ -29,7 +29,7 @@ from rllib_kd.env_runner.column_sampler import ExplainsFailures, apart_from_samp
 from rllib_kd.env_runner.fragment import as_rewards, count_not_finite, is_usable
 from rllib_kd.env_runner.legal import choosing_legally
 from rllib_kd.env_runner.passes import replaced_passes
-from rllib_kd.env_runner.whole_episodes import StepLimit
+from rllib_kd.env_runner.whole_episodes import EvenShares, StepLimit
 from rllib_kd.environments.making import time_limit_of
 from rllib_kd.environments.returned import (
     check_fits,
@@ -101,6 +101,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
     LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng", "_gaps")
     NOT_SAVED: ClassVar = frozenset({"_teachers"})
     _limit: StepLimit | None = None  # of episodes, while baselines are played
+    _shares: EvenShares | None = None  # of the environments, likewise
 
     def __init__(self, **kwargs: Any):
         keep_freed_memory()
@@ -114,6 +115,14 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         super().make_env()
         if self._limit is not None:  # a new one in the place of one that has failed
             self._limit.put_on(self.env.envs)
+
+    @override(MultiAgentEnvRunner)
+    def _new_episode(self, env_index: int, episodes: Any = None) -> None:
+        if self._shares is not None:
+            ended = (self._ongoing_episodes if episodes is None else episodes)[env_index]
+            if ended is not None and ended.is_done:
+                self._shares.end(env_index, ended.id_)
+        super()._new_episode(env_index, episodes)
 
     @override(MultiAgentEnvRunner)
     def make_module(self) -> None:
@@ -173,7 +182,8 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
     def play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
         """Return the undiscounted returns of the greedy teachers, or of random policies: by module, one per episode.
 
-        Sampling begins new episodes afterwards.
+        Each environment plays the same number of episodes, so that short ones count no more than long ones. Sampling
+        begins new episodes afterwards.
         """
         with apart_from_samples(self):
             return self._play_episodes(num_episodes, teacher=teacher)
@@ -181,15 +191,18 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
     def _play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
         policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, policy_generator(self._seed))
         returns: dict[str, list[float]] = {module_id: [] for module_id in self._teachers}
-        self._limit = StepLimit(time_limit_of(self.env))
+        shares = EvenShares(num_episodes, self.num_envs)
+        self._limit, self._shares = StepLimit(time_limit_of(self.env)), shares
         try:
             self._limit.put_on(self.env.envs)
-            episodes = self._act_by(policy, num_episodes=num_episodes)
+            episodes = self._act_by(policy, num_episodes=shares)
         finally:
-            limit, self._limit = self._limit, None
+            limit, self._limit, self._shares = self._limit, None, None
             limit.take_off()
         limit.warn_of_cut("the teachers" if teacher else "the random policies")
         for episode in episodes:
+            if not shares.count(episode.id_):
+                continue
             sums: dict[str, float] = defaultdict(float)
             for agent_episode in episode.agent_episodes.values():
                 sums[agent_episode.module_id] += agent_episode.get_return()

@@ -29,8 +29,7 @@ class WholeEpisodes:
     def __init__(self, num_episodes: int, *, num_envs: int, time_limit: int | None):
         self.returns: list[float] = []  # undiscounted, of those that have ended
         self._limit = max(_LEAST_LIMIT, time_limit or 0)
-        self._due = np.full(num_envs, num_episodes // num_envs)
-        self._due[: num_episodes % num_envs] += 1
+        self._due = _shares(num_episodes, num_envs)
         self._running, self._lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
         self._num_cut = 0
 
@@ -61,6 +60,43 @@ class WholeEpisodes:
             who: who has played them.
         """
         _warn_of_cut(self._num_cut, who, self._limit, LIMITS)
+
+
+class EvenShares(int):
+    """RLlib's `num_episodes` for several agents, which its loop reaches once each environment has played its share.
+
+    RLlib ends when so many episodes have ended in any environments, so that short ones count more than long ones.
+    """
+
+    def __new__(cls, num_episodes: int, num_envs: int) -> EvenShares:
+        """Make the number.
+
+        Args:
+            num_episodes: ≥ 1, of all environments together.
+            num_envs: environments.
+        """
+        shares = super().__new__(cls, 2**62)  # which no count equals
+        shares._due, shares._ids = _shares(num_episodes, num_envs), set()
+        return shares
+
+    _due: np.ndarray
+    _ids: set[str]
+
+    def end(self, env_index: int, episode_id: str) -> None:
+        """Count an episode that an environment has ended, if it is in its share."""
+        if self._due[env_index] > 0:
+            self._due[env_index] -= 1
+            self._ids.add(episode_id)
+
+    def count(self, episode_id: str) -> bool:
+        """Return whether an episode is in a share."""
+        return episode_id in self._ids
+
+    def __gt__(self, num_ended: int) -> bool:
+        return bool(self._due.any())
+
+    def __le__(self, num_ended: int) -> bool:
+        return not self > num_ended
 
 
 class StepLimit:
@@ -97,6 +133,13 @@ class StepLimit:
     def warn_of_cut(self, who: str) -> None:
         """Warn of episodes that did not end, as `WholeEpisodes` does."""
         _warn_of_cut(self._num_cut, who, self._limit, "truncateds['__all__'] = True after so many steps")
+
+
+def _shares(num_episodes: int, num_envs: int) -> np.ndarray:
+    """Return how many episodes each environment plays, `[num_envs]`."""
+    shares = np.full(num_envs, num_episodes // num_envs)
+    shares[: num_episodes % num_envs] += 1
+    return shares
 
 
 def _warn_of_cut(num_cut: int, who: str, limit: int, remedy: str) -> None:

@@ -271,6 +271,37 @@ def test_an_environment_is_replaced_as_long_as_something_whole_comes_between(clu
         shards_of(config)
 
 
+class Unequal(MultiAgentCartPole):
+    """Its episodes are of three steps in one environment, and of 20 in the next."""
+
+    num_made = num_steps = 0
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.length = (3, 20)[Unequal.num_made % 2]
+        Unequal.num_made += 1
+
+    def reset(self, **kwargs):
+        self.num_steps = 0
+        return super().reset(**kwargs)
+
+    def step(self, action_dict):
+        self.num_steps += 1
+        obs, infos = MultiAgentCartPole.reset(self)
+        ends, nothing = self.num_steps == self.length, dict.fromkeys(obs, False)
+        return obs, dict.fromkeys(obs, 1.0), {**nothing, "__all__": ends}, {**nothing, "__all__": False}, infos
+
+
+@pytest.mark.parametrize(("num_episodes", "expected"), [(1, [3]), (5, [3, 3, 3, 20, 20])])
+def test_short_baseline_episodes_count_no_more_than_long_ones(cluster, config, num_episodes, expected):
+    Unequal.num_made = 0
+    runner, *_ = shards_of(config.environment(Unequal))
+    for _ in range(2):
+        returns = runner.play_episodes(num_episodes, teacher=True)
+        assert sorted(returns["right"]) == expected  # of one agent
+        assert sorted(returns["left"]) == [2 * length for length in expected]  # of two
+
+
 class Endless(MultiAgentCartPole):
     """Its episodes end only at every other reset, after ten steps."""
 

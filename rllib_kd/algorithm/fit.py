@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from rllib_kd.teachers.base import Teacher
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
+
+logger = logging.getLogger(__name__)
 
 
 def check_fit(
@@ -63,12 +66,20 @@ def check_fit(
 def check_vector_env(group: EnvRunnerGroup) -> None:
     """Check that the vector environments reset their sub-environments when RLlib's EnvRunners expect it.
 
+    A warning names what is assumed of an environment that does not declare its mode.
+
     Raises:
         ValueError: they reset in another mode.
     """
     reported = group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
     modes = {str(mode) for mode in reported if mode is not None}
-    if unknown := modes - {"AutoresetMode.NEXT_STEP"}:
+    if "" in modes:
+        logger.warning(
+            "The vector environment does not declare when it resets its sub-environments. It is assumed to do so in "
+            "the step after an episode's end, whose action is ignored; otherwise rows of two episodes are mixed. Set "
+            "metadata = {'autoreset_mode': gymnasium.vector.AutoresetMode.NEXT_STEP} in its class."
+        )
+    if unknown := modes - {"AutoresetMode.NEXT_STEP", ""}:
         raise ValueError(
             f"The vector environment resets in mode {sorted(unknown)}, but RLlib's EnvRunners need "
             "AutoresetMode.NEXT_STEP. Make it with autoreset_mode=AutoresetMode.NEXT_STEP."

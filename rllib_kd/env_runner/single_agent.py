@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
@@ -188,10 +187,8 @@ class DistillEnvRunner(RecordingEnvRunner):
         return teacher.takes(shown) and not (sees_the_same and all(stage == images for stage in pipeline.stages))
 
     def autoreset_mode(self) -> Any:
-        """Return when the vector env resets its sub-environments; None without an env."""
-        if self.env is None:
-            return None
-        return self.env.metadata.get("autoreset_mode", gym.vector.AutoresetMode.NEXT_STEP)
+        """Return when the vector env resets its sub-environments; None without an env, "" if it does not declare it."""
+        return None if self.env is None else self.env.metadata.get("autoreset_mode", "")
 
     def sample_columns(
         self,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +15,8 @@ import numpy as np
 from rllib_kd import limits
 from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.observations.texts import TEXT_SIZE
+
+logger = logging.getLogger(__name__)
 
 #: Keys and indices that lead to a part of an observation; empty for the whole.
 Path = tuple[Any, ...]
@@ -104,19 +108,41 @@ def is_byte_image(space: gym.Space | None) -> bool:
 def image_shape(part: gym.Space) -> tuple[int, int, int] | None:
     """Return height, width and channels of a part that has images; None for other parts, and small grids of numbers.
 
-    Channels are the first or the last axis, whichever is shorter. Floats outside of [0, 1] are images only if it is the
+    Channels are the first or the last axis, by `channels_last()`. Floats outside of [0, 1] are images only if it is the
     last one.
     """
     if not isinstance(part, gym.spaces.Box) or len(part.shape) != 3 or sorted(part.shape)[1] < _SMALLEST_IMAGE:
         return None
-    height, width, channels = _channels_last(part.shape)
+    height, width, channels = channels_last(part.shape)
     is_any_float = np.issubdtype(part.dtype, np.floating) and part.shape == (height, width, channels)
     return (height, width, channels) if is_byte_image(part) or is_float_image(part) or is_any_float else None
 
 
-def _channels_last(shape: tuple[int, ...]) -> tuple[int, int, int]:
+@lru_cache(maxsize=1_000)
+def channels_last(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the shape of an image, or of a grid of numbers, with its channels last.
+
+    They are the first axis if that is shorter than the last one, and the others are the sides of an image; of a smaller
+    grid, if these are more alike than the first two axes, which are otherwise the sides: (3, 7, 7), but (8, 8, 111).
+    """
     first, middle, last = shape
-    return (middle, last, first) if first < last else (first, middle, last)
+    if first >= last:
+        return first, middle, last
+    is_image = first < middle and min(middle, last) >= _SMALLEST_IMAGE
+    is_first = is_image or _ratio(middle, last) <= _ratio(first, middle)
+    if not is_first or 2 * first > min(middle, last):
+        logger.info(
+            "Observations of the shape %s are taken to have their channels %s. If that is wrong, return them with "
+            "another order of axes, or as a vector.",
+            list(shape),
+            "first" if is_first else "last",
+        )
+    return (middle, last, first) if is_first else (first, middle, last)
+
+
+def _ratio(one: int, other: int) -> float:
+    """Return the ratio of the longer side to the shorter one."""
+    return max(one, other) / max(1, min(one, other))
 
 
 def has_images(space: gym.Space) -> bool:
@@ -160,7 +186,7 @@ def is_float_image(space: gym.Space | None) -> bool:
 def input_space(space: gym.Space) -> gym.Space:
     """Return the input space of a network for observations.
 
-    Images of bytes become floats in [0, 1], channels last: their axis is the first or the last, whichever is shorter.
+    Images of bytes become floats in [0, 1], channels last, by `channels_last()`.
     What `is_flattened()` becomes one vector: with images among its parts, of a `MixedBox`.
     """
     if is_flattened(space):
@@ -171,7 +197,7 @@ def input_space(space: gym.Space) -> gym.Space:
         return gym.spaces.Box(low, high, (flat_size(space),), np.float32)
     if not is_byte_image(space):
         return space
-    return gym.spaces.Box(0.0, 1.0, _channels_last(space.shape), np.float32)
+    return gym.spaces.Box(0.0, 1.0, channels_last(space.shape), np.float32)
 
 
 def image_places(space: gym.Space) -> list[tuple[int, int, int, int]]:

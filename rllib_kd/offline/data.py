@@ -16,6 +16,7 @@ from ray.rllib.utils.annotations import override
 
 from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.masks import MASK
+from rllib_kd.observations.spaces import channels_last
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.labelling import Labeller
@@ -269,7 +270,7 @@ class LabelledData(OfflineData):
             shard = {name: column[part] for name, column in columns.items()}
             if VALID in shard and len(part):  # the next row is another Learner's
                 shard[VALID][-1] &= shard[Columns.TERMINATEDS][-1]
-            packed = pack(shard, _frames_last(shape)) if len(shape) == 3 else shard
+            packed = pack(shard, channels_last(shape)) if len(shape) == 3 else shard
             shards.append(packed if self.config.num_learners == 0 else ray.put(packed))
         return shards, rows
 
@@ -344,9 +345,3 @@ def _rows_of_a_shard(files: RecordedFiles, num_rows: int, num_learners: int) -> 
     return math.ceil(num_rows / num_learners) + sum(
         math.ceil(chunk.num_rows / files.piece_rows) for chunk in files.chunks
     )
-
-
-def _frames_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of an image with its frames or channels, the shorter axis, at the end."""
-    first, *middle, last = shape
-    return (*middle, last, first) if first < last else shape

@@ -12,6 +12,7 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd.environments.failures import name_of
 from rllib_kd.observations.frames import VALID
+from rllib_kd.observations.spaces import channels_last
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.listing import filesystem_of
 from rllib_kd.offline.reading import part_of
@@ -150,8 +151,7 @@ class Recorder:
         obs = rows[Columns.OBS]
         if obs.ndim != 4 or obs.dtype != np.uint8 or self._num_frames == 1:
             return
-        first, *_, last = obs.shape[1:]
-        stacks = np.moveaxis(obs, 1, -1) if first < last else obs
+        stacks = obs if channels_last(obs.shape[1:]) == obs.shape[1:] else np.moveaxis(obs, 1, -1)
         if self._num_frames is None:
             num_frames = stacks.shape[-1]
             is_stack = num_frames > 1 and saved_share(stacks) > _LEAST_SAVED * (1.0 - 1.0 / num_frames)

@@ -19,10 +19,18 @@ from rllib_kd.environments.making import check_has_spaces
 from rllib_kd.observations.connectors import UnfitConnectorsError
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import Flatten
-from rllib_kd.observations.spaces import check_actions, check_spaces, input_space, same_space
+from rllib_kd.observations.spaces import (
+    bytes_of_0_and_1,
+    check_actions,
+    check_spaces,
+    input_space,
+    named,
+    same_space,
+)
 from rllib_kd.students.convolutions import check_convolutions
 from rllib_kd.students.initialization import check as check_units
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.text import one_line
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
@@ -44,6 +52,8 @@ def check_fit(
     Raises:
         ValueError: two of them do not fit; the message names both.
     """
+    if INPUT_ENV_SINGLE_SPACES in spaces and "env_to_module" not in config.own_connectors:
+        _warn_of_bytes(features_space(spaces[INPUT_ENV_SINGLE_SPACES][0]))
     for group_id, teacher in teachers.items():
         _check_spaces(config, teacher, group_id, spaces)
         if config.feature_coeff and teacher.model_config is None:
@@ -61,6 +71,17 @@ def check_fit(
         for name in students.of_group(group_id) if config.starts_from_teacher else ():
             check_layers = check_units if config.init == "teacher" else check_convolutions
             check_layers(new_student(config, spaces, name), teacher.module)
+
+
+def _warn_of_bytes(space: gym.Space) -> None:
+    """Warn of images of bytes that are zeros and ones: they are hardly an input when they are divided by 255."""
+    for path in bytes_of_0_and_1(space):
+        logger.warning(
+            "The observation%s is of bytes up to 1. Networks get bytes divided by 255, so that its ones become 0.004, "
+            "which slows learning. Declare it as a Box of np.bool_, and return obs.astype(bool): truth values are 0 "
+            "and 1 to a network.",
+            one_line(named(path)),
+        )
 
 
 def check_vector_env(group: EnvRunnerGroup) -> None:

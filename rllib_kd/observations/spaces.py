@@ -118,6 +118,16 @@ def image_shape(part: gym.Space) -> tuple[int, int, int] | None:
     return (height, width, channels) if is_byte_image(part) or is_float_image(part) or is_any_float else None
 
 
+def bytes_of_0_and_1(space: gym.Space) -> list[Path]:
+    """Return the paths to images of bytes that are never above 1: networks get them divided by 255, as other bytes."""
+    return [
+        path
+        for path, part in parts_of(space)
+        if is_byte_image(part) and part.dtype == np.uint8 and part.high.max(initial=0) <= 1
+        if not path or image_shape(part) is not None
+    ]
+
+
 @lru_cache(maxsize=1_000)
 def channels_last(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return the shape of an image, or of a grid of numbers, with its channels last.

@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 
 import gymnasium as gym
+import numpy as np
 import pytest
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
-from rllib_kd.algorithm.fit import check_vector_env
+from rllib_kd.algorithm.fit import check_fit, check_vector_env
 from rllib_kd.env_runner.single_agent import DistillEnvRunner
 
 MODES = gym.vector.AutoresetMode
@@ -39,3 +41,45 @@ def test_a_vector_env_that_resets_in_the_next_step_is_fine(caplog):
 def test_a_vector_env_that_resets_in_another_mode_is_refused(mode):
     with pytest.raises(ValueError, match=rf"resets in mode \['{mode}'\]"):
         check_vector_env(group_of(env_with(autoreset_mode=mode)))
+
+
+def box(high, dtype, *shape):
+    return gym.spaces.Box(0, high, shape, dtype)
+
+
+def check(space, **connectors):
+    config = SimpleNamespace(own_connectors=connectors)
+    check_fit(config, {}, None, {INPUT_ENV_SINGLE_SPACES: (space, gym.spaces.Discrete(2))})
+
+
+@pytest.mark.parametrize(
+    ("space", "named"),
+    [
+        (box(1, np.uint8, 10, 10, 4), "The observation is of bytes up to 1"),
+        (gym.spaces.Dict(a=box(1, np.uint8, 16, 16, 3), b=box(1, np.uint8, 4)), "The observation['a'] is of bytes"),
+    ],
+)
+def test_bytes_of_0_and_1_as_images_are_reported(caplog, space, named):
+    check(space)
+    (message,) = caplog.messages
+    assert named in message
+    assert "Declare it as a Box of np.bool_" in message
+    caplog.clear()
+    check(space, env_to_module=...)  # connectors of the user's may do anything with them
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        box(255, np.uint8, 10, 10, 4),
+        box(1, np.bool_, 10, 10, 4),
+        box(1, np.uint8, 10, 10),  # numbers as they are
+        box(1.0, np.float32, 16, 16, 3),
+        gym.spaces.Dict(a=box(1, np.uint8, 4, 4, 3)),
+        gym.spaces.Discrete(3),
+    ],
+)
+def test_other_observations_are_not(caplog, space):
+    check(space)
+    assert not caplog.messages

@@ -125,6 +125,8 @@ def defaults() -> str:
         shown = f"`{own.__name__ if isinstance(own, type) else repr(own)}`"
         if key in FOR_VECTORS:
             shown = by_student(key)
+            if key == "lr":
+                shown += " of 40,000 parameters and more or with TD, `0.003` for smaller ones"
         elif name == "replay_buffer_config['capacity']":
             shown = "50,000 rows; of images 400,000, with trees 200,000, of recorded rows all; at most 4 GiB"
         rows.append([f"`{key}`", shown, f"`{rllibs!r}`"])

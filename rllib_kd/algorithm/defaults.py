@@ -3,7 +3,7 @@
 A student of vectors soon sees nearly all of its states, and profits from many gradient steps on them. A student of
 images plays badly in states that are unlike those it has learned from. A new env step is then worth more than another
 gradient step on old states, and each gradient step takes a hundred times as long. Its first convolutions are its
-teacher's, which have seen more. docs/results/images.md has the measurements.
+teacher's, which have seen more, and small ones learn by larger steps. docs/results/images.md has the measurements.
 
 States of one sequence resemble each other. A batch of a recurrent student therefore needs more of them, and its steps
 are smaller: docs/results/recurrent.md.
@@ -26,6 +26,7 @@ from rllib_kd.teachers.base import Teacher
 FOR_VECTORS: dict[str, Any] = {"lr": 3e-3, "training_intensity": 32.0, "train_batch_size_per_learner": 256}
 #: Rows of the replay. A tree learns only from what is in the replay when it is regrown.
 CAPACITY_FOR_TREES = 200_000
+#: `lr` of recurrent students, and with TD.
 FOR_IMAGES: dict[str, Any] = {"lr": 1e-3, "training_intensity": 4.0, "train_batch_size_per_learner": 128}
 #: Of vectors.
 FOR_SEQUENCES: dict[str, Any] = {"lr": 1e-3, "training_intensity": 32.0, "train_batch_size_per_learner": 1024}
@@ -52,7 +53,10 @@ def settle_defaults(
         config.init = "random"  # of images it is left to the networks: see FirstWeights
     if config.own_states is None and len(config.students or ()) > 1 and not config.is_offline:
         config.own_states = not is_image
-    for name, value in (FOR_IMAGES if is_image else for_vectors).items():
+    defaults = dict(FOR_IMAGES if is_image else for_vectors)
+    if is_image and not (config.is_recurrent or config.uses_td):
+        del defaults["lr"]  # it follows from the student's size: learner/learning_rate.py
+    for name, value in defaults.items():
         is_batch_size = name == "train_batch_size_per_learner"
         if not (_rllib.has_batch_size(config) if is_batch_size else getattr(config, name) is not None):
             setattr(config, name, value)

@@ -33,6 +33,7 @@ from rllib_kd.allocator import keep_freed_memory
 from rllib_kd.learner.distributed import fails_with_its_peers
 from rllib_kd.learner.gradients import gradient_of
 from rllib_kd.learner.group import StudentGroup
+from rllib_kd.learner.learning_rate import learning_rate_for
 from rllib_kd.learner.objective import Loss, Objective
 from rllib_kd.learner.optimizer_states import fitted
 from rllib_kd.learner.optimizer_step import take_step, target_updates
@@ -40,6 +41,7 @@ from rllib_kd.learner.sequences import kinds_of
 from rllib_kd.learner.stack import StackedStudents, members_of, stackable
 from rllib_kd.learner.student import Student, check_has_q_values, make_student
 from rllib_kd.learner.trees import TreeStudent
+from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.weights import Weights, set_weights, weights_of
 from rllib_kd.public import public
@@ -102,7 +104,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                     learners.append(student_of(members[0], optimizer=optimizer))
                     continue
                 stack = kinds.stack([student_of(member, optimizer=None) for member in members])
-                stack.optimizer = self._make_optimizer(ALL_MODULES, stack.name, stack.params, config)
+                size = max(count_parameters(modules[member]) for member in members)
+                stack.optimizer = self._make_optimizer(ALL_MODULES, stack.name, stack.params, config, size)
                 learners.append(stack)
             self._warn_of_cost(learners)
             seed = self.config.seed
@@ -120,7 +123,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     @override(DQNTorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Create RLlib's optimizer as a fused Adam, which reads `adam_epsilon`."""
-        self._make_optimizer(module_id, DEFAULT_OPTIMIZER, self.get_parameters(self._module[module_id]), config)
+        module = self._module[module_id]
+        size = count_parameters(module.unwrapped())
+        self._make_optimizer(module_id, DEFAULT_OPTIMIZER, self.get_parameters(module), config, size)
 
     @override(DQNTorchLearner)
     def _make_modules_ddp_if_necessary(self) -> None:
@@ -358,10 +363,13 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         temperatures = group.temperature, group.student_temperature
         return Objective(config, self.kd_coeff, self.td_coeff, *temperatures, group.median_gap)
 
-    def _make_optimizer(self, module_id: str, name: str, params: Sequence[Tensor], config: Any) -> torch.optim.Adam:
+    def _make_optimizer(
+        self, module_id: str, name: str, params: Sequence[Tensor], config: Any, num_parameters: int
+    ) -> torch.optim.Adam:
         optimizer = torch.optim.Adam(params, eps=config.adam_epsilon, fused=True)
+        lr = learning_rate_for(num_parameters) if config.lr is None else config.lr
         self.register_optimizer(
-            module_id=module_id, optimizer_name=name, optimizer=optimizer, params=params, lr_or_lr_schedule=config.lr
+            module_id=module_id, optimizer_name=name, optimizer=optimizer, params=params, lr_or_lr_schedule=lr
         )
         return optimizer
 

@@ -30,7 +30,14 @@ def test_vectors_and_images_have_their_own(space, teacher, expected):
     conv = {"conv_filters": [[4, 8, 4]], "head_fcnet_hiddens": [8]}
     teachers = {} if teacher is None else {"default_policy": Teacher(make_q_module(teacher, **conv))}
     settle_defaults(config, spaces, teachers)
-    assert {name: getattr(config, name) for name in expected} == expected
+    by_size = {"lr": None} if expected is FOR_IMAGES else {}  # the Learner sees the student's size
+    assert {name: getattr(config, name) for name in expected} == expected | by_size
+
+
+def test_the_learning_rate_of_images_does_not_depend_on_the_size_with_td():
+    config = DistillDQNConfig().distillation(td_coeff=[[0, 0.0], [1_000, 1.0]])
+    settle_defaults(config, (IMAGES, CARTPOLE_ACTIONS), {})
+    assert config.lr == FOR_IMAGES["lr"]
 
 
 @pytest.mark.parametrize(("space", "expected"), [(CARTPOLE_OBS, FOR_SEQUENCES), (IMAGES, FOR_IMAGES)])

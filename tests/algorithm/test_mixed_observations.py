@@ -151,7 +151,7 @@ def test_a_student_of_a_student_is_narrower(build, student_path):
     module = algo.get_module()
     assert 0.1 < count_parameters(module) / load_teacher(student_path).num_parameters <= 0.2
     assert module.model_config["conv_filters"][0][1:] == [5, 3]
-    assert (algo.config.lr, algo.config.training_intensity) == (FOR_IMAGES["lr"], FOR_IMAGES["training_intensity"])
+    assert (algo.config.lr, algo.config.training_intensity) == (None, FOR_IMAGES["training_intensity"])
     algo.train()
 
 

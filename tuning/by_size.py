@@ -30,6 +30,8 @@ COMPRESSIONS = (0.25, 0.067, 0.037, 0.01)
 NUM_EPISODES = 200
 #: Of the resets that judge: far from those of training and validation.
 FIRST_SEED = 3_000_000
+#: Of `config.training()`, which flags set in the place of the defaults.
+SETTINGS = ("training_intensity", "lr")
 _POLICIES = ("teacher", "student", "random")
 
 
@@ -114,7 +116,7 @@ def measure(
 
 def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a row that are not the defaults."""
-    return {name: row[name] for name in ("training_intensity",) if name in row}
+    return {name: row[name] for name in SETTINGS if name in row}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -168,6 +170,7 @@ def main(
     parser.add_argument("--compressions", type=float, nargs="+", default=compressions)
     parser.add_argument("--env-steps", type=int, default=env_steps)
     parser.add_argument("--training-intensity", type=float, help="of students, instead of the default")
+    parser.add_argument("--lr", type=float, help="likewise")
     parser.add_argument("--teacher-env-steps", type=int, default=teacher_env_steps)
     parser.add_argument("--teacher-only", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(out))
@@ -184,7 +187,7 @@ def main(
                 str(folder), task.env, env_config=task.env_config, num_episodes=NUM_EPISODES, seed=FIRST_SEED
             )
             print(f"teacher of {task.name}: {played.return_mean:.2f} ± {played.return_ci95:.2f}", flush=True)
-    training = {} if asked.training_intensity is None else {"training_intensity": asked.training_intensity}
+    training = {name: vars(asked)[name] for name in SETTINGS if vars(asked)[name] is not None}
     rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
     for seed in range(asked.seeds) if not asked.teacher_only else ():
         for task in chosen:

@@ -111,6 +111,8 @@ def _of_lines(path: Path, kind: str) -> Iterable[Task]:
         of_task = [row for row in rows if row["task"] == name]
         # Runs of another length than the first one's, or without the defaults, are for another question.
         own = [row for row in of_task if row["env_steps"] == of_task[0]["env_steps"] and not settings_of(row)]
+        if not own:
+            continue
         sizes = []
         for compression in sorted({row["compression"] for row in own}, reverse=True):
             runs = [row for row in own if row["compression"] == compression]

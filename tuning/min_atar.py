@@ -1,7 +1,7 @@
 """Students of MinAtar (Young and Tian 2019, arXiv 1903.03176): five games with chance, in pictures of 10 × 10.
 
     python tuning/min_atar.py --teachers FOLDER [GAME ...] [--seeds N] [--compressions 0.25 0.067 0.037 0.01]
-        [--env-steps N] [--training-intensity X] [--teacher-env-steps N] [--out docs/results/minatar.jsonl]
+        [--env-steps N] [--training-intensity X] [--lr X] [--teacher-env-steps N] [--out docs/results/minatar.jsonl]
 
 `pip install --no-deps minatar` (GPL; the package itself needs it nowhere). A game's teacher is trained by this
 package's TD, once, into FOLDER. Each student then learns alone, with the defaults; student, teacher and a random policy
@@ -20,8 +20,8 @@ import numpy as np
 from by_size import Task, main  # isort: skip
 from games import train_to  # isort: skip
 
-#: Of a teacher's TD: with 3, Asterix hardly learns.
-N_STEP = {"asterix": 1}
+#: Of a teacher's TD: with 3, these two hardly learn.
+N_STEP = {"asterix": 1, "seaquest": 1}
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 
 

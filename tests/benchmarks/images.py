@@ -6,9 +6,9 @@
 
 `record` lets the teacher play, and writes what it saw, with its Q-values, in parts. `train` trains a student by the
 package's own Learner on the first states, without those of the last parts, which are of other games: one run for each
-combination of what is given several times. A row has agreement and Q-regret on states that the student was trained on,
-and on states of the other games. If only the second are bad, more or other states would help; if both are, more steps
-or units would. A run that is in the rows already is not made again.
+combination of what is given several times. A student is a preset, or a number, its compression. A row has agreement and
+Q-regret on states that the student was trained on, and on states of the other games. If only the second are bad, more
+or other states would help; if both are, more steps or units would. A run that is in the rows already is not made again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from rllib_kd.evaluation.sources import open_source
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.observations.frames import observations, pack
 from rllib_kd.observations.pipeline import Shown
+from rllib_kd.students.sizes import PRESETS
 from rllib_kd.teachers.base import Teacher
 
 STEADY = {"repeat_action_probability": 0.0}
@@ -111,7 +112,8 @@ def train(run: Mapping[str, Any], teacher: Teacher, folder: Path) -> Iterator[di
     config = DistillDQNConfig().environment(run["game"], env_config=STEADY)
     config.training(**{"lr": [[0, 1e-3], [num_steps, 1e-4]], "train_batch_size_per_learner": 128} | training)
     config.training(replay_buffer_config={"capacity": run["states"]})
-    config.distillation(teacher=run["teacher"], student=run["student"], num_baseline_episodes=0, **settings)
+    size = {"student": run["student"]} if run["student"] in PRESETS else {"compression": float(run["student"])}
+    config.distillation(teacher=run["teacher"], num_baseline_episodes=0, **size, **settings)
     config.debugging(seed=run["seed"])
     learner = learner_of(config, teacher)
     for columns in parts(folder, held_out=False):

@@ -65,6 +65,9 @@ DENSE_ACTIVATIONS = {"fcnet_activation": "fcnet_hiddens", "head_fcnet_activation
 #: "Activations of small students"). With 64 units, relu is as good, and takes less time.
 _MOST_FOR_TANH = 32
 
+#: Share of the budget below which a student's layers are widened one by one.
+_LEAST_USED = 0.9
+
 
 def activation_for(hiddens: Sequence[int], minimize: str = "parameters") -> str:
     """Return "relu", or "tanh" if one of these layers has few units and no "int8_bytes" are minimized.
@@ -87,9 +90,10 @@ def compress(
     """Return the model config of the largest student with at most this share of the teacher's parameters.
 
     All hidden widths (units, or channels of convolutions) are scaled by one factor and rounded up, so that a layer of
-    few channels is no narrower than the others allow. Depth, kernels, strides and activations are the teacher's; but
-    instead of relu an MLP has `activation_for()` its widths. (Behind convolutions tanh is worse: a head of 9 units has
-    0.81 of the return on MinAtar's Breakout, and 0.91 with relu.)
+    few channels is no narrower than the others allow. If that leaves more than a tenth of the parameters, because a
+    larger factor widens several layers at once, the narrowest layers get a unit more, one by one. Depth, kernels,
+    strides and activations are the teacher's; but instead of relu an MLP has `activation_for()` its widths. (Behind
+    convolutions tanh is worse: a head of 9 units has 0.81 of the return on MinAtar's Breakout, and 0.91 with relu.)
 
     Args:
         teacher_model_config: RLlib's model config of the teacher.
@@ -114,22 +118,24 @@ def compress(
 
     architecture |= _cell_size(teacher_model_config, head_config)
 
-    def size(factor: float) -> int:
-        model_config = dict(head_config) | _scale_widths(architecture, factor)
-        spec = student_module_spec(model_config, observation_space, action_space)
+    def size(shape: Mapping[str, Any]) -> int:
+        spec = student_module_spec({**head_config, **shape}, observation_space, action_space)
         spec.inference_only = True
         with torch.device("meta"):  # shapes without memory
             return count_parameters(spec.build())
 
     budget = compression * teacher_parameters
-    if (smallest := size(0.0)) > budget:
+    if (smallest := size(_scale_widths(architecture, 0.0))) > budget:
         raise ValueError(
             f"compression={compression:g} allows {budget:.0f} of the teacher's {teacher_parameters} parameters, but "
             f"its architecture with one unit in each layer has {smallest} already "
             f"(compression={smallest / teacher_parameters:.2g}). Choose a larger compression, another network with "
             "rl_module(model_config={'fcnet_hiddens': [...]}), or student='linear'."
         )
-    shape = _scale_widths(architecture, _largest(lambda factor: size(factor) <= budget))
+    factor = _largest(lambda factor: size(_scale_widths(architecture, factor)) <= budget)
+    shape = _scale_widths(architecture, factor)
+    if size(shape) < _LEAST_USED * budget:
+        shape = _filled(shape, architecture, lambda narrower, wider: size(narrower) < size(wider) <= budget)
     for activation in set(DENSE_ACTIVATIONS) - set(keeps):
         if shape[activation] == "relu" and not shape["conv_filters"]:
             shape[activation] = activation_for(shape[DENSE_ACTIVATIONS[activation]])
@@ -144,15 +150,49 @@ def _cell_size(teacher_model_config: Mapping[str, Any], head_config: Mapping[str
 
 
 def _scale_widths(architecture: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    def scaled(width: int) -> int:
-        return max(1, math.ceil(factor * width))
+    return _with_widths(architecture, [max(1, math.ceil(factor * width)) for width in _widths(architecture)])
 
-    return dict(architecture) | {
-        "fcnet_hiddens": [scaled(width) for width in architecture["fcnet_hiddens"]],
-        "head_fcnet_hiddens": [scaled(width) for width in architecture["head_fcnet_hiddens"]],
-        "conv_filters": [[scaled(f[0]), *f[1:]] for f in architecture["conv_filters"] or []] or None,
-        **({CELL_SIZE: scaled(architecture[CELL_SIZE])} if CELL_SIZE in architecture else {}),
+
+def _widths(shape: Mapping[str, Any]) -> list[int]:
+    """Return the widths of all hidden layers: channels, units, and the size of a recurrent layer."""
+    channels = [filter_[0] for filter_ in shape["conv_filters"] or ()]
+    cell = [shape[CELL_SIZE]] if CELL_SIZE in shape else []
+    return [*channels, *shape["fcnet_hiddens"], *shape["head_fcnet_hiddens"], *cell]
+
+
+def _with_widths(shape: Mapping[str, Any], widths: Sequence[int]) -> dict[str, Any]:
+    """Return a shape with other `_widths()`."""
+    left = iter(widths)
+    return dict(shape) | {
+        "conv_filters": [[next(left), *filter_[1:]] for filter_ in shape["conv_filters"] or ()] or None,
+        "fcnet_hiddens": [next(left) for _ in shape["fcnet_hiddens"]],
+        "head_fcnet_hiddens": [next(left) for _ in shape["head_fcnet_hiddens"]],
+        **({CELL_SIZE: next(left)} if CELL_SIZE in shape else {}),
     }
+
+
+def _filled(
+    shape: Mapping[str, Any],
+    architecture: Mapping[str, Any],
+    fits: Callable[[Mapping[str, Any], Mapping[str, Any]], bool],
+) -> dict[str, Any]:
+    """Widen single layers by a unit, those first that are narrowest beside the architecture's.
+
+    Args:
+        shape: widths to begin with.
+        architecture: the largest widths.
+        fits: whether another shape is larger, which it is not if the network lacks the layer, and not too large.
+    """
+    widths, full = _widths(shape), _widths(architecture)
+    filled = dict(shape)
+    while True:
+        for i in sorted(range(len(widths)), key=lambda i: widths[i] / full[i]):
+            wider = _with_widths(shape, [*widths[:i], widths[i] + 1, *widths[i + 1 :]])
+            if widths[i] < full[i] and fits(filled, wider):
+                widths[i], filled = widths[i] + 1, wider
+                break
+        else:
+            return filled
 
 
 def _largest(fits: Callable[[float], bool]) -> float:

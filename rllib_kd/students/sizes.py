@@ -132,10 +132,7 @@ def compress(
             f"(compression={smallest / teacher_parameters:.2g}). Choose a larger compression, another network with "
             "rl_module(model_config={'fcnet_hiddens': [...]}), or student='linear'."
         )
-    factor = _largest(lambda factor: size(_scale_widths(architecture, factor)) <= budget)
-    shape = _scale_widths(architecture, factor)
-    if size(shape) < _LEAST_USED * budget:
-        shape = _filled(shape, architecture, lambda narrower, wider: size(narrower) < size(wider) <= budget)
+    shape = _largest_shape(architecture, size, budget)
     for activation in set(DENSE_ACTIVATIONS) - set(keeps):
         if shape[activation] == "relu" and not shape["conv_filters"]:
             shape[activation] = activation_for(shape[DENSE_ACTIVATIONS[activation]])
@@ -169,6 +166,17 @@ def _with_widths(shape: Mapping[str, Any], widths: Sequence[int]) -> dict[str, A
         "head_fcnet_hiddens": [next(left) for _ in shape["head_fcnet_hiddens"]],
         **({CELL_SIZE: next(left)} if CELL_SIZE in shape else {}),
     }
+
+
+def _largest_shape(
+    architecture: Mapping[str, Any], size: Callable[[Mapping[str, Any]], int], budget: float
+) -> dict[str, Any]:
+    """Return an architecture with widths whose size is within the budget."""
+    factor = _largest(lambda factor: size(_scale_widths(architecture, factor)) <= budget)
+    shape = _scale_widths(architecture, factor)
+    if size(shape) >= _LEAST_USED * budget:
+        return shape
+    return _filled(shape, architecture, lambda narrower, wider: size(narrower) < size(wider) <= budget)
 
 
 def _filled(

@@ -126,7 +126,7 @@ def defaults() -> str:
         if key in FOR_VECTORS:
             shown = by_student(key)
             if key == "lr":
-                shown += " (students of fewer than 40,000 parameters: `0.003`, without TD)"
+                shown += " (students of fewer than 40,000 parameters: `0.003`, without TD and memory)"
         elif name == "replay_buffer_config['capacity']":
             shown = "50,000 rows; of images 400,000, with trees 200,000, of recorded rows all; at most 4 GiB"
         rows.append([f"`{key}`", shown, f"`{rllibs!r}`"])

@@ -72,7 +72,7 @@ def test_defaults_that_differ_from_rllibs_are_named():
     table = generated.defaults()
     assert re.search(
         r"^\| `lr` \| `0.003` for vectors \(recurrent students: `0.001`\), `0.001` for images "
-        r"\(students of fewer than 40,000 parameters: `0.003`, without TD\) \| `0.0005` \|$",
+        r"\(students of fewer than 40,000 parameters: `0.003`, without TD and memory\) \| `0.0005` \|$",
         table,
         re.MULTILINE,
     )

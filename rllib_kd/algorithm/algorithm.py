@@ -83,7 +83,8 @@ class DistillDQNConfig(DistillationConfig):
     from / env steps sampled), `train_batch_size_per_learner` and the replay's `capacity` depend on what the student
     sees if they are not set: 3e-3, 32, 256 rows and 50,000 rows for vectors (recurrent students: 1e-3, 32, 1,024 and
     50,000), 1e-3, 4, 128 and 400,000 for images. Of images, `lr` is 3e-3 for students of fewer than 40,000 parameters
-    that learn without TD and memory. With trees among the students, the capacity is 200,000 rows.
+    that learn without TD and memory (side by side: by the largest of them). With trees among the students, the capacity
+    is 200,000 rows.
 
     `training(replay_buffer_config={"alpha": 0.6, "beta": 0.4})` makes the replay prioritized (Schaul et al. 2016, arXiv
     1511.05952), by the TD error, or by the distillation loss if there is no TD. alpha, in [0, 1]: 0 (default) is

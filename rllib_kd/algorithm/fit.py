@@ -79,7 +79,7 @@ def _warn_of_bytes(space: gym.Space) -> None:
         logger.warning(
             "The observation%s is of bytes up to 1. Networks get bytes divided by 255, so that its ones become 0.004, "
             "which slows learning. Declare it as a Box of np.bool_, and return obs.astype(bool): truth values are 0 "
-            "and 1 to a network.",
+            "and 1 to a network. A teacher that has learned from these bytes must then learn again.",
             one_line(named(path)),
         )
 

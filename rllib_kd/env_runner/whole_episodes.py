@@ -65,7 +65,8 @@ class WholeEpisodes:
 class EvenShares(int):
     """RLlib's `num_episodes` for several agents, which its loop reaches once each environment has played its share.
 
-    RLlib ends when so many episodes have ended in any environments, so that short ones count more than long ones.
+    RLlib ends when so many episodes have ended in any environments, so that short ones count more than long ones. What
+    an environment plays beyond its share is kept by RLlib until all are done, and then dropped.
     """
 
     def __new__(cls, num_episodes: int, num_envs: int) -> EvenShares:

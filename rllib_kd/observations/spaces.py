@@ -133,13 +133,14 @@ def channels_last(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return the shape of an image, or of a grid of numbers, with its channels last.
 
     They are the first axis if that is shorter than the last one, and the others are the sides of an image; of a smaller
-    grid, if these are more alike than the first two axes, which are otherwise the sides: (3, 7, 7), but (8, 8, 111).
+    grid, unless the first two axes are alike, and more so than the last two: (3, 10, 60), but not (8, 8, 111).
     """
     first, middle, last = shape
     if first >= last:
         return first, middle, last
     is_image = first < middle and min(middle, last) >= _SMALLEST_IMAGE
-    is_first = is_image or _ratio(middle, last) <= _ratio(first, middle)
+    are_sides = _ratio(first, middle) < 2 and _ratio(first, middle) < _ratio(middle, last)  # the first two
+    is_first = is_image or not are_sides
     if not is_first or 2 * first > min(middle, last):
         logger.info(
             "Observations of the shape %s are taken to have their channels %s. If that is wrong, return them with "

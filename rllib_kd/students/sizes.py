@@ -90,10 +90,10 @@ def compress(
     """Return the model config of the largest student with at most this share of the teacher's parameters.
 
     All hidden widths (units, or channels of convolutions) are scaled by one factor and rounded up, so that a layer of
-    few channels is no narrower than the others allow. If that leaves more than a tenth of the parameters, because a
-    larger factor widens several layers at once, the narrowest layers get a unit more, one by one. Depth, kernels,
-    strides and activations are the teacher's; but instead of relu an MLP has `activation_for()` its widths. (Behind
-    convolutions tanh is worse: a head of 9 units has 0.81 of the return on MinAtar's Breakout, and 0.91 with relu.)
+    few channels is no narrower than the others allow. If that leaves more than a tenth of the parameters of
+    convolutions, the narrowest layer gets a unit more, as often as it fits. Depth, kernels, strides and activations are
+    the teacher's; but instead of relu an MLP has `activation_for()` its widths. (Behind convolutions tanh is worse: a
+    head of 9 units has 0.81 of the return on MinAtar's Breakout, 0.91 with relu.)
 
     Args:
         teacher_model_config: RLlib's model config of the teacher.
@@ -174,33 +174,26 @@ def _largest_shape(
     """Return an architecture with widths whose size is within the budget."""
     factor = _largest(lambda factor: size(_scale_widths(architecture, factor)) <= budget)
     shape = _scale_widths(architecture, factor)
-    if size(shape) >= _LEAST_USED * budget:
+    if size(shape) >= _LEAST_USED * budget or not architecture["conv_filters"]:
         return shape
-    return _filled(shape, architecture, lambda narrower, wider: size(narrower) < size(wider) <= budget)
+    return _filled(shape, architecture, size, budget)
 
 
 def _filled(
-    shape: Mapping[str, Any],
-    architecture: Mapping[str, Any],
-    fits: Callable[[Mapping[str, Any], Mapping[str, Any]], bool],
+    shape: Mapping[str, Any], architecture: Mapping[str, Any], size: Callable[[Mapping[str, Any]], int], budget: float
 ) -> dict[str, Any]:
-    """Widen single layers by a unit, those first that are narrowest beside the architecture's.
-
-    Args:
-        shape: widths to begin with.
-        architecture: the largest widths.
-        fits: whether another shape is larger, which it is not if the network lacks the layer, and not too large.
-    """
+    """Widen the layer that is narrowest beside the architecture's by a unit, until that would exceed the budget."""
     widths, full = _widths(shape), _widths(architecture)
-    filled = dict(shape)
-    while True:
-        for i in sorted(range(len(widths)), key=lambda i: widths[i] / full[i]):
-            wider = _with_widths(shape, [*widths[:i], widths[i] + 1, *widths[i + 1 :]])
-            if widths[i] < full[i] and fits(filled, wider):
-                widths[i], filled = widths[i] + 1, wider
-                break
-        else:
-            return filled
+    filled, layers = dict(shape), [i for i in range(len(widths)) if widths[i] < full[i]]
+    while layers:
+        narrowest = min(layers, key=lambda i: widths[i] / full[i])
+        wider = _with_widths(shape, [*widths[:narrowest], widths[narrowest] + 1, *widths[narrowest + 1 :]])
+        if size(wider) > budget:
+            break
+        if size(wider) == size(filled) or widths[narrowest] + 1 == full[narrowest]:
+            layers.remove(narrowest)  # the network lacks this layer, or it is as wide as it may be
+        widths[narrowest], filled = widths[narrowest] + 1, wider
+    return filled
 
 
 def _largest(fits: Callable[[float], bool]) -> float:

@@ -12,6 +12,7 @@ from rllib_kd.observations.images import as_input
 from rllib_kd.observations.spaces import channels_last, image_shape, input_space
 
 FIRST = [(3, 7, 7), (4, 10, 10), (4, 84, 84), (3, 36, 48), (1, 60, 160), (4, 6, 7), (12, 84, 84), (17, 64, 64)]
+FIRST += [(3, 10, 60), (1, 5, 40), (2, 4, 12)]
 LAST = [(10, 10, 4), (7, 7, 3), (84, 84, 4), (48, 36, 3), (6, 7, 2), (5, 5, 5)]
 MORE_CHANNELS_THAN_ROWS = [(8, 8, 111), (5, 4, 26), (8, 8, 20), (6, 7, 20), (16, 16, 29), (5, 6, 26), (20, 16, 64)]
 

@@ -312,8 +312,6 @@ def test_when_all_are_dead_and_none_is_restarted_it_is_an_error(cluster, monkeyp
     actors = [Runner.options(max_restarts=0).remote(index, __file__) for index in (1, 2)]
     group._worker_manager.add_actors(actors)
     requests = SampleRequests(group, max_staleness=None, timeout_s=300.0)
-    if reason:
-        requests._failures[2] = EnvFailedError(reason)
     send(requests, 0)
     requests.fetch(weights_seq_no=0)
     assert not requests.ping_the_dead()
@@ -322,6 +320,8 @@ def test_when_all_are_dead_and_none_is_restarted_it_is_an_error(cluster, monkeyp
     send(requests, 0)
     while requests.fetch(weights_seq_no=0):
         send(requests, 0)
+    if reason:
+        requests._failures[2] = EnvFailedError(reason)  # after all samples, which would show that it has recovered
     with pytest.raises(RuntimeError, match="All 2 EnvRunners have died, and Ray restarts none of them") as raised:
         wait_for(requests.ping_the_dead, seconds=30.0)
     assert isinstance(raised.value, EnvFailedError) == bool(reason)

@@ -25,10 +25,10 @@ def in_background(function: Callable[[], Found]) -> Future[Found]:
     return future
 
 
-def wait_for(what: Callable[[], Found], seconds: float = 300.0) -> Found:
-    """Ask again and again until the answer is true, and return it; so many seconds later it is an error."""
+def wait_for(what: Callable[[], Found], seconds: float = 300.0, *, pause: float = 0.05) -> Found:
+    """Ask again after each pause until the answer is true, and return it; so many seconds later it is an error."""
     deadline = time.monotonic() + seconds
     while not (value := what()):
-        assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.05)
+        assert time.monotonic() < deadline, f"not true within {seconds:g} s"
+        time.sleep(pause)
     return value

@@ -89,9 +89,8 @@ class ExplainsFailures:
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        seed = _rllib.seed(self)
-        if seed is not None:
-            _rllib.set_seed(self, seed - (self.worker_index or 0) + _offset_of_seeds(self))
+        if self.config.seed is not None:
+            _rllib.set_seed(self, int(self.config.seed) + _offset_of_seeds(self))
 
     def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -12,7 +12,6 @@ every 1,000 steps, and the CPU seconds of all gradient steps so far.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import sys
@@ -31,10 +30,20 @@ from torch import Tensor, nn
 from rllib_kd import Teacher, load_teacher
 from rllib_kd.learner.losses import policy_kl
 from rllib_kd.observations.frames import observations
-from tests.benchmarks.images import judged, measure
-from tests.benchmarks.regularising import AVERAGED, BATCH_SIZE, LOSS, as_images, player, recorded, student
+from tests.benchmarks.regularising import (
+    AVERAGED,
+    BATCH_SIZE,
+    LOSS,
+    SHOWN_EVERY,
+    as_images,
+    look,
+    parser_of,
+    player,
+    recorded,
+    seen_and_new,
+    student,
+)
 
-SHOWN_EVERY = 1_000
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al.
 
 
@@ -123,7 +132,7 @@ def train(
     average = {key: value.clone() for key, value in network.state_dict().items()}
     learning = optimizers(network, name, lr)
     groups = [(group, group["lr"]) for optimizer in learning for group in optimizer.param_groups]
-    seen = {held_out: judged(folder, held_out=held_out, num_states=states) for held_out in (False, True)}
+    seen = seen_and_new(folder, states)
     seconds = 0.0
     for step in range(1, steps + 1):
         for group, first in groups:
@@ -140,23 +149,15 @@ def train(
         for key, value in network.state_dict().items():
             average[key].lerp_(value, AVERAGED)
         if step % SHOWN_EVERY == 0:
-            found = {"step": step, "cpu_seconds": round(seconds, 1)}
-            for held_out, kind in ((False, "trained_on"), (True, "of_other_games")):
-                measured = measure(player(network, average, teacher), teacher, seen[held_out])
-                found |= {f"{measure_}_{kind}": round(value, 4) for measure_, value in measured.items()}
-            yield found
+            looked = look(player(network, average, teacher), teacher, seen)
+            rounded = {name: round(value, 4) for name, value in looked.items()}
+            yield {"step": step, "cpu_seconds": round(seconds, 1)} | rounded
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teacher")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--rows", type=Path, required=True, help="CSV, a line for each look at a student")
+    parser = parser_of(__doc__, "CSV, a line for each look at a student", steps=3_000)
     parser.add_argument("--optimizer", nargs="+", choices=("adam", "muon", "soap"), default=["adam", "muon", "soap"])
     parser.add_argument("--lr", nargs="+", type=float, default=[1e-3, 3e-3])
-    parser.add_argument("--steps", type=int, default=3_000)
-    parser.add_argument("--states", type=int, default=112_000)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     teacher = load_teacher(args.teacher)

@@ -18,7 +18,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def train(
     average = {name: value.clone() for name, value in network.state_dict().items()}
     decay = 0.3 if remedy == "weight_decay" else 0.0
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=decay)
-    seen = {held_out: judged(folder, held_out=held_out, num_states=states) for held_out in (False, True)}
+    seen = seen_and_new(folder, states)
     began = time.perf_counter()
     for step in range(1, steps + 1):
         optimizer.param_groups[0]["lr"] = 1e-3 * (1 - 0.9 * step / steps)
@@ -103,11 +103,35 @@ def train(
         for name, value in network.state_dict().items():
             average[name].lerp_(value, AVERAGED)
         if step % SHOWN_EVERY == 0:
-            found = {"step": step, "seconds": time.perf_counter() - began}
-            for held_out, kind in ((False, "trained_on"), (True, "of_other_games")):
-                measured = measure(player(network, average, teacher), teacher, seen[held_out])
-                found |= {f"{name}_{kind}": value for name, value in measured.items()}
-            yield found
+            looked = look(player(network, average, teacher), teacher, seen)
+            yield {"step": step, "seconds": time.perf_counter() - began} | looked
+
+
+def seen_and_new(folder: Path, states: int) -> dict[str, np.ndarray]:
+    """States of the first ones, which are learned from, and of other games, which are not."""
+    kinds = {"trained_on": False, "of_other_games": True}
+    return {kind: judged(folder, held_out=held_out, num_states=states) for kind, held_out in kinds.items()}
+
+
+def look(student: Teacher, teacher: Teacher, seen: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Agreement and Q-regret of a student on each kind of states."""
+    return {
+        f"{name}_{kind}": value
+        for kind, stacks in seen.items()
+        for name, value in measure(student, teacher, stacks).items()
+    }
+
+
+def parser_of(description: str | None, rows: str, steps: int) -> argparse.ArgumentParser:
+    """The arguments of a command that trains on recorded states: help of --rows, and default of --steps."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", type=Path, required=True, help=rows)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--states", type=int, default=112_000)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 def recorded(folder: Path, states: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -144,14 +168,8 @@ def player(network: nn.Module, weights: dict[str, Tensor], teacher: Teacher) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teacher")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--rows", type=Path, required=True, help="JSON, a line for each look at a student")
+    parser = parser_of(__doc__, "JSON, a line for each look at a student", steps=5_000)
     parser.add_argument("--remedy", nargs="+", choices=REMEDIES, default=list(REMEDIES))
-    parser.add_argument("--steps", type=int, default=5_000)
-    parser.add_argument("--states", type=int, default=112_000)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     teacher = load_teacher(args.teacher)

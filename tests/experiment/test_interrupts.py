@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from ray._private import services, utils
 from rllib_kd.experiment.connection import _kept_sigterm_handler, _own_sessions
 from rllib_kd.experiment.interrupts import _ECHO, _leave_closed_terminals, saving_on_interrupt
 from rllib_kd.locks import LockedError, locked
+from tests import background
 from tests.conftest import ray_address
 
 FAST = {"num_envs_per_env_runner": 4, "num_baseline_episodes": 0, "min_sample_timesteps_per_iteration": 64}
@@ -159,11 +161,8 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_for(what: Callable[[], object], seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it has not come"
-        time.sleep(0.25)  # looking for processes takes CPU time too
+#: Looking for processes takes CPU time, too.
+wait_for = partial(background.wait_for, seconds=600, pause=0.25)
 
 
 def train(storage, *flags, at=None, **config) -> list[str]:
@@ -227,7 +226,7 @@ class Run:
     def end(self, seconds: float = 120) -> tuple[int, str]:
         """Its exit code and output; so many seconds later nobody is left."""
         output, _ = self.process.communicate(timeout=600)
-        wait_for(lambda: not self.pids, seconds)
+        wait_for(lambda: not self.pids, seconds=seconds)
         return self.process.returncode, output
 
     def kill(self) -> None:

@@ -148,6 +148,11 @@ def frames(count: int, channels: int = 4, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, channels, 84, 84), dtype=np.uint8)
 
 
+@torch.no_grad()
+def say(network, obs) -> np.ndarray:
+    return network(torch.as_tensor(obs).float()).numpy()
+
+
 def q_values(teacher: Any, obs: np.ndarray) -> np.ndarray:
     """What it says of what an environment shows."""
     view = teacher.start()

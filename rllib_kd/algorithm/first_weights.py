@@ -165,9 +165,10 @@ class FirstStates:
         stride = math.ceil(max(len(obs) / most, obs.numel() / _NUM_NUMBERS))
         obs, teacher_q = obs[::stride], teacher_q[::stride]
         obs = torch.cat([as_input(part, student.observation_space.shape) for part in obs.split(_AT_ONCE)])
-        own_q = torch.cat([teacher.q_values(part) for part in obs.split(_AT_ONCE)])
         legal = torch.isfinite(teacher_q)
-        own_q, seen_q = (teacher.legal(own, legal).masked_fill(~legal, 0.0) for own in (own_q, teacher_q))
+        parts = zip(obs.split(_AT_ONCE), legal.split(_AT_ONCE), strict=True)
+        own_q = torch.cat([teacher.q_values(part, own_legal) for part, own_legal in parts]).masked_fill(~legal, 0.0)
+        seen_q = teacher_q.masked_fill(~legal, 0.0)
         if not torch.allclose(own_q, seen_q, rtol=1e-3, atol=1e-3 * float(seen_q.abs().max())):
             raise ValueError(
                 "First weights from a teacher need a student with the same observations as its teacher "

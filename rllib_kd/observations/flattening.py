@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rllib_kd.observations.spaces import Path, flat_size, image_shape, is_text, named, parts_of
+from rllib_kd.observations.spaces import MOST_OF_FLOATS, Path, flat_size, image_shape, is_text, named, parts_of
 from rllib_kd.observations.texts import text_vector
 
 
@@ -62,7 +62,7 @@ class Flattener:
             num_rows: N; 1 for a single observation.
 
         Raises:
-            ValueError: a discrete number is outside of its space.
+            ValueError: a discrete number is no integer, or outside of its space; or a part of bytes has floats above 1.
         """
         vectors = np.zeros((num_rows, self.size), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -86,7 +86,7 @@ class Flattener:
         """Set the ones of all one-hot vectors."""
         indices = np.empty((len(vectors), len(self._lengths)), np.int64)
         for path, place in self._cases:
-            indices[:, place] = np.asarray(_at(obs, path)).reshape(len(vectors), -1)  # floats, too
+            indices[:, place] = _integers(np.asarray(_at(obs, path)).reshape(len(vectors), -1), path)
         indices -= self._starts
         if (wrong := indices.view(np.uint64) >= self._lengths).any():  # so that those below 0 are large
             row, column = np.argwhere(wrong)[0]
@@ -99,11 +99,23 @@ class Flattener:
         vectors[np.arange(len(vectors))[:, None], self._offsets + indices] = 1.0
 
 
+def _integers(numbers: np.ndarray, path: Path) -> np.ndarray:
+    """Return discrete numbers, of which files have floats, too."""
+    if numbers.dtype.kind == "f" and (wrong := numbers[np.floor(numbers) != numbers]).size:
+        raise ValueError(f"the observation{named(path)} contains the number {wrong[0]:.6g}, expected integers")
+    return numbers
+
+
 def _pixels(images: np.ndarray, num_rows: int, space: gym.Space) -> np.ndarray:
     """Return images with channels first or last as rows `[N, H · W · C]` with channels last; bytes in [0, 1]."""
     images = images.reshape(num_rows, *images.shape[-3:])
     rows = images if images.shape[1:] == image_shape(space) else np.moveaxis(images, 1, -1)
     is_bytes = rows.dtype.kind in "iu" and space.dtype != np.bool_
+    if rows.dtype.kind == "f" and space.dtype == np.uint8 and rows.size and rows.max() > MOST_OF_FLOATS:
+        raise ValueError(
+            f"an image of floats has values up to {rows.max():.6g}, but its space has bytes: give bytes (uint8), or "
+            "floats in [0, 1]"
+        )
     return (rows / np.float32(255) if is_bytes else rows).reshape(num_rows, -1)
 
 

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: Keys and indices that lead to a part of an observation; empty for the whole.
 Path = tuple[Any, ...]
+#: Images of floats in [0, 1] are never above this, but for rounding; bytes that became floats are.
+MOST_OF_FLOATS = 1.001
 _SMALLEST_IMAGE = 16  # pixels of the shorter side; less is a grid of numbers, if it stands beside other parts
 
 

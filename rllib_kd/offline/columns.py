@@ -76,11 +76,19 @@ def recorded(name: str, values: Any, count: int, num_actions: int, place: Place)
 
 
 def finite(values: np.ndarray, column: str, place: Place) -> np.ndarray:
-    """Return numbers, once all are finite."""
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        row = rows_where(~np.isfinite(values))[0]
-        shown = values[row].ravel()[~np.isfinite(values[row].ravel())][0]
-        raise place.error(f"has the number {shown}. Expected finite numbers: leave out such rows.", column, row=row)
+    """Return numbers, once all are finite, as 32-bit floats, too."""
+    if values.dtype.kind != "f":
+        return values
+    with np.errstate(over="ignore"):
+        is_wrong = ~np.isfinite(values.astype(np.float32, copy=False))
+    if is_wrong.any():
+        row = rows_where(is_wrong)[0]
+        raise place.error(
+            f"has the number {values[row][is_wrong[row]].ravel()[0]}. Expected finite numbers, that 32-bit floats can "
+            "hold: leave out such rows.",
+            column,
+            row=row,
+        )
     return values
 
 

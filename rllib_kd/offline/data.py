@@ -17,7 +17,7 @@ from ray.rllib.utils.annotations import override
 from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.spaces import channels_last
-from rllib_kd.offline.fingerprint import fingerprint
+from rllib_kd.offline.fingerprint import agree, fingerprint, short
 from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.labelling import Labeller
 from rllib_kd.offline.reading import part_of
@@ -96,9 +96,9 @@ def check_teacher_of(files: RecordedFiles, teacher: Teacher) -> None:
         ),
         (schema.ranking != ranking, f"is there, but the labels of {name} are '{ranking}'"),
         (
-            bool(own and schema.fingerprint) and own != schema.fingerprint,
+            bool(own and schema.fingerprint) and not agree(own, schema.fingerprint),
             f"has labels of another teacher, '{one_line(schema.teacher)}' with the fingerprint "
-            f"{schema.fingerprint[:12]}, but {name} has {own[:12]}",
+            f"{short(schema.fingerprint)}, but {name} has {short(own)}",
         ),
     ):
         if is_wrong:

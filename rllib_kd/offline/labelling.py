@@ -23,7 +23,7 @@ from rllib_kd.observations.pipeline import (
     SideBySide,
     StackFrames,
 )
-from rllib_kd.observations.spaces import brief, image_shape, is_byte_image
+from rllib_kd.observations.spaces import MOST_OF_FLOATS, brief, image_shape, is_byte_image
 from rllib_kd.offline.columns import Place, finite, recorded, rows_where
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.reading import num_rows
@@ -120,8 +120,7 @@ class Labeller:
     def _observations(self, obs: Any, count: int, place: Place) -> tuple[Any, np.ndarray]:
         """Return observations as the teacher's environment shows them, and as they are written."""
         if self._flatten is None:
-            array = self._of_box(obs, place)
-            return array, array
+            return self._of_box(obs, place)
         if isinstance(obs, np.ndarray) and obs.dtype.kind == "f" and obs.shape[1:] == (self._flatten.size,):
             vectors = np.asarray(obs, np.float32)
             return None, finite(vectors, Columns.OBS, place)
@@ -135,25 +134,39 @@ class Labeller:
             ) from error
         return obs, finite(vectors, Columns.OBS, place)
 
-    def _of_box(self, obs: Any, place: Place) -> np.ndarray:
+    def _of_box(self, obs: Any, place: Place) -> tuple[np.ndarray, np.ndarray]:
         space, expected = self._space, f"the teacher takes {brief(self._space)} of {self._space.dtype}"
         if not isinstance(obs, np.ndarray) or obs.dtype.kind not in "biuf":
             kind = obs.dtype if isinstance(obs, np.ndarray) else f"parts {list(obs)[:10]}"
             raise place.error(f"has {kind}; {expected}", Columns.OBS)
-        is_bool, obs = obs.dtype == bool, obs.view(np.uint8) if obs.dtype == bool else obs
-        if obs.dtype.name not in OBS_DTYPES:
+        if obs.dtype.name not in (*OBS_DTYPES, "bool"):
             raise place.error(
                 f"has numbers of the type {obs.dtype}; expected one of {', '.join(OBS_DTYPES)}", Columns.OBS
             )
-        if is_byte_image(space) and obs.dtype.kind != "f" and obs.dtype != np.uint8:
+        if is_byte_image(space) and obs.dtype.kind in "iu" and obs.dtype != np.uint8:
             raise place.error(f"has images of {obs.dtype}; {expected}", Columns.OBS)
         if not self._fits(obs):
-            if math.prod(obs.shape[1:]) != math.prod(space.shape or ()):
+            is_flat = obs.ndim <= 2 or len(space.shape or ()) <= 1  # in the file, or for the teacher
+            if not is_flat or math.prod(obs.shape[1:]) != math.prod(space.shape or ()):
                 raise place.error(f"has observations of the shape {list(obs.shape[1:])}; {expected}", Columns.OBS)
-            obs = obs.reshape(len(obs), *(space.shape or ()))  # which was a flat list in the file
-        if is_bool and obs.ndim == 4:  # networks take bytes of images divided by 255, and truth values as 0 and 1
-            obs = obs * np.uint8(255)
-        return finite(obs, Columns.OBS, place)
+            obs = obs.reshape(len(obs), *(space.shape or ()))
+        self._check_range(finite(obs, Columns.OBS, place), place)
+        if obs.dtype != bool:
+            return obs, obs
+        # Students take bytes of images divided by 255.
+        return obs, obs.view(np.uint8) * np.uint8(255 if obs.ndim == 4 else 1)
+
+    def _check_range(self, obs: np.ndarray, place: Place) -> None:
+        """Check that images of floats are in [0, 1] if the teacher takes them so: bytes are divided, floats are not."""
+        pipeline = self._teacher.pipeline or ObservationPipeline(self._teacher.input_space)
+        is_scaled = pipeline.images is not None and pipeline.images.scaled
+        if is_scaled and obs.dtype.kind == "f" and (wrong := rows_where(obs > MOST_OF_FLOATS)).size:
+            raise place.error(
+                f"has images of floats up to {obs[wrong[0]].max():.6g}, but the teacher takes bytes, or floats in "
+                "[0, 1]. Store them as bytes (uint8), or divide them by 255.",
+                Columns.OBS,
+                row=wrong[0],
+            )
 
     def _fits(self, obs: np.ndarray) -> bool:
         if obs.shape[1:] == self._space.shape:

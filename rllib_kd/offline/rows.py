@@ -88,12 +88,15 @@ def _check(columns: Mapping[str, Any], schema: LabelledSchema, place: Place) -> 
     for name, values in columns.items():
         if values.dtype.kind != "f":
             continue
-        is_right = np.isfinite(values)
+        with np.errstate(over="ignore"):  # the Learner has 32 bits
+            is_right = np.isfinite(values.astype(np.float32, copy=False))
         if name in (TEACHER_Q, TEACHER_LOG_PROBS) and not is_right.all():
             is_right |= np.isneginf(values) & is_right.any(-1, keepdims=True)
         if not is_right.all():
             at = tuple(np.argwhere(~is_right)[0])
-            message = f"has the number {values[at]}; expected finite ones. Leave out such rows, or correct them"
+            message = (
+                f"has the number {values[at]}; expected finite ones that 32-bit floats can hold. Leave out such rows"
+            )
             raise place.error(message, name, row=at[0])
     if Columns.ACTIONS in columns:
         actions = columns[Columns.ACTIONS]

@@ -39,6 +39,7 @@ from rllib_kd import limits
 from rllib_kd.networks.dqn_module import Support
 from rllib_kd.numeric import is_finite, is_integer
 from rllib_kd.observations.masks import MASK
+from rllib_kd.offline.fingerprint import LENGTHS, agree, short
 from rllib_kd.offline.stacks import join, split
 from rllib_kd.text import did_you_mean, one_line
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
@@ -93,7 +94,7 @@ class LabelledSchema:
         labels: names of the label columns: `teacher_q` or `teacher_log_probs` first, then others.
         recorded: names of the other columns, in the order of `RECORDED`.
         teacher: description of the teacher: its source.
-        fingerprint: hexadecimal SHA-256 over its weights; empty if it has none.
+        fingerprint: of `offline/fingerprint.py`; empty if it has none.
         env: id of the environment, if it is known.
         support: support of `teacher_probs`, if there is this column.
         num_features: length of `teacher_features`, if there is this column.
@@ -123,7 +124,7 @@ class LabelledSchema:
             ("labels", _are_labels(self.labels), f"'{TEACHER_Q}' or '{TEACHER_LOG_PROBS}', then others of {_LABELS}"),
             ("recorded", _are_in(self.recorded, tuple(RECORDED)), f"names of {tuple(RECORDED)}, in this order"),
             ("teacher", isinstance(self.teacher, str), "a text"),
-            ("fingerprint", _is_fingerprint(self.fingerprint), "64 hexadecimal digits, or an empty text"),
+            ("fingerprint", _is_fingerprint(self.fingerprint), "64 or 80 hexadecimal digits, or an empty text"),
             ("env", self.env is None or isinstance(self.env, str), "a text or null"),
             ("support", self._has_right_support(), f"(v_min, v_max, num_atoms) with '{TEACHER_PROBS}' alone"),
             (
@@ -286,7 +287,8 @@ class LabelledSchema:
             ("num_frames", Columns.OBS, "a number of frames of"),
         ):
             mine, others = getattr(self, field), getattr(other, field)
-            if mine != others:
+            is_same = agree(mine, others) if field == "fingerprint" and mine and others else mine == others
+            if not is_same:
                 message = f"has {what} {_shown(others, other)}; the files before it have {_shown(mine, self)}. {_SAME}"
                 raise DataError(message, file=file, column=column)
 
@@ -466,7 +468,7 @@ def _is_shape(shape: Any) -> bool:
 
 
 def _is_fingerprint(text: Any) -> bool:
-    return isinstance(text, str) and (text == "" or (len(text) == 64 and set(text) <= set("0123456789abcdef")))
+    return isinstance(text, str) and (text == "" or (len(text) in LENGTHS and set(text) <= set("0123456789abcdef")))
 
 
 def _are_in(names: Any, known: tuple[str, ...]) -> bool:
@@ -487,5 +489,5 @@ def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
 
 def _shown(value: Any, schema: LabelledSchema) -> str:
     if value == schema.fingerprint and value:
-        return f"{value[:12]} ('{schema.teacher}')"
+        return f"{short(value)} ('{schema.teacher}')"
     return str(list(value) if isinstance(value, tuple) else value)

@@ -46,6 +46,8 @@ def check_spec(uri: str, spec: Mapping[str, Any]) -> None:
     now = plain(spec)
     for name in {WEIGHTS, SPACE} - begun.keys():
         now.pop(name, None)
+    if WEIGHTS in now and isinstance(begun[WEIGHTS], str):
+        now[WEIGHTS] = now[WEIGHTS][: len(begun[WEIGHTS])]  # older ones are shorter
     if SPACE in now and (settings := _changed(begun.pop(SPACE) or {}, now.pop(SPACE) or {})):
         raise ValueError(
             f"The sweep in '{uri}' was started with another search space, which differs in {', '.join(settings)}. "

@@ -333,29 +333,24 @@ class Teacher(Checkpointable):
 
     def _legal_q_values(self, obs: Tensor, mask: Tensor, rows: range) -> Tensor:
         at = slice(rows.start, rows.stop)
-        if isinstance(getattr(self._module, "function", None), Members):  # whose policies are each of legal actions
-            return self.legal(self._q_values(obs[at], mask[at]), mask[at])
-        return self.legal(self._q_values(obs[at]), mask[at])
-
-    def legal(self, q: Tensor, mask: Tensor | None) -> Tensor:
-        """Return outputs `[B, A]` with those of legal actions alone, as `q_values()` returns them."""
-        if mask is None:
-            return q
-        q = q.masked_fill(~mask, -torch.inf)
-        return F.log_softmax(q, dim=-1) if self.outputs == LOG_PROBS else q
+        return self._q_values(obs[at], mask[at])
 
     def _q_values(self, obs: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.is_recurrent:  # its view has made the outputs
-            return self._ranking(obs)
+            return self._ranking(obs, mask)
         if self._mlp is not None and not self._mlp.has_hooks:
-            return self._ranking(self._mlp.q_values(obs))
-        batch = {Columns.OBS: obs} if mask is None else {Columns.OBS: obs, MASK: mask}
-        return self._ranking(self._module.compute_q_values(batch)[QF_PREDS])
+            return self._ranking(self._mlp.q_values(obs), mask)
+        batch = {Columns.OBS: obs}
+        if mask is not None and isinstance(getattr(self._module, "function", None), Members):
+            batch[MASK] = mask  # the members' policies are each of legal actions
+        return self._ranking(self._module.compute_q_values(batch)[QF_PREDS], mask)
 
-    def _ranking(self, network_outputs: Tensor) -> Tensor:
+    def _ranking(self, network_outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        q = network_outputs if mask is None else network_outputs.masked_fill(~mask, -torch.inf)
         if self.outputs != LOG_PROBS:
-            return network_outputs
-        return F.log_softmax(network_outputs, dim=-1).clamp(min=_LEAST_LOG_PROB)
+            return q
+        log_probs = F.log_softmax(q, dim=-1).clamp(min=_LEAST_LOG_PROB)
+        return log_probs if mask is None else log_probs.masked_fill(~mask, -torch.inf)
 
     def _counted(self, obs: Tensor) -> Tensor:
         """Return Q-values, and record how much memory the widest layer takes."""
@@ -387,14 +382,14 @@ class Teacher(Checkpointable):
         """
         if tuple(names) == (TEACHER_Q,):
             return {TEACHER_Q: self.q_values(obs) if mask is None else self.q_values(obs, mask)}
-        labels = in_parts(lambda part: self._labels(part, names), obs, self._num_numbers)
-        if mask is not None:
-            labels[TEACHER_Q] = self.legal(labels[TEACHER_Q], mask)
-            if TEACHER_PROBS in labels:
-                labels[TEACHER_PROBS] = labels[TEACHER_PROBS].masked_fill(~mask.unsqueeze(-1), 0.0)
-        return labels
 
-    def _labels(self, obs: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        def label(rows: range) -> dict[str, Tensor]:
+            at = slice(rows.start, rows.stop)
+            return self._labels(obs[at], names, None if mask is None else mask[at])
+
+        return in_parts(label, range(len(obs)), self._num_numbers)
+
+    def _labels(self, obs: Tensor, names: Sequence[str], mask: Tensor | None) -> dict[str, Tensor]:
         labels: dict[str, Tensor] = {}
         watch: AbstractContextManager = nullcontext()
         if TEACHER_FEATURES in names:
@@ -403,9 +398,9 @@ class Teacher(Checkpointable):
             )
         with watch, torch.inference_mode():
             outputs = self._module.compute_q_values({Columns.OBS: obs})
-        labels[TEACHER_Q] = self._ranking(outputs[QF_PREDS])
+        labels[TEACHER_Q] = self._ranking(outputs[QF_PREDS], mask)
         if TEACHER_PROBS in names:
-            illegal = outputs[QF_PREDS] == -torch.inf
+            illegal = labels[TEACHER_Q] == -torch.inf
             labels[TEACHER_PROBS] = outputs[QF_PROBS].masked_fill(illegal.unsqueeze(-1), 0.0)
         return labels
 

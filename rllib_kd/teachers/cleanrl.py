@@ -32,6 +32,8 @@ from rllib_kd.wire import LOG_PROBS, Q_VALUES, Outputs
 logger = logging.getLogger(__name__)
 
 _NATURE_KERNELS = (8, 4, 3)
+_NATURE_NUMBERS = [0, 2, 4, 7, 9]  # of layers with weights in the Sequential: a flattening one stands before the 7th
+_NATURE_WIDTHS = [32, 64, 64, 512]
 _PIXELS = 84  # high and wide
 _C51 = "model_weights"  # the entry of c51.py's weights, beside its arguments
 
@@ -128,6 +130,7 @@ def _load(network: _Network, tensors: dict[str, Tensor], uri: str) -> Teacher:
     linear, *head = [name for name in names if name not in convolutions]
     layers = [*nature_cnn(convolutions, linear, tensors), *mlp(head, "relu"), *expectation]
     _check_all_are_used(layers, tensors, uri)
+    _check_is_nature_cnn(network, names, tensors, uri)
     return layered_teacher(
         layers,
         tensors,
@@ -137,6 +140,29 @@ def _load(network: _Network, tensors: dict[str, Tensor], uri: str) -> Teacher:
         outputs=network.outputs,
         source=uri,
     )
+
+
+def _check_is_nature_cnn(network: _Network, names: Sequence[str], tensors: Mapping[str, Tensor], uri: str) -> None:
+    """Check that convolutions are numbered as in CleanRL, with ReLU between layers, and warn if others are as likely.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    remedy = "load it by Teacher.from_callable(network, observation_space=..., action_space=...)"
+    numbers = [int(name.removeprefix(network.sequential)) for name in names if name != network.last]
+    expected = _NATURE_NUMBERS[: len(numbers)]
+    if numbers != expected:
+        raise CheckpointError(
+            f"'{uri}' has the layers {one_line(', '.join(names), limit=200)}, expected the numbers {expected}, with "
+            f"ReLU between them, as in CleanRL. If it has another origin, {remedy}"
+        )
+    widths = [len(tensors[f"{name}.weight"]) for name in names if name != network.last][:4]
+    if widths != _NATURE_WIDTHS:
+        logger.warning(
+            "'%s' is read as weights of CleanRL: with bytes divided by 255, and ReLU between layers of the widths %s. "
+            "If its network does something else, %s.",
+            *(one_line(uri), widths, remedy),
+        )
 
 
 def _check_activations(network: _Network, names: Sequence[str], widths: Sequence[int], uri: str) -> None:

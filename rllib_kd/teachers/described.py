@@ -14,12 +14,15 @@ from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.numeric import is_integer
+from rllib_kd.observations.pipeline import Images, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork, as_numbers
 from rllib_kd.text import first_line
 
 
-def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: int | None = None) -> Teacher:
+def teacher_of(
+    function: Any, shape: tuple[int, ...], uri: str, num_parameters: int | None = None, *, takes_bytes: bool = False
+) -> Teacher:
     """Create a teacher from a function, which is called once to find out the number of actions.
 
     Args:
@@ -27,6 +30,7 @@ def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: 
         shape: shape of one observation.
         uri: source of the function, for messages.
         num_parameters: number of the function's parameters; None if unknown.
+        takes_bytes: whether observations are bytes, of images as they are, with channels where the function has them.
 
     Raises:
         CheckpointError: the function fails, or does not return Q-values.
@@ -49,7 +53,11 @@ def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: 
         raise CheckpointError(f"'{uri}' returns complex numbers ({q.dtype}), expected real Q-values.")
     observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
     network = QNetwork(function, observation_space, gym.spaces.Discrete(int(q.shape[1])), num_parameters)
-    return Teacher(network, source=uri)
+    pipeline = None
+    if takes_bytes:
+        stages = (Images(shape, scaled=False),) if len(shape) == 3 else ()
+        pipeline = ObservationPipeline(gym.spaces.Box(0, 255, shape, np.uint8), stages)
+    return Teacher(network, pipeline=pipeline, source=uri)
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:

@@ -64,7 +64,7 @@ class QNetwork(nn.Module):
 
         An ensemble also takes the legal actions, as "action_mask".
         """
-        obs = batch[Columns.OBS]
+        obs = batch[Columns.OBS].clone()  # a function may write into it, as `x /= 255` does
         outputs = self.function(obs, batch[MASK]) if MASK in batch else self.function(obs)  # type: ignore[call-arg]
         return {QF_PREDS: as_numbers(outputs).to(device=obs.device, dtype=torch.float32)}
 
@@ -114,7 +114,7 @@ class Members:
 
     def __init__(self, teachers: Sequence[Teacher], *, policy_temperature: float | None, splits: bool):
         self.teachers = tuple(teachers)
-        self._policy_temperature = policy_temperature
+        self.policy_temperature = policy_temperature
         self._splits = splits
 
     def __call__(self, obs: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -125,7 +125,7 @@ class Members:
             teacher.q_values(part.reshape(-1, *shape), mask)
             for teacher, part, shape in zip(self.teachers, parts, shapes, strict=True)
         ]
-        temperature = self._policy_temperature
+        temperature = self.policy_temperature
         if temperature is None:
             return mean_q(torch.stack(outputs))
         # Scaled so that the softmax at this temperature is the actor-critic's policy, as it is for Q-values.

@@ -49,7 +49,7 @@ def load_onnx(content: bytes, uri: str) -> Teacher:
         function = OnnxFunction(model.content, model.num_numbers, uri)
     if not all(isinstance(length, int) and length > 0 for length in function.shape):
         raise CheckpointError(f"'{uri}' takes observations of the shape {function.shape}. Expected fixed lengths.")
-    return teacher_of(function, function.shape, uri, model.num_parameters)
+    return teacher_of(function, function.shape, uri, model.num_parameters, takes_bytes=function.takes_bytes)
 
 
 class OnnxFunction:
@@ -88,15 +88,25 @@ class OnnxFunction:
         self._input, self._output = inputs[0].name, outputs[0].name
         self._dtype = _ONNX_TYPES.get(inputs[0].type, np.float32)
 
+    @property
+    def takes_bytes(self) -> bool:
+        """Return whether its observations are bytes."""
+        return self._dtype is np.uint8
+
     def __call__(self, obs: Tensor) -> np.ndarray:
         """Return Q-values `[B, A]` of observations `[B, ...]`.
 
         Raises:
-            ValueError: there are no observations, or the model fails on them.
+            ValueError: there are no observations, the model takes bytes and they are none, or it fails on them.
         """
         if len(obs) == 0:
             raise ValueError(f"'{self._uri}' got no observations. Expected at least one.")
-        return in_parts(self._run, obs.cpu().numpy().astype(self._dtype), self._num_numbers)
+        numbers = obs.cpu().numpy()
+        with np.errstate(invalid="ignore"):
+            inputs = numbers.astype(self._dtype)
+        if self.takes_bytes and (wrong := numbers[inputs != numbers]).size:
+            raise ValueError(f"'{self._uri}' takes bytes, integers from 0 to 255, and got {wrong[0]:.6g}.")
+        return in_parts(self._run, inputs, self._num_numbers)
 
     def _run(self, obs: np.ndarray) -> np.ndarray:
         if self._num_numbers and len(obs) not in self._checked:

@@ -175,7 +175,7 @@ def _activation(network: Mapping[str, Any], shown: str, *, is_needed: bool) -> s
         got = f"has activation='{activation:.100}'" if activation else "does not name the activation between its layers"
         raise ValueError(
             f"it has the linear layers {shown}, but its description {got}. Expected one of {', '.join(ELEMENTWISE)}: "
-            "{'activation': 'relu'}"
+            "{'activation': 'relu'}. A network with others can be loaded in Python: Teacher.from_callable()"
         )
     return activation
 

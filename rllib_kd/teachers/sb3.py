@@ -57,7 +57,7 @@ def load_sb3(
     _check_policy_class(data, uri)
     policy_kwargs = _read_policy_kwargs(data, uri)
     vec_normalize = None if find_normalization is None else find_normalization(_was_normalized(data, acting))
-    with as_checkpoint_error(lambda error: f"'{uri}' has a network that does not fit: {reason(error)}"):
+    with as_checkpoint_error(lambda error: f"'{uri}' has a network that does not fit: {reason(error)}. {_LOAD_IT}"):
         check_size(observation_space)
         layers, tensors, stages, shape = read_network(weights, acting, observation_space, action_space, policy_kwargs)
         if vec_normalize is not None:

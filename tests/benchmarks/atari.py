@@ -1,16 +1,16 @@
 """What students of an Atari teacher reach with the defaults, while they learn.
 
     python tests/benchmarks/atari.py GAME TEACHER --out FOLDER [--env-steps 1800000] [--every 300000]
-        [--student rusu-net3] [--seed 0] [--games 50] [--settings '{"max_regret": 10}']
+        [--student rusu-net3 ...] [--seed 0] [--games 50] [--settings '{"max_regret": 10}']
         [--training '{"training_intensity": 8}'] [--restore FOLDER/600000] [--sticky 0.25] [--epsilon 0.005]
 
 GAME is a name such as SpaceInvaders. By default actions never stick; `--sticky` is the probability that one does, in
 training and in the games that judge. One EnvRunner labels states while the Learner learns, so that two cores are busy.
-Every so many env steps the student is saved under FOLDER; then student, teacher and a random policy play the same
-games, with seeds that no training used, and teacher and student with a share `--epsilon` of random actions. Rows are
-printed and appended to FOLDER/rows.jsonl as they come: env steps, seconds of training, return ratio, and both policies'
-mean returns with the half width of their 95 % intervals. `--restore` goes on from such a student, with a replay that is
-empty at first.
+Several students learn in one run, as a family. Every so many env steps they are saved under FOLDER; then students,
+teacher and a random policy play the same games, with seeds that no training used, and teacher and students with a share
+`--epsilon` of random actions. Rows, one of each student, are printed and appended to FOLDER/rows.jsonl as they come:
+env steps, seconds of training, return ratio, and both policies' mean returns with the half width of their 95 %
+intervals. `--restore` goes on from such a checkpoint, with a replay that is empty at first.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15: EnvRun
 import ray
 import torch
 
-from rllib_kd import DistillDQNConfig, compare, load_teacher
+from rllib_kd import DistillDQNConfig, compare_all, load_teacher
 
 FIRST_GAME_SEED = 7_000_000
+#: Arguments that rows have.
+SETTINGS = ("seed", "sticky", "epsilon", "settings", "training")
 
 
 def config_of(game: str, args: argparse.Namespace) -> DistillDQNConfig:
@@ -39,7 +41,7 @@ def config_of(game: str, args: argparse.Namespace) -> DistillDQNConfig:
         DistillDQNConfig()
         .environment(f"ALE/{game}-v5", env_config={"repeat_action_probability": args.sticky})
         .env_runners(num_env_runners=1)
-        .distillation(teacher=args.teacher, student=args.student, num_baseline_episodes=0, **args.settings)
+        .distillation(teacher=args.teacher, num_baseline_episodes=0, **students_of(args), **args.settings)
         .training(**args.training)
         .reporting(min_sample_timesteps_per_iteration=20_000)
         .debugging(seed=args.seed)
@@ -48,25 +50,36 @@ def config_of(game: str, args: argparse.Namespace) -> DistillDQNConfig:
     return config
 
 
-def judged(game: str, args: argparse.Namespace, teacher: Any, student: Any) -> dict[str, float]:
-    """How a student plays, beside its teacher."""
-    result = compare(
+def students_of(args: argparse.Namespace) -> dict[str, Any]:
+    """One student, or a family, whose members have the names of their networks."""
+    first, *others = args.student
+    return {"students": {name: name for name in args.student}} if others else {"student": first}
+
+
+def judged(game: str, args: argparse.Namespace, teacher: Any, checkpoint: Path) -> list[dict[str, Any]]:
+    """How the students of a checkpoint play, beside their teacher."""
+    family = checkpoint / "learner_group" / "learner" / "rl_module"
+    results = compare_all(
         teacher,
-        student,
+        {name: str(family / name if len(args.student) > 1 else checkpoint) for name in args.student},
         f"ALE/{game}-v5",
         num_episodes=args.games,
         seed=FIRST_GAME_SEED,
         epsilon=args.epsilon,
         env_config={"repeat_action_probability": args.sticky},
     )
-    return {
-        "return_ratio": result.return_ratio,
-        "student": result.student.return_mean,
-        "student_ci95": result.student.return_ci95,
-        "teacher": result.teacher.return_mean,
-        "teacher_ci95": result.teacher.return_ci95,
-        "q_regret_on_student_states": result.q_regret_on_student_states,
-    }
+    return [
+        {
+            "student": result.student.name,
+            "return_ratio": result.return_ratio,
+            "student_return": result.student.return_mean,
+            "student_ci95": result.student.return_ci95,
+            "teacher": result.teacher.return_mean,
+            "teacher_ci95": result.teacher.return_ci95,
+            "q_regret_on_student_states": result.q_regret_on_student_states,
+        }
+        for result in results
+    ]
 
 
 def main() -> None:
@@ -76,7 +89,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--env-steps", type=int, default=1_800_000)
     parser.add_argument("--every", type=int, default=300_000, help="env steps between the students that are judged")
-    parser.add_argument("--student", default="rusu-net3")
+    parser.add_argument("--student", nargs="+", default=["rusu-net3"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--games", type=int, default=50)
     parser.add_argument("--restore", type=Path, help="a student of an earlier run, to go on from")
@@ -102,20 +115,15 @@ def main() -> None:
             training += time.perf_counter() - began
             if env_steps < due:
                 continue
-            algo.save_to_path(str(args.out.resolve() / str(due)))
-            row: dict[str, Any] = {
-                "game": args.game,
-                "student": args.student,
-                "seed": args.seed,
-                "sticky": args.sticky,
-                "epsilon": args.epsilon,
-                "settings": args.settings,
-                "training": args.training,
-            }
-            row |= {"env_steps": env_steps, "seconds": round(training)} | judged(args.game, args, teacher, algo)
-            print(json.dumps(row), flush=True)
-            with (args.out / "rows.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            checkpoint = args.out.resolve() / str(due)
+            algo.save_to_path(str(checkpoint))
+            run = {"game": args.game} | {name: vars(args)[name] for name in SETTINGS}
+            run |= {"env_steps": env_steps, "seconds": round(training)}
+            for result in judged(args.game, args, teacher, checkpoint):
+                row = json.dumps(run | result)
+                print(row, flush=True)
+                with (args.out / "rows.jsonl").open("a") as file:
+                    file.write(row + "\n")
             due += args.every
     finally:
         algo.stop()

@@ -15,17 +15,21 @@ from rllib_kd import load_teacher
 from rllib_kd.export.export import export
 from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.pipeline import (
+    Flatten,
     Function,
+    Images,
     Normalize,
     ObservationPipeline,
     RLlibConnectors,
     SideBySide,
     StackFrames,
 )
+from rllib_kd.offline.fingerprint import agree, fingerprint, short
 from rllib_kd.offline.job import LabelJob
-from rllib_kd.offline.labelling import Labeller, fingerprint
+from rllib_kd.offline.labelling import Labeller
 from rllib_kd.offline.schema import DataError
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.ensemble import ensemble_of
 from tests.conftest import make_q_module, states
 from tests.offline.recorded import label_here, lists, read, rows, teacher, write_parquet
 
@@ -171,13 +175,43 @@ def test_a_fingerprint_is_of_all_that_makes_labels():
     ensemble = load_teacher([one, other])
     prints = [fingerprint(policy) for policy in (one, other, normalized, ranked, ensemble)]
 
-    assert all(len(text) == 64 for text in prints)
-    assert len(set(prints)) == 5
+    assert all(len(text) == 80 for text in prints)
+    assert len({text[:64] for text in prints}) == 5
     assert fingerprint(teacher()) == fingerprint(pickle.loads(pickle.dumps(one))) == prints[0]
     function = Teacher.from_callable(lambda obs: obs[:, :2], observation_space=one.input_space, action_space=ACTIONS)
     assert fingerprint(function) == ""
     layers = Teacher.from_callable(torch.nn.Linear(4, 2), observation_space=one.input_space, action_space=ACTIONS)
-    assert len(fingerprint(layers)) == 64
+    assert len(fingerprint(layers)) == 80
+
+
+def test_a_fingerprint_is_of_what_teachers_do_with_equal_weights():
+    space = gym.spaces.Box(-np.inf, np.inf, (4,))
+    weights, prints = torch.nn.Linear(4, 2), {}
+    for activation in (torch.nn.ReLU(), torch.nn.Tanh(), torch.nn.ELU(), torch.nn.ELU(2.0)):
+        layers = torch.nn.Sequential(weights, activation, torch.nn.Linear(2, 2))
+        layers[2].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        policy = Teacher.from_callable(layers, observation_space=space, action_space=ACTIONS)
+        prints[str(activation)] = fingerprint(policy)
+    members = [teacher(), teacher(seed=1)]
+    prints |= {str(each): fingerprint(ensemble_of(members, policy_temperature=each)) for each in (None, 0.1, 5.0)}
+    images = gym.spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16 * 16 * 3, 2))
+    for scaled in (True, False):
+        prints[f"scaled {scaled}"] = fingerprint(
+            Teacher.from_callable(
+                network,
+                observation_space=gym.spaces.Box(0, 255, images.shape),
+                action_space=ACTIONS,
+                pipeline=ObservationPipeline(images, (Images(images.shape, scaled=scaled),)),
+            )
+        )
+    assert len(set(prints.values())) == len(prints)
+    assert len({text[:64] for text in prints.values()}) == 3
+
+    one, other = prints["ReLU()"], prints["Tanh()"]
+    assert not agree(one, other)
+    assert agree(one, other[:64])  # an older one
+    assert short(one)[:12] == short(other)[:12] != short(one) != short(other)
 
 
 @pytest.mark.parametrize("end", ["onnx", "pt2"])
@@ -187,7 +221,7 @@ def test_programs_have_the_fingerprint_of_their_file(tmp_path, end):
         export(teacher(seed=seed), file, format=end, obs=states(8))
     one, same, other = (fingerprint(load_teacher(file, trust_checkpoint=True)) for file in (files[0], *files))
     assert one == same != other
-    assert len(one) == len(other) == 64
+    assert len(one) == len(other) == 80
 
 
 def test_a_schema_is_of_the_teacher_and_the_rows():
@@ -220,6 +254,64 @@ def test_images_of_truth_values_are_zeros_and_ones_to_networks():
         assert (labelled["obs"].dtype, labelled["obs"].max()) == (np.uint8, 255)
         np.testing.assert_allclose(labelled["teacher_q"], [[1, 1]] * 2)
     assert Labeller(teacher())({"obs": np.ones((2, 4), bool)})["obs"].tolist() == [[1] * 4] * 2
+
+
+def test_teachers_that_do_not_divide_see_truth_values_as_the_environment_shows_them():
+    shape, given = (16, 16, 3), np.ones((2, 16, 16, 3), bool)
+    flat = (Flatten(gym.spaces.Box(0, 1, shape, np.bool_)),)
+    for space, stages in ((gym.spaces.Box(-np.inf, np.inf, shape), ()), (gym.spaces.Box(0, 1, (768,)), flat)):
+        policy = Teacher.from_callable(
+            lambda obs: obs.flatten(1)[:, :2],
+            observation_space=space,
+            action_space=ACTIONS,
+            pipeline=ObservationPipeline(gym.spaces.Box(0, 1, shape, np.bool_), stages),
+        )
+        labelled = Labeller(policy)({"obs": given})
+        np.testing.assert_array_equal(labelled["teacher_q"], [[1, 1]] * 2)
+        np.testing.assert_array_equal(labelled["obs"], np.full((2, *shape), 255, np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(16, 20, 3), (4, 16, 16)])
+def test_only_flat_observations_get_another_shape(shape):
+    policy = Teacher.from_callable(
+        lambda obs: obs.flatten(1)[:, :2],
+        observation_space=gym.spaces.Box(-np.inf, np.inf, shape),
+        action_space=ACTIONS,
+    )
+    obs = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
+    flat = Labeller(policy)({"obs": obs.reshape(2, -1)})
+    np.testing.assert_array_equal(flat["obs"], obs)
+    other = obs.reshape(2, *shape[::-1])
+    with pytest.raises(DataError, match=r"has observations of the shape \[\d+, \d+, \d+\]; the teacher takes"):
+        Labeller(policy)({"obs": other})
+
+
+def test_bytes_that_became_floats_are_refused():
+    policy = Teacher.from_callable(
+        lambda obs: obs.mean((1, 2))[:, :2], observation_space=gym.spaces.Box(0, 1, (16, 16, 3)), action_space=ACTIONS
+    )
+    obs = np.ones((3, 16, 16, 3), np.float32)
+    np.testing.assert_array_equal(Labeller(policy)({"obs": obs})["teacher_q"], [[1, 1]] * 3)
+    obs[2] = 200
+    with pytest.raises(DataError, match=r"row 2: has images of floats up to 200, but the teacher takes bytes, or fl"):
+        Labeller(policy)({"obs": obs})
+    with pytest.raises(DataError, match=r"row 0: has the number 1e\+300. Expected finite numbers, that 32-bit"):
+        Labeller(teacher())({"obs": np.full((1, 4), 1e300)})
+
+
+def test_a_teacher_that_writes_into_its_inputs_leaves_observations_as_they_were():
+    def q(obs: torch.Tensor) -> torch.Tensor:
+        obs -= 1.0
+        return obs[:, :2]
+
+    space, ones = gym.spaces.Box(-np.inf, np.inf, (4,)), np.ones((2, 4), np.float32)
+    policy = Teacher.from_callable(q, observation_space=space, action_space=ACTIONS)
+    same = Teacher.from_callable(lambda obs: obs[:, :2], observation_space=space, action_space=ACTIONS)
+    labelled = Labeller(policy)({"obs": ones})
+    np.testing.assert_array_equal(labelled["obs"], np.ones((2, 4)))
+    np.testing.assert_array_equal(labelled["teacher_q"], np.zeros((2, 2)))
+    np.testing.assert_array_equal(Labeller(load_teacher([policy, same]))({"obs": ones})["teacher_q"], [[0.5, 0.5]] * 2)
+    np.testing.assert_array_equal(ones, np.ones((2, 4)))
 
 
 def test_a_teacher_that_knows_illegal_actions_itself():

@@ -130,7 +130,7 @@ def test_the_schema_names_teacher_and_environment(tmp_path, teacher):
     schema = LabelledFiles(str(tmp_path)).schema
     assert schema.env == "CartPole-v1"
     assert schema.teacher == teacher.source
-    assert len(schema.fingerprint) == 64
+    assert len(schema.fingerprint) == 80
     assert schema.recorded == (
         "actions",
         "rewards",

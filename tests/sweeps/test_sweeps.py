@@ -20,7 +20,7 @@ from rllib_kd.locks import locked
 from rllib_kd.relay import printed_warnings
 from rllib_kd.sweeps.report import summary
 from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, drawn_space, population_space, read_space
-from rllib_kd.sweeps.spec import WEIGHTS, write_spec
+from rllib_kd.sweeps.spec import WEIGHTS, check_spec, write_spec
 from rllib_kd.sweeps.trial import StudentTrial, Task, settings_of
 from tests.background import in_background
 from tests.conftest import make_q_module, ray_address
@@ -215,6 +215,9 @@ def test_a_sweep_is_resumed_with_the_teacher_that_it_began_with(tmp_path, monkey
     monkeypatch.setattr(Sweep, "_task_on_rows", lambda self, _: (setattr(self, "_rows", rows), 0.1))
     with pytest.raises(ValueError, match=r"weights of the teacher was 'of another' and is '.+'\. Resume it"):
         sweep.run(resume=True)
+    spec = sweep._spec() | {"rows": "same"}
+    write_spec(sweep.path, spec | {WEIGHTS: spec[WEIGHTS][:64]})  # as older fingerprints are
+    check_spec(sweep.path, spec)
 
 
 @pytest.mark.parametrize(

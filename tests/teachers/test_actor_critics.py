@@ -168,6 +168,22 @@ def test_real_ones_play_as_they_did(name):
     assert evaluate(path, env, num_episodes=50, seed=0).return_mean == pytest.approx(mean, abs=tolerance)
 
 
+@pytest.mark.parametrize("names", [("teacher_q",), ("teacher_q", "teacher_features")])
+def test_probabilities_are_of_legal_actions_however_likely_others_are(names):
+    network = nn.Linear(1, 3)
+    with torch.no_grad():
+        network.weight.zero_()
+        network.bias.copy_(torch.tensor([150.0, 1.0, 9.0]))
+    spaces = {"observation_space": gym.spaces.Box(-1, 1, (1,)), "action_space": gym.spaces.Discrete(3)}
+    teacher = Teacher.from_callable(network, **spaces, **LOGITS)
+    teacher.module.af = network  # whose inputs count as features
+    mask = torch.tensor([[False, True, True], [True, True, True]])
+    expected = [[-np.inf, -8.0003, -0.0003], [0.0, -87.3365, -87.3365]]
+    labels = teacher.labels(torch.zeros(2, 1), names, mask)
+    assert labels["teacher_q"].numpy() == pytest.approx(np.array(expected), abs=1e-3)
+    assert teacher.q_values(torch.zeros(2, 1), mask).numpy() == pytest.approx(np.array(expected), abs=1e-3)
+
+
 # --- CleanRL ----------------------------------------------------------------------------------------------------------
 
 

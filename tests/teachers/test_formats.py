@@ -23,13 +23,7 @@ from rllib_kd.observations.pipeline import Normalize, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, shared_teacher, states
-from tests.formats import CHECKPOINTS, frames, mlp, nature_cnn, q_values, sb3_weights, sb3_zip, serialized, to_bytes
-
-
-@torch.no_grad()
-def say(network, obs) -> np.ndarray:
-    return network(torch.as_tensor(obs).float()).numpy()
-
+from tests.formats import CHECKPOINTS, frames, mlp, nature_cnn, q_values, say, sb3_weights, sb3_zip, serialized
 
 # --- Stable-Baselines3 ------------------------------------------------------------------------------------------------
 
@@ -187,90 +181,6 @@ def test_teachers_of_others_score_what_they_should(name):
     assert np.mean(returns) == pytest.approx(mean, abs=max(0.06, 2 * std / 50**0.5))
 
 
-# --- CleanRL ----------------------------------------------------------------------------------------------------------
-
-
-def save_cleanrl(path, network, **more):
-    path.write_bytes(to_bytes({f"network.{name}": value for name, value in network.state_dict().items()} | more))
-    return path
-
-
-def test_cleanrl_mlp(tmp_path):
-    network = mlp(4, 120, 84, 2)
-    teacher = load_teacher(save_cleanrl(tmp_path / "dqn.cleanrl_model", network))
-    assert q_values(teacher, states(50)) == pytest.approx(say(network, states(50)), abs=1e-6)
-    assert teacher.model_config["fcnet_hiddens"] == [120, 84]
-
-
-@pytest.mark.parametrize(("widths", "warns"), [((120, 84), False), ((64, 64), True)])
-def test_an_activation_that_cleanrl_might_not_have_is_named(tmp_path, caplog, widths, warns):
-    load_teacher(save_cleanrl(tmp_path / "dqn.pth", mlp(4, *widths, 2, activation=nn.Tanh)))
-    assert ("with relu between its layers" in caplog.text) == warns
-    assert ('in \'dqn.json\' beside it: {"activation": "..."}' in caplog.text) == warns
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        nn.ModuleList([nn.Linear(4, 8), nn.Linear(8, 2)]),
-        nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)),
-    ],
-    ids=["a list of layers", "two layers without an activation"],
-)
-def test_layers_that_do_not_alternate_with_activations_are_not_cleanrls(tmp_path, network):
-    with pytest.raises(CheckpointError, match=r"has the layers network\.0, network\.1.*, expected every other number"):
-        load_teacher(save_cleanrl(tmp_path / "a.pth", network))
-
-
-def test_cleanrl_atari(tmp_path):
-    network, obs = nature_cnn(4, 6), frames(3)
-    teacher = load_teacher(save_cleanrl(tmp_path / "dqn_atari.cleanrl_model", network))
-    assert teacher.observation_space == gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    assert q_values(teacher, obs) == pytest.approx(say(network, obs / 255.0), abs=1e-5)
-
-
-def test_cleanrl_c51(tmp_path):
-    network, atoms = mlp(4, 16, 2 * 11), torch.linspace(-5, 7, 11)
-    weights = {f"network.{name}": value for name, value in network.state_dict().items()} | {"atoms": atoms}
-    (tmp_path / "a").write_bytes(to_bytes({"model_weights": weights, "args": {"n_atoms": 11, "seed": 1}}))
-    teacher = load_teacher(tmp_path / "a")
-    probabilities = torch.softmax(torch.as_tensor(say(network, states(20))).reshape(20, 2, 11), -1)
-    assert q_values(teacher, states(20)) == pytest.approx((probabilities * atoms).sum(-1).numpy(), abs=1e-5)
-    assert teacher.model_config["num_atoms"] == 11
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"network.8.weight": torch.ones(512), "network.8.bias": torch.ones(512)},  # a LayerNorm
-        {"network.99.bias": torch.ones(7)},
-        {"network.99.weight": torch.ones(7, 3, 2)},
-    ],
-    ids=["LayerNorm", "a bias", "a weight of another kind"],
-)
-@pytest.mark.parametrize("network", [nature_cnn(4, 3), mlp(4, 8, 2)], ids=["images", "vectors"])
-def test_weights_that_no_layer_of_cleanrl_takes_are_refused(tmp_path, network, more):
-    with pytest.raises(ValueError, match=r"does not fit|of layers that CleanRL's networks do not have|another network"):
-        load_teacher(save_cleanrl(tmp_path / "a.cleanrl_model", network, **more))
-
-
-def test_atoms_at_different_distances_are_refused(tmp_path):
-    atoms = torch.tensor([-1.0, 0.0, 50.0, 60.0, 1.0])
-    network = {f"network.{name}": value for name, value in mlp(4, 8, 10).state_dict().items()}
-    (tmp_path / "a.cleanrl_model").write_bytes(to_bytes({**network, "atoms": atoms}))
-    with pytest.raises(ValueError, match="atoms at different distances"):
-        load_teacher(tmp_path / "a.cleanrl_model")
-
-
-def test_weights_of_another_network_say_so(tmp_path):
-    (tmp_path / "a").write_bytes(to_bytes({"conv.weight": torch.ones(2, 2, 2, 2)}))
-    with pytest.raises(ValueError, match=r"conv\.weight, and only chains of linear layers.*from_callable"):
-        load_teacher(tmp_path / "a")
-    network = nn.Sequential(nn.Conv2d(4, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(10, 2))
-    with pytest.raises(ValueError, match="convolutions of the sizes"):
-        load_teacher(save_cleanrl(tmp_path / "b", network))
-
-
 # --- Files of any origin ----------------------------------------------------------------------------------------------
 
 STUDENTS = {
@@ -345,6 +255,22 @@ def test_onnx_of_other_input_types(tmp_path):
     torch.onnx.export(network, (torch.zeros(1, 4).double(),), tmp_path / "a", dynamo=False, **names)
     teacher = load_teacher(tmp_path / "a")
     assert q_values(teacher, states(20)) == pytest.approx(say(network.float(), states(20)), abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 20, 20), (20, 20, 4)], ids=["channels first", "channels last"])
+def test_onnx_of_bytes_gets_bytes(tmp_path, shape):
+    class Mean(nn.Module):
+        def forward(self, obs):
+            return obs.float().flatten(1)[:, :2]
+
+    names = {"input_names": ["state"], "output_names": ["values"], "dynamic_axes": {"state": {0: "n"}}}
+    torch.onnx.export(Mean(), (torch.zeros(1, 20, 20, 4).byte(),), tmp_path / "a", dynamo=False, **names)
+    teacher = load_teacher(tmp_path / "a")
+    assert teacher.takes(gym.spaces.Box(0, 255, shape, np.uint8))
+    obs = np.full((2, *shape), 200, np.uint8)
+    assert q_values(teacher, obs).tolist() == [[200, 200]] * 2
+    with pytest.raises(ValueError, match=r"takes bytes, integers from 0 to 255, and got 0\.5"):
+        q_values(teacher, obs * np.float32(0.0025))
 
 
 def test_torchscript_is_a_program_that_needs_trust(tmp_path):

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_kd.observations.masks import features_space
-from rllib_kd.observations.spaces import is_text, parts_of
+from rllib_kd.observations.spaces import MOST_OF_FLOATS, is_float_image, is_text, parts_of
 from rllib_kd.text import one_line
 
 MAX_ROWS = 1_024  # observations of one request
@@ -163,6 +163,9 @@ def _array(space: gym.Space, rows: Sequence[Any], where: str) -> np.ndarray:
         with np.errstate(over="ignore"):
             is_bad = ~np.isfinite(array.astype(np.float32))
         expected = "finite numbers that 32-bit floats can hold"
+        if is_float_image(space):
+            is_bad |= array > MOST_OF_FLOATS
+            expected = "numbers in [0, 1], such as bytes divided by 255"
     else:
         is_bad = (array != np.floor(array)) | (array < low) | (array >= high + 1)  # 2^63 is a float
         expected = f"integers from {int(np.min(low))} to {int(np.max(high))}"

@@ -150,6 +150,14 @@ def test_an_integer_that_is_too_large_by_one_is_refused():
         reader.read({"observations": [[2**63, 0]]})
 
 
+def test_bytes_are_no_image_of_floats():
+    reader = RequestReader(gym.spaces.Box(0, 1, (2, 2, 1)), 2)
+    (obs, _, _) = reader.read({"observations": [[[[1], [0.5]], [[0], [1]]]]})
+    assert obs.max() == 1
+    with pytest.raises(RequestError, match=r"has the number 200, expected numbers in \[0, 1\], such as bytes divided"):
+        reader.read({"observations": [[[[1], [200]], [[0], [1]]]]})
+
+
 @pytest.mark.parametrize("what", BAD_PARTS)
 def test_a_bad_part_is_named(parts_app, what):
     part, reason = BAD_PARTS[what]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from rllib_kd.algorithm.learner_checks import check_learner_class, check_learners
+from rllib_kd.algorithm.learner_checks import check_learner_class, check_learners, check_parallel_evaluation
 from rllib_kd.algorithm.object_checks import check_objects
 from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.algorithm.quantization_checks import check_quantize
@@ -365,6 +365,7 @@ _TOGETHER: tuple[Callable[[DistillationConfig], None], ...] = (
     check_restarts,
     check_classes,
     check_learners,
+    check_parallel_evaluation,
 )
 
 

@@ -1,9 +1,10 @@
-"""Checks of Learners: the user's own class, and their number."""
+"""Checks of Learners: the user's own class, their number, and who reads from them while they learn."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rllib_kd.algorithm.refused import refuse
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 
 if TYPE_CHECKING:
@@ -48,3 +49,34 @@ def check_learners(config: DistillationConfig) -> None:
             f"Each of the {config.num_learners} Learners gets the rows of different environments. Set "
             f"num_envs_per_env_runner to at least {config.num_learners}, got {config.num_envs_per_env_runner}."
         )
+
+
+def check_parallel_evaluation(config: DistillationConfig) -> None:
+    """Check that evaluations beside training get whole students: RLlib then trains in a second thread.
+
+    A remote Learner sends its weights between two updates; those of a local one can be read at any moment.
+
+    Raises:
+        ValueError: the Learner is local, or there are several students or restarts.
+    """
+    if config.in_evaluation or not config.evaluation_parallel_to_training:
+        return
+    name = "evaluation_parallel_to_training"
+    settings = (
+        (
+            "students",
+            bool(config.students),
+            f"they are evaluated one after the other, and would change in between. Set {name}=False",
+        ),
+        (
+            "restarts",
+            config.num_copies > 1,
+            f"copies are compared before each evaluation, and would change during the comparison. Set {name}=False",
+        ),
+        (
+            "num_learners",
+            config.num_learners == 0,
+            f"evaluations would read weights in the middle of an update. Set num_learners=1, or {name}=False",
+        ),
+    )
+    refuse(config, settings, lambda setting, remedy: f"{name}=True is not supported with {setting}: {remedy}.")

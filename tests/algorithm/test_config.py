@@ -217,6 +217,32 @@ def test_qdagger_is_a_weight_by_the_return_ratio():
     assert config.kd_coeff_at(1_000, 0.9) == pytest.approx(0.1)
 
 
+def evaluated_beside_training(config: DistillDQNConfig, num_learners: int = 1) -> DistillDQNConfig:
+    config.learners(num_learners=num_learners)
+    return config.evaluation(evaluation_parallel_to_training=True, evaluation_num_env_runners=1, evaluation_interval=1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda: evaluated_beside_training(valid(), 0), "`num_learners`=0: .* middle of an update. Set num_learners=1"),
+        (
+            lambda: evaluated_beside_training(valid().distillation(students={"a": "linear"})),
+            "`students`=.*: they are evaluated one after the other",
+        ),
+        (lambda: evaluated_beside_training(valid().distillation(restarts=2)), "`restarts`=2: copies are compared"),
+        (lambda: evaluated_beside_training(valid()), None),
+        (lambda: evaluated_beside_training(for_two_agents()), None),
+    ],
+)
+def test_evaluations_beside_training_need_a_remote_learner_and_one_student(config, message):
+    if message is None:
+        config().validate()
+    else:
+        with pytest.raises(ValueError, match=f"^evaluation_parallel_to_training=True is not supported with {message}"):
+            config().validate()
+
+
 def on_atari() -> DistillDQNConfig:
     return valid().environment("ALE/Pong-v5", env_config={"frameskip": 3})
 

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 #: Packages whose environments change only with their version. Others may be edited between two runs.
 _FIXED_ENVIRONMENTS = {"gymnasium": "gymnasium", "ale_py": "ale-py"}
 BASELINES = ("teacher", "random")
+_NUM_EPISODES = 10  # by default, if evaluations count env steps
 _LONG_PLAY = 120.0  # s
 
 _MAY_DIFFER = (
@@ -62,7 +63,9 @@ def play_baselines(
     """
     num_episodes = config.num_baseline_episodes
     if num_episodes is None:
-        num_episodes = config.evaluation_duration if isinstance(config.evaluation_duration, int) else 10
+        duration = config.evaluation_duration  # or "auto", in env steps
+        counts_episodes = config.evaluation_duration_unit == "episodes" and isinstance(duration, int)
+        num_episodes = duration if counts_episodes else _NUM_EPISODES
     if num_episodes == 0 or not teachers or config.env is None:
         return {}
 

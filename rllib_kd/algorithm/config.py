@@ -311,9 +311,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 no more and no wider layers than the teacher's. None (default): "convolutions" for images if that is
                 possible, otherwise "random".
             num_baseline_episodes: episodes of the greedy teacher, and of a random policy, played when the algorithm is
-                built, for `teacher_return` and `return_ratio`; ≥ 0. None (default): as many as `evaluation_duration`.
-                0: none, and no return ratio. Those that are longer than 10,000 steps, and than the environment's own
-                limit, count as they are then, with a warning.
+                built, for `teacher_return` and `return_ratio`; ≥ 0. None (default): as many as `evaluation_duration`,
+                or 10 if that is in env steps. 0: none, and no return ratio. Those that are longer than 10,000 steps,
+                and than the environment's own limit, count as they are then, with a warning.
             max_staleness: maximum policy lag of a remote EnvRunner's sample: updates that the student has made since;
                 ≥ 0. 0: EnvRunners and Learner take turns, and a seed gives one result. 1: they work at the same time,
                 but EnvRunners wait for the slowest of them. None (default): no process waits; only

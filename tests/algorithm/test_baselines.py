@@ -129,6 +129,18 @@ def test_without_a_home_nothing_is_kept(monkeypatch):
     assert cached("k", lambda: PLAYED) == PLAYED
 
 
+@pytest.mark.parametrize(
+    ("duration", "unit", "expected"),
+    [(3, "episodes", 3), (10_000, "timesteps", 10), ("auto", "episodes", 10), ("auto", "timesteps", 10)],
+)
+def test_by_default_they_are_as_many_episodes_as_an_evaluation_has(monkeypatch, duration, unit, expected):
+    monkeypatch.setattr(baselines, "check_baselines", lambda *args, **kwargs: None)
+    monkeypatch.setattr(baselines, "_play_episodes", lambda group, ids, count, *, teacher: {"left": [1.0] * count})
+    config = SimpleNamespace(num_baseline_episodes=None, env="X", is_multi_agent=True, kd_coeff=1.0)
+    config.evaluation_duration, config.evaluation_duration_unit = duration, unit
+    assert len(play_baselines(config, {"left": Teacher()}, None)["left"]["teacher"]) == expected
+
+
 # --- What is said of a teacher ----------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ before it. A state of 4 × 84 × 84 bytes takes 7 KB instead of 28.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from rllib_kd.observations.frames import CONTEXT, OBS, VALID, num_frames_of, pack, unpack
 from rllib_kd.observations.masks import MASK, NEXT_MASK
+
+logger = logging.getLogger(__name__)
 
 #: Drawn and gathered at once where that is cheaper, as sums over all priorities are.
 BATCHES_AT_ONCE = 16
@@ -274,7 +277,18 @@ class ColumnarReplay:
                 self._head = (int(state["head"]) - count) % self.capacity
             self._append(state["columns"])
         if "generator" in state:
-            self._generator.set_state(torch.tensor(state["generator"]))  # a copy: it may be read-only
+            self._continue_drawing(torch.tensor(state["generator"]))  # a copy: it may be read-only
+
+    def _continue_drawing(self, generator: Tensor) -> None:
+        """Draw from this state of a generator on, unless it is of another kind of device."""
+        if generator.shape == self._generator.get_state().shape:
+            self._generator.set_state(generator)
+        else:
+            logger.warning(
+                "The replay was saved on another kind of device than '%s', whose random numbers differ: rows are drawn "
+                "in another order than in an uninterrupted run.",
+                self.device,
+            )
 
     def _check(self, rows: Mapping[str, Tensor], count: int) -> None:
         lengths = {name: len(row) for name, row in rows.items()}

@@ -77,6 +77,17 @@ def test_state_restores_contents_and_order_of_drawing():
     assert contents(copy)["action"].tolist() == contents(replay)["action"].tolist()
 
 
+def test_a_state_of_another_device_restores_contents_alone(caplog):
+    """Generators of a GPU have states of 16 bytes."""
+    replay, copy, other = (ColumnarReplay(16, seed=seed) for seed in (3, 4, 4))
+    replay.add(rows(0, 21))
+    copy.set_state(replay.get_state() | {"generator": np.zeros(16, dtype=np.uint8)})
+    assert contents(copy)["action"].tolist() == contents(replay)["action"].tolist()
+    assert "saved on another kind of device than 'cpu'" in caplog.text
+    other.add(rows(0, 21))
+    assert torch.equal(copy.sample_indices(1, 50), other.sample_indices(1, 50))
+
+
 @pytest.mark.parametrize(("capacity", "kept"), [(10, 10), (7, 7), (20, 10)])
 def test_a_ring_of_any_capacity_takes_the_newest_rows(capacity, kept):
     full = ColumnarReplay(10, seed=0)

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 BATCHES_AT_ONCE = 16
 
 _PRIORITY = "priority"
+#: Importance weights treat lower priorities as this share of the mean.
+_LEAST_PRIORITY = 1e-4
 
 _MOST_VECTORS = 50_000  # rows
 _MOST_IMAGES = 400_000  # rows
@@ -344,7 +346,8 @@ class PrioritizedReplay(ColumnarReplay):
     def draw(self, num_batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield for each batch its rows and their importance weights, both `[batch_size]`.
 
-        As in RLlib, the weight of a row is (lowest probability / its probability)^beta: 1 at most.
+        As in RLlib, the weight of a row is (lowest probability / its probability)^beta: 1 at most. Probabilities below
+        1e-4 of the mean count as that, or a single row with an error of 0 would bring all other weights near 0.
         """
         for first in range(0, num_batches, BATCHES_AT_ONCE):
             shape = (min(BATCHES_AT_ONCE, num_batches - first), batch_size)
@@ -352,7 +355,9 @@ class PrioritizedReplay(ColumnarReplay):
             sums = priorities.cumsum(0, dtype=torch.float64)
             points = sums[-1] * torch.rand(shape, generator=self._generator, device=self.device, dtype=torch.float64)
             drawn = torch.searchsorted(sums, points, right=True).clamp_(max=len(priorities) - 1)
-            weights = (priorities.min() / priorities[drawn]) ** self._beta
+            least = (sums[-1] * (_LEAST_PRIORITY / len(priorities))).to(priorities.dtype)
+            lowest = torch.maximum(priorities.min(), least)
+            weights = (lowest / priorities[drawn]).clamp_(max=1.0) ** self._beta
             yield from zip(self._drawable[drawn], weights, strict=True)
 
     def update_priorities(self, rows: Tensor, errors: Tensor) -> None:

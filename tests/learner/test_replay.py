@@ -199,6 +199,18 @@ def test_weights_are_rllibs(beta):
     assert set(actions.tolist()) == set(range(6))
 
 
+@pytest.mark.parametrize("without_error", [1, 50])
+def test_rows_without_an_error_leave_others_their_weights(without_error):
+    replay = prioritized(1_000, alpha=1.0, beta=1.0)
+    replay.add(rows(0, 1_000))
+    errors = torch.full((1_000,), 1e-3)
+    errors[:without_error] = 0.0
+    replay.update_priorities(torch.arange(1_000), errors)
+    actions, weights = drawn(replay, 20, 100)
+    assert (actions >= without_error).all()
+    np.testing.assert_allclose(weights.numpy(), 1e-4 * (1 - without_error / 1_000), rtol=1e-4)
+
+
 def test_a_full_correction_gives_the_uniform_mean_back():
     replay = prioritized(beta=1.0)
     replay.add(rows(0, 10))

@@ -163,7 +163,7 @@ class DistillDQN(CheckpointedDQN):
             raise
         self._students = Students.of(self.learner_group)
         self._returns = StudentReturns(self._students.names)
-        self._first_weights = FirstWeights(self._teachers)
+        self._first_weights = FirstWeights(self._teachers if self.config.init != "random" else ())
         self._replay_ratio = ReplayRatio(
             rows_per_env_step=self.config.training_intensity,
             batch_size=self.config.total_train_batch_size,
@@ -224,7 +224,7 @@ class DistillDQN(CheckpointedDQN):
         # The shards of the first Learner come first.
         shards = [sample.shards[index] for index in range(max(1, self.config.num_learners)) for sample in samples]
         num_steps = self._replay_ratio.steps_due() if learns else 0
-        if self.config.init != "random" and self.num_gradient_steps == 0:
+        if not self._first_weights.is_done:
             self._first_weights.keep(map(self.config.by_group, receive_all(shards)))
             if num_steps:
                 make = partial(new_student, self.config, self.spaces)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.apis import TargetNetworkAPI
 
@@ -36,20 +35,27 @@ _AT_ONCE = 64  # images would fill the memory
 class FirstWeights:
     """The first states of each teacher, and the weights fitted to them, set before the first gradient step.
 
+    A group without states then, such as one whose agents have not acted yet, gets its weights with its first states.
+
     Args:
-        group_ids: groups of the teachers.
+        group_ids: groups that get first weights.
     """
 
     NOT_SAVED: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, group_ids: Iterable[str]):
-        self._states = {group_id: FirstStates() for group_id in group_ids}
+        self._waiting = {group_id: FirstStates() for group_id in group_ids}  # for their first weights
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether all groups have their first weights."""
+        return not self._waiting
 
     def keep(self, fragments: Iterable[Mapping[str, Mapping[str, Any]]]) -> None:
         """Add the columns of each group, of all fragments."""
         for fragment in fragments:
-            for group_id, part in fragment.items():
-                self._states[group_id].keep(part)
+            for group_id in self._waiting.keys() & fragment.keys():
+                self._waiting[group_id].keep(fragment[group_id])
 
     def set_on(
         self,
@@ -59,7 +65,7 @@ class FirstWeights:
         new_student: Callable[[str], Any],
         config: Any,
     ) -> None:
-        """Set the first weights on all Learners; EnvRunners get them from there, as after any update.
+        """Set the first weights of groups with states on all Learners; EnvRunners get them as after any update.
 
         Args:
             learner_group: Learners whose students and target networks get the weights.
@@ -73,11 +79,12 @@ class FirstWeights:
                 (`init=None`), by which such a student's weights stay random.
         """
         weights: dict[str, Weights] = {}
-        for group_id, teacher in teachers.items():
+        for group_id in [group_id for group_id, states in self._waiting.items() if states]:
+            states, teacher = self._waiting.pop(group_id), teachers[group_id]
             for name in students.of_group(group_id):
                 try:
                     with torch.random.fork_rng(devices=[]):  # of the new student, that gives its shape alone
-                        own = self._states[group_id].initial_weights(new_student(name), teacher, config)
+                        own = states.initial_weights(new_student(name), teacher, config)
                 except (ValueError, torch.linalg.LinAlgError) as error:
                     if config.init is not None:
                         raise
@@ -86,16 +93,18 @@ class FirstWeights:
                     weights |= dict.fromkeys(names_of(name, config.num_copies), own)
         if weights:
             set_first_weights(learner_group, weights, is_whole=config.init == "teacher")
-        self._states = {group_id: FirstStates() for group_id in self._states}
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
-        return {"states": {group_id: states.get_state() for group_id, states in self._states.items()}}
+        return {"waiting": {group_id: states.get_state() for group_id, states in self._waiting.items()}}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `get_state()`."""
-        for group_id, states in state["states"].items():
-            self._states[group_id].set_state(states)
+        # A version in which no group waited kept empty lists of those that had their weights.
+        saved = state["waiting"] if "waiting" in state else {name: own for name, own in state["states"].items() if own}
+        self._waiting = {group_id: states for group_id, states in self._waiting.items() if group_id in saved}
+        for group_id, states in self._waiting.items():
+            states.set_state(saved[group_id])
 
 
 def set_first_weights(learner_group: LearnerGroup, weights: Mapping[str, Weights], *, is_whole: bool) -> None:
@@ -109,12 +118,13 @@ def set_first_weights(learner_group: LearnerGroup, weights: Mapping[str, Weights
     """
 
     def start(learner: Any) -> None:
-        if is_whole:
-            learner.set_state({COMPONENT_RL_MODULE: dict(weights)})
-        else:
-            learner.give_weights(weights)
-            for group in learner.groups.values():
-                for name in weights.keys() & group.students.keys():
+        for group in learner.groups.values():
+            for name in weights.keys() & group.students.keys():
+                if is_whole:
+                    learner.module[name].set_state(weights[name])
+                    group.students[name].forget()
+                else:
+                    learner.give_weights({name: weights[name]})
                     group.students[name].training_weights = None  # as the module's: nothing was learned yet
         for name in weights:
             module = learner.module[name].unwrapped()
@@ -130,11 +140,16 @@ class FirstStates:
     def __init__(self) -> None:
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []  # observations and labels
 
+    def __bool__(self) -> bool:
+        """Return whether there are any."""
+        return bool(self._parts)
+
     def keep(self, fragment: Mapping[str, Any]) -> None:
         """Add a fragment's columns."""
         drawable = fragment.get(VALID, np.ones(len(fragment[TEACHER_Q]), dtype=bool))
         rows = np.flatnonzero(drawable & ~fragment.get(CONTEXT, np.zeros_like(drawable)))
-        self._parts.append((observations(fragment, rows), fragment[TEACHER_Q][rows]))
+        if len(rows):
+            self._parts.append((observations(fragment, rows), fragment[TEACHER_Q][rows]))
         while sum(len(obs) for obs, _ in self._parts[1:]) >= _NUM_STATES:
             del self._parts[0]
 

@@ -1,12 +1,16 @@
 """First weights from the teacher, in an algorithm."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
 from rllib_kd.algorithm.first_weights import FirstWeights
+from rllib_kd.algorithm.students import new_student
 from tests.algorithm.weights import assert_equal_weights, student_weights
 from tests.conftest import make_q_module, states
 
@@ -90,3 +94,29 @@ def test_a_student_that_sees_something_else_cannot_start_from_its_teacher(cartpo
     algo = build(config.distillation(init="teacher").training(num_steps_sampled_before_learning_starts=0))
     with pytest.raises(ValueError, match=r"need a student with the same observations as its teacher"):
         algo.train()
+
+
+def test_an_agent_that_has_not_acted_yet_gets_its_first_weights_with_its_first_states(
+    cartpole_config, build, small_teacher
+):
+    config = standing_still(cartpole_config, loss="mse").environment(MultiAgentCartPole, env_config={"num_agents": 1})
+    config.multi_agent(policies={"early", "late"}, policy_mapping_fn=lambda *args, **kwargs: "early")
+    algo = build(config.distillation(teacher=dict.fromkeys(("early", "late"), small_teacher)))
+    while algo.num_gradient_steps == 0:
+        algo.train()
+    assert not algo._first_weights.is_done
+    early = algo.learner_group._learner.groups["early"].students["early"]
+    learned = [weight.copy() for weight in early.get_state()["training_weights"]]
+    assert learned
+    q = load_teacher(small_teacher).q_values(torch.as_tensor(states(50)))
+    late = algo.learner_group._learner.module["late"].unwrapped()
+    for columns in ({"valid": np.zeros(50, dtype=bool)}, {}):  # the first ones cannot be learned from
+        sample = {"late": {"obs": states(50), "teacher_q": q.numpy(), **columns}}
+        algo._first_weights.keep([sample])
+        make = partial(new_student, algo.config, algo.spaces)
+        algo._first_weights.set_on(algo.learner_group, algo._students, algo._teachers, make, algo.config)
+        assert algo._first_weights.is_done == (not columns)
+    own_q = late.compute_q_values({"obs": torch.as_tensor(states(50, seed=9))})["qf_preds"].detach()
+    expected = load_teacher(small_teacher).q_values(torch.as_tensor(states(50, seed=9)))
+    torch.testing.assert_close(own_q, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_equal(early.get_state()["training_weights"], learned)  # nothing else has changed

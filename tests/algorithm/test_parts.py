@@ -391,7 +391,16 @@ def test_first_states_go_on_from_a_checkpoint():
     first.keep([{"default_policy": {"obs": states(8), "teacher_q": states(8)[:, :2]}}])
     again.set_state(first.get_state())
     np.testing.assert_equal(again.get_state(), first.get_state())
-    assert len(again.get_state()["states"]["default_policy"][0][0]) == 8
+    assert len(again.get_state()["waiting"]["default_policy"][0][0]) == 8
+
+
+@pytest.mark.parametrize("has_learned", [False, True])
+def test_first_states_go_on_from_a_checkpoint_of_a_version_in_which_no_group_waited(has_learned):
+    first, again = FirstWeights(["default_policy"]), FirstWeights(["default_policy"])
+    first.keep([{"default_policy": {"obs": states(8), "teacher_q": states(8)[:, :2]}}])
+    saved = [] if has_learned else first.get_state()["waiting"]["default_policy"]
+    again.set_state({"states": {"default_policy": saved}})
+    assert again.is_done == has_learned
 
 
 def test_an_algorithm_of_another_version_is_refused_before_it_is_built(tmp_path):

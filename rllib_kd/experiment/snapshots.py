@@ -8,6 +8,7 @@ them, starts over without a message (`TuneController.__init__`, ray 2.60).
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import zipfile
@@ -19,6 +20,8 @@ import pyarrow.fs
 from ray import tune
 
 from rllib_kd.checkpoints.uris import is_file, list_folder, replace_remote_file
+
+logger = logging.getLogger(__name__)
 
 SNAPSHOT = "snapshot.zip"
 _MAX_BYTES = 2**30  # of a state: some 50 KB a trial
@@ -32,14 +35,40 @@ class Snapshots(tune.Callback):
 
     def __init__(self) -> None:
         self._packed_at = 0  # modification time of the state that was packed last, ns
+        self._has_warned = False  # of storage that did not take a snapshot
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Pack the state: Tune calls this several times a second, in the thread that writes the files."""
-        if trials:
-            self._pack(trials[0].storage)
+        """Pack the state: Tune calls this several times a second, in the thread that writes the files.
+
+        Remote storage may fail for a moment: the next step tries again.
+
+        Raises:
+            OSError: a disk does not take the file.
+        """
+        if not trials:
+            return
+        storage = trials[0].storage
+        try:
+            self._pack(storage)
+        except OSError as error:
+            if storage.storage_filesystem.type_name == "local":
+                raise
+            if not self._has_warned:
+                self._has_warned = True
+                logger.warning(
+                    "%s/%s could not be written, from which the experiment is resumed after an interruption. Each "
+                    "further step tries again: %s",
+                    storage.experiment_fs_path,
+                    SNAPSHOT,
+                    error,
+                )
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Pack the last state: Tune calls this after it is written."""
+        """Pack the last state: Tune calls this after it is written.
+
+        Raises:
+            OSError: the storage does not take the file.
+        """
         if trials:
             self._pack(trials[0].storage)
 

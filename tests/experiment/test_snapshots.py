@@ -21,13 +21,30 @@ def folders(tmp_path):
     return folders
 
 
-def pack(snapshots, staged, stored):
+class Flaky:
+    """A filesystem that takes files only at times."""
+
+    def __init__(self, type_name):
+        self.type_name, self.takes = type_name, False
+
+    def open_output_stream(self, path):
+        if not self.takes:
+            raise OSError("SlowDown: please reduce your request rate")
+        return pyarrow.fs.LocalFileSystem().open_output_stream(path)
+
+    def move(self, source, target):
+        pyarrow.fs.LocalFileSystem().move(source, target)
+
+
+def trials_of(staged, stored, filesystem):
     storage = SimpleNamespace(
-        experiment_driver_staging_path=str(staged),
-        experiment_fs_path=str(stored),
-        storage_filesystem=pyarrow.fs.LocalFileSystem(),
+        experiment_driver_staging_path=str(staged), experiment_fs_path=str(stored), storage_filesystem=filesystem
     )
-    snapshots.on_step_end(iteration=1, trials=[SimpleNamespace(storage=storage)])
+    return [SimpleNamespace(storage=storage)]
+
+
+def pack(snapshots, staged, stored):
+    snapshots.on_step_end(iteration=1, trials=trials_of(staged, stored, pyarrow.fs.LocalFileSystem()))
 
 
 def write(folder, session, text):
@@ -87,6 +104,30 @@ def test_a_snapshot_that_could_not_be_written_leaves_the_last_one(folders, monke
         pack(snapshots, staged, stored)
     put_back(str(stored))
     assert all(text.endswith("1") for text in state_files(stored).values())
+
+
+def test_remote_storage_that_fails_for_a_moment_gets_the_snapshot_later(folders, caplog):
+    staged, stored = folders
+    write(staged, FIRST, "1")
+    snapshots, remote = Snapshots(), Flaky("s3")
+    trials = trials_of(staged, stored, remote)
+    for step in range(3):
+        snapshots.on_step_end(iteration=step, trials=trials)
+    assert not has_snapshot(str(stored))
+    (record,) = caplog.records
+    assert "snapshot.zip could not be written" in record.getMessage()
+    assert "SlowDown" in record.getMessage()
+    with pytest.raises(OSError, match="SlowDown"):
+        snapshots.on_experiment_end(trials=trials)
+    remote.takes = True
+    snapshots.on_step_end(iteration=3, trials=trials)
+    assert has_snapshot(str(stored))
+
+
+def test_a_disk_that_takes_no_snapshot_ends_the_experiment(folders):
+    write(folders[0], FIRST, "1")
+    with pytest.raises(OSError, match="SlowDown"):
+        Snapshots().on_step_end(iteration=0, trials=trials_of(*folders, Flaky("local")))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_MODULE_RETURN_ME
 
 from rllib_kd.evaluation.return_ratio import return_ratio
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Returns:
@@ -20,7 +23,7 @@ class Returns:
 
     teacher: float = math.nan
     random: float = math.nan
-    student: float = math.nan  # by the last evaluation
+    student: float = math.nan  # by the last evaluation in which an episode ended
 
     @property
     def ratio(self) -> float:
@@ -35,10 +38,11 @@ class StudentReturns:
         names: names of the students.
     """
 
-    NOT_SAVED: ClassVar[frozenset[str]] = frozenset()
+    NOT_SAVED: ClassVar[frozenset[str]] = frozenset({"_has_warned"})
 
     def __init__(self, names: Iterable[str]):
         self._by_student = {name: Returns() for name in names}
+        self._has_warned = False  # of an evaluation without a return
 
     def __getitem__(self, name: str) -> Returns:
         return self._by_student[name]
@@ -58,7 +62,7 @@ class StudentReturns:
             self[name].random = float(np.mean(played["random"]))
 
     def take_evaluation(self, evaluation: Mapping[str, Any], *, of: str | None = None) -> None:
-        """Take the mean returns of an evaluation; NaN if no episode ended.
+        """Take the mean returns of an evaluation; those of the last one stay if no episode ended.
 
         Args:
             evaluation: RLlib's results.
@@ -68,7 +72,16 @@ class StudentReturns:
         by_module = results.get(EPISODE_MODULE_RETURN_MEAN, {})
         for name in self if of is None else [of]:
             value = by_module.get(name, math.nan) if of is None else results.get(EPISODE_RETURN_MEAN, math.nan)
-            self[name].student = float(value)
+            if math.isfinite(value):
+                self[name].student = float(value)
+            elif math.isnan(self[name].student) and not self._has_warned:
+                self._has_warned = True
+                logger.warning(
+                    "No episode of the student '%s' ended in its first evaluation, so its return ratio is not known "
+                    "yet. (kd_coeff='qdagger' is 1 until then.) Set .evaluation(evaluation_duration=...) to more, or "
+                    "evaluation_duration_unit='episodes'.",
+                    name,
+                )
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""

@@ -272,9 +272,23 @@ def test_an_evaluation_may_be_of_one_student_or_of_all():
     assert [returns[name].student for name in returns] == [4.0, 5.0]
     returns.take_evaluation(evaluation(3.0), of="b")
     assert [returns[name].student for name in returns] == [4.0, 3.0]
+
+
+def test_an_evaluation_without_a_return_leaves_that_of_the_last_one(caplog):
+    returns = StudentReturns(["a", "b"])
+    returns.take_baselines(["a", "b"], {"teacher": [100.0], "random": [0.0]})
     for nothing in ({}, {"env_runners": {}}):
         returns.take_evaluation(nothing)
-        assert all(math.isnan(returns[name].student) for name in returns)
+        assert math.isnan(returns.ratio)
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        "No episode of the student 'a' ended in its first evaluation"
+    ]
+    returns.take_evaluation(evaluation(9.0, a=40.0, b=50.0))
+    for nothing in ({}, {"env_runners": {}}, evaluation(math.nan, a=math.nan, b=90.0)):
+        returns.take_evaluation(nothing)
+        assert returns.ratio == 0.4
+    assert returns["b"].student == 90.0
+    assert len(caplog.records) == 1
 
 
 def result_of(config, sizes, teachers):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+_ADDRESS, _MAX_DEPTH = re.compile(r" at 0x[0-9a-f]+"), 3  # of an object in its repr; of objects in objects
 
 
 def finite_or_none(value: Any) -> Any:
@@ -15,6 +19,37 @@ def finite_or_none(value: Any) -> Any:
     if isinstance(value, list):
         return [finite_or_none(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain(value: Any, *, depth: int = 0) -> Any:
+    """Return a value in JSON's terms, which are the same in every process: without addresses, in the order of names.
+
+    Args:
+        value: of any kind.
+        depth: of objects in objects; deep ones count as equal if their types do.
+    """
+    import numpy as np  # which `rllib --help` does without
+
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist(), depth=depth)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(part, depth=depth) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part, depth=depth) for part in value]
+    if isinstance(value, set | frozenset):
+        return sorted((plain(part, depth=depth) for part in value), key=repr)
+    name = getattr(value, "__qualname__", None)  # of a class or a function
+    if name is not None:
+        return f"{value.__module__}.{name}"
+    text = repr(value)
+    if not _ADDRESS.search(text):
+        return text
+    parts = vars(value) if hasattr(value, "__dict__") and depth < _MAX_DEPTH else {}
+    return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **plain(parts, depth=depth + 1)}
 
 
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
@@ -136,13 +137,17 @@ def shape_students(
     Raises:
         ValueError: the compression cannot be reached, or the teacher has no architecture that can be made narrower.
     """
-    own = config.given_model_config
+    own = _python_numbers(config.given_model_config)
+    if own:
+        config.rl_module(model_config=own)
     if config.students:
         config.students = {
-            name: _shape(config, shape, teachers, DEFAULT_MODULE_ID, spaces) for name, shape in config.students.items()
+            name: _shape(config, shape, teachers, DEFAULT_MODULE_ID, spaces)
+            for name, shape in _python_numbers(config.students).items()
         }
     elif config.student is not None:
-        config.rl_module(model_config=own | _shape(config, config.student, teachers, DEFAULT_MODULE_ID, spaces))
+        shape = _python_numbers(config.student)
+        config.rl_module(model_config=own | _shape(config, shape, teachers, DEFAULT_MODULE_ID, spaces))
     elif teachers and config.own_rl_module_spec is None and not _SHAPE_KEYS & set(own):
         size = {"compression": config.compression or DEFAULT_COMPRESSION}
         shapes = {group_id: own | _shape(config, size, teachers, group_id, spaces) for group_id in teachers}
@@ -215,6 +220,17 @@ def _shape(
         # A student that begins as a part of its teacher has that part's activation.
         keeps=DENSE_ACTIVATIONS if config.init == "teacher" else {*config.given_model_config, *given},
     )
+
+
+def _python_numbers(setting: Any) -> Any:
+    """Return a setting with Python's numbers in place of numpy's: widths are written to many files, as JSON."""
+    if isinstance(setting, np.generic | np.ndarray):
+        return setting.tolist()
+    if isinstance(setting, Mapping):
+        return {name: _python_numbers(value) for name, value in setting.items()}
+    if type(setting) in (list, tuple):
+        return type(setting)(map(_python_numbers, setting))
+    return setting
 
 
 def _inputs(config: DistillationConfig, teacher: Teacher, spaces: tuple[Any, Any] | None) -> gym.Space:

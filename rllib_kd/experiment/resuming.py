@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -21,12 +20,12 @@ from rllib_kd.experiment.locations import location
 from rllib_kd.experiment.metrics import metric_at
 from rllib_kd.teachers.names import PACKAGED_TEACHERS
 from rllib_kd.terminal import say
+from rllib_kd.text import plain
 
 _RECORD = "flags.json"  # in the experiment's folder
 _MAX_BYTES = 2**20
 #: Flags and settings that are paths.
 _PATHS = ("teacher", "--restore")
-_ADDRESS, _MAX_DEPTH = re.compile(r" at 0x[0-9a-f]+"), 3  # of an object in its repr; of objects in objects
 _resumed_with: dict[str, float] = {}  # stop criteria of this process: Tune restores the criteria that it has pickled
 
 
@@ -154,33 +153,6 @@ def check_unfinished(results: tune.ResultGrid, stop: Mapping[str, float]) -> Non
 
 
 # --- What a flag means ------------------------------------------------------------------------------------------------
-
-
-def plain(value: Any, *, depth: int = 0) -> Any:
-    """Return a value in JSON's terms, which are the same in every process: without addresses, in the order of names.
-
-    Args:
-        value: of any kind.
-        depth: of objects in objects; deep ones count as equal if their types do.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(part, depth=depth) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part, depth=depth) for part in value]
-    if isinstance(value, set | frozenset):
-        return sorted((plain(part, depth=depth) for part in value), key=repr)
-    name = getattr(value, "__qualname__", None)  # of a class or a function
-    if name is not None:
-        return f"{value.__module__}.{name}"
-    text = repr(value)
-    if not _ADDRESS.search(text):
-        return text
-    parts = vars(value) if hasattr(value, "__dict__") and depth < _MAX_DEPTH else {}
-    return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **plain(parts, depth=depth + 1)}
 
 
 def _is_same(name: str, value: Any, other: Any) -> bool:

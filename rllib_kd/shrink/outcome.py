@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 from rllib_kd.certificates.agreement import AGREEMENT, agreement_dict, note_on
 from rllib_kd.certificates.certificate import RETURN_RATIO, Certificate, Measured
 from rllib_kd.export.units import UNITS, measured_cost
-from rllib_kd.text import cell, finite_or_none, number, printable, ratio, rendered, rough_percent
+from rllib_kd.text import cell, finite_or_none, number, plain, printable, ratio, rendered, rough_percent
 
 #: The version of the layout of certificate.json.
 FORMAT = 1
@@ -196,7 +195,7 @@ class Shrunk:
             "copies": [{"size": size, _validated(self.measured): value} for size, value in self.copies],
             **self.facts,
         }
-        return json.loads(json.dumps(finite_or_none(content)))
+        return finite_or_none(plain(content))
 
 
 #: Heads of narrow columns.

@@ -24,12 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from rllib_kd.environments.own import source_digest
-from rllib_kd.experiment.resuming import differences, plain
+from rllib_kd.experiment.resuming import differences
 from rllib_kd.paths import replace_file
 from rllib_kd.shrink.outcome import CERTIFICATE
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.names import absolute_teachers
-from rllib_kd.text import one_line
+from rllib_kd.text import one_line, plain
 
 _FOLDER, _STATE = "progress", "state.json"
 #: Name of the entry of the state that shows whether somebody has changed the others.

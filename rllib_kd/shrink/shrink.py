@@ -28,7 +28,6 @@ from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
 from rllib_kd.experiment.files import with_env_config
 from rllib_kd.experiment.names import folder_word, new_name, own_folder
-from rllib_kd.experiment.resuming import plain
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.networks.trees.shape import TREE
@@ -47,7 +46,7 @@ from rllib_kd.shrink.training import reachable, training_config
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.terminal import say
-from rllib_kd.text import did_you_mean
+from rllib_kd.text import did_you_mean, plain
 
 #: With less, Ray's start and the certificate leave no time for training.
 LEAST_MINUTES = 0.5

@@ -27,7 +27,7 @@ from rllib_kd.report.drawing import (
 from rllib_kd.report.page import page, section
 from rllib_kd.sweeps.certifying import content_of
 from rllib_kd.sweeps.result import SweepResult, SweptStudent, ratio_text
-from rllib_kd.text import cell, for_html, for_spreadsheet, number, printable, rendered, rough_percent
+from rllib_kd.text import cell, for_html, for_spreadsheet, number, plain, printable, rendered, rough_percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -266,6 +266,7 @@ def _scheme(uri: str) -> str:
 
 
 def _csv(value: Any) -> str | int | float:
+    value = plain(value)
     if isinstance(value, int | float):
         return value
     return for_spreadsheet(value if isinstance(value, str) else json.dumps(value))

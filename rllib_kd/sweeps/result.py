@@ -13,7 +13,7 @@ from rllib_kd.certificates.agreement import AGREEMENT, agreement_dict, note_on
 from rllib_kd.certificates.certificate import RETURN_RATIO, Measured
 from rllib_kd.evaluation.intervals import lower_bound
 from rllib_kd.export.units import UNITS
-from rllib_kd.text import finite_or_none, printable, ratio, rough_percent
+from rllib_kd.text import finite_or_none, plain, printable, ratio, rough_percent
 
 if TYPE_CHECKING:
     from rllib_kd.certificates.certification import Tested
@@ -136,8 +136,8 @@ class SweepResult:
         return sorted(self.students, key=lambda s: (not s.finished, s.smallness, -s.return_ratio))
 
     def command(self, student: SweptStudent) -> str:
-        """Return the shell command that trains such a student."""
-        words, fixed = ["rllib", "train", "--algo", "DistillDQN"], dict(self.fixed)
+        """Return the shell command that trains such a student; settings of Python alone, such as classes, as text."""
+        words, fixed = ["rllib", "train", "--algo", "DistillDQN"], plain(self.fixed)
         if self.held_out is None:
             words += ["--env", self.env]
         if "input_" in fixed:
@@ -147,7 +147,7 @@ class SweepResult:
             ]
         for teacher in [self.teacher] if isinstance(self.teacher, str) else self.teacher:
             words += ["--teacher", teacher]
-        words += ["--config", json.dumps({**fixed, **student.settings})]
+        words += ["--config", json.dumps({**fixed, **plain(student.settings)})]
         words += ["--stop", json.dumps({"num_env_steps_sampled_lifetime": self.env_steps})]
         return shlex.join(words)
 
@@ -227,7 +227,7 @@ class SweepResult:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, for JSON; values that are not finite are None."""
+        """Return everything in JSON's terms; values that are not finite are None."""
         of_env = ("env", "teacher_return", "random_return", "num_episodes") if self.held_out is None else ()
         shared = (*of_env, "teacher", "teacher_parameters")
         content = {name: getattr(self, name) for name in (*shared, "env_steps", "note", "is_complete")}
@@ -242,7 +242,7 @@ class SweepResult:
         if self.certified is not None:
             found = self.certified[1].certificate
             content["certificate"] = found.as_dict() if self.held_out is None else agreement_dict(found)
-        return finite_or_none(content)
+        return finite_or_none(plain(content))
 
 
 def pareto_front(students: Sequence[SweptStudent]) -> list[SweptStudent]:

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow.fs
 
 from rllib_kd.checkpoints.run_names import SWEEP
-from rllib_kd.experiment.resuming import differences, is_equal, plain
+from rllib_kd.experiment.resuming import differences, is_equal
+from rllib_kd.text import plain
 
 #: Entry with the fingerprint of the teacher, which older versions did not keep.
 WEIGHTS = "weights of the teacher"

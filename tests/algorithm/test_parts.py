@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import math
 import pickle
 from types import SimpleNamespace
@@ -356,6 +357,15 @@ def test_students_are_shaped_by_their_teachers():
     assert config.compression is None
     shape_students(config, teachers)  # widths are there already
     assert config.given_model_config["fcnet_hiddens"] == [17, 17]
+
+
+@pytest.mark.parametrize("widths", [[np.int64(4)], np.array([4])], ids=["list", "array"])
+def test_widths_of_numpy_become_integers_once(widths):
+    config = DistillDQNConfig().rl_module(model_config={"fcnet_hiddens": widths})
+    config.distillation(students={"a": {"fcnet_hiddens": widths}, "b": {"head_fcnet_hiddens": widths}})
+    shape_students(config, {})
+    shapes = [config.given_model_config, *config.students.values()]
+    assert json.dumps(shapes) == '[{"fcnet_hiddens": [4]}, {"fcnet_hiddens": [4]}, {"head_fcnet_hiddens": [4]}]'
 
 
 def test_students_behind_connectors_are_sized_for_their_own_inputs():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 
 from rllib_kd import load_teacher
@@ -119,6 +120,12 @@ def test_json_has_everything(tmp_path):
 def test_numbers_that_json_lacks_are_none():
     odd = student("a", 10, math.nan)
     assert shrunk(odd, reason="Why.").to_dict()["candidates"][0]["validation_ratio"] is None
+
+
+def test_widths_of_numpy_are_written_as_numbers(tmp_path):
+    write(replace(shrunk(student("a", np.int64(10), 0.5), reason="Why."), folder=str(tmp_path)), tmp_path)
+    (one,) = json.loads((tmp_path / "certificate.json").read_text())["candidates"]
+    assert one["model_config"] == {"fcnet_hiddens": [10]}
 
 
 def test_the_page_requests_nothing_and_says_what_it_means(tmp_path):

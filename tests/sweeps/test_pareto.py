@@ -7,6 +7,7 @@ import re
 import shlex
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import scipy.stats
 
@@ -125,6 +126,27 @@ def test_a_schedule_is_described_by_its_ends(fraction, words):
 def test_the_command_has_what_all_students_share():
     words = shlex.split(result(fixed={"gamma": 0.9}).command(student(10, 1.0, lr=0.1)))
     assert json.loads(words[words.index("--config") + 1]) == {"gamma": 0.9, "lr": 0.1}
+
+
+class Mine:
+    """Callbacks, of which only the name can be written."""
+
+
+def test_settings_that_json_lacks_are_written_too(tmp_path):
+    fixed = {"env_config": {"size": np.int64(5)}, "callbacks_class": Mine, "input_": tmp_path / "rows"}
+    found = result(student(10, 1.0, 1.0, 1.0, lr=np.float32(0.5), widths=(np.int64(4),)), fixed=fixed)
+    found.write(tmp_path)
+    (row,) = csv.DictReader((tmp_path / "sweep.csv").open())
+    assert (row["lr"], row["widths"]) == ("0.5", "[4]")
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    assert content["fixed"] == {
+        "env_config": {"size": 5},
+        "callbacks_class": f"{__name__}.Mine",
+        "input_": str(tmp_path / "rows"),
+    }
+    words = shlex.split(content["command"])
+    assert words[words.index("--input") + 1] == str(tmp_path / "rows")
+    assert json.loads(words[words.index("--config") + 1])["env_config"] == {"size": 5}
 
 
 def test_what_is_written(tmp_path):

@@ -66,7 +66,14 @@ class Task:
 
 
 def measure(
-    task: Task, compression: float, seed: int, folder: Path, env_steps: int, training: Mapping[str, Any]
+    task: Task,
+    compression: float,
+    seed: int,
+    folder: Path,
+    env_steps: int,
+    training: Mapping[str, Any],
+    *,
+    num_episodes: int = NUM_EPISODES,
 ) -> dict[str, Any]:
     """Train a student beside its teacher in a folder, export it as C in integers, and return its row.
 
@@ -77,13 +84,14 @@ def measure(
         folder: of the teacher.
         env_steps: of the student.
         training: settings of `config.training()` in the place of the defaults; the row has them.
+        num_episodes: of each policy, by which they are compared.
     """
     teacher, student = str(folder / task.name), folder / f"{task.name}-{compression:g}-{seed}"
     began = time.perf_counter()
     config = task.config(seed).distillation(teacher=teacher, compression=compression).training(**training)
     train_to(config, env_steps, student)
     seconds, own = time.perf_counter() - began, dict(task.env_config)
-    played = compare(teacher, str(student), task.env, env_config=own, num_episodes=NUM_EPISODES, seed=FIRST_SEED)
+    played = compare(teacher, str(student), task.env, env_config=own, num_episodes=num_episodes, seed=FIRST_SEED)
     integers = deploy(
         str(student),
         student / "student.h",
@@ -112,6 +120,11 @@ def measure(
         "seconds": round(seconds, 1),
         **{f"{who}_returns": [round(value, 3) for value in getattr(played, who).returns] for who in _POLICIES},
     }
+
+
+def is_of(row: Mapping[str, Any], key: Mapping[str, Any], training: Mapping[str, Any], num_episodes: int) -> bool:
+    """Return whether a row has these keys, these settings and no others, and so many episodes."""
+    return row.items() >= key.items() and settings_of(row) == training and len(row["student_returns"]) == num_episodes
 
 
 def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,6 +184,7 @@ def main(
     parser.add_argument("--env-steps", type=int, default=env_steps)
     parser.add_argument("--training-intensity", type=float, help="of students, instead of the default")
     parser.add_argument("--lr", type=float, help="likewise")
+    parser.add_argument("--episodes", type=int, default=NUM_EPISODES, help="of each policy, that judge a student")
     parser.add_argument("--teacher-env-steps", type=int, default=teacher_env_steps)
     parser.add_argument("--teacher-only", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(out))
@@ -193,11 +207,11 @@ def main(
         for task in chosen:
             for compression in asked.compressions:
                 key = {"task": task.name, "compression": compression, "seed": seed, "env_steps": asked.env_steps}
-                if any(row.items() >= key.items() and settings_of(row) == training for row in rows):
+                if any(is_of(row, key, training, asked.episodes) for row in rows):
                     continue
-                row = measure(task, compression, seed, teachers, asked.env_steps, training)
+                row = measure(task, compression, seed, teachers, asked.env_steps, training, num_episodes=asked.episodes)
                 rows.append(row)
                 with asked.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print({name: value for name, value in row.items() if not name.endswith("_returns")}, flush=True)
-    print(table([row for row in rows if row["env_steps"] == asked.env_steps and settings_of(row) == training]))
+    print(table([row for row in rows if is_of(row, {"env_steps": asked.env_steps}, training, asked.episodes)]))

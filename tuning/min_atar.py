@@ -1,7 +1,8 @@
 """Students of MinAtar (Young and Tian 2019, arXiv 1903.03176): five games with chance, in pictures of 10 × 10.
 
     python tuning/min_atar.py --teachers FOLDER [GAME ...] [--seeds N] [--compressions 0.25 0.067 0.037 0.01]
-        [--env-steps N] [--training-intensity X] [--lr X] [--teacher-env-steps N] [--out docs/results/minatar.jsonl]
+        [--env-steps N] [--training-intensity X] [--lr X] [--episodes N] [--teacher-env-steps N]
+        [--out docs/results/minatar.jsonl]
 
 `pip install --no-deps minatar` (GPL; the package itself needs it nowhere). A game's teacher is trained by this
 package's TD, once, into FOLDER. Each student then learns alone, with the defaults; student, teacher and a random policy

@@ -99,6 +99,22 @@ def log_values(metrics: Any, key: str | tuple[str, ...], values: Sequence[float]
             stats.push(value)
 
 
+# --- Modules ----------------------------------------------------------------------------------------------------------
+
+#: Methods of RLlib's DQN module that make Q-values of the outputs of its encoder and its heads.
+Q_VALUE_METHODS = ("compute_q_values", "_qf_forward_helper", "compute_advantage_distribution")
+
+
+def has_default_q_values(module: Any) -> bool:
+    """Return whether a module makes Q-values of its encoder and heads as RLlib's DQN module does."""
+    from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
+
+    return isinstance(module, DefaultDQNTorchRLModule) and all(
+        getattr(type(module), name) is getattr(DefaultDQNTorchRLModule, name) and name not in vars(module)
+        for name in Q_VALUE_METHODS
+    )
+
+
 # --- Connectors, configs and callbacks --------------------------------------------------------------------------------
 
 #: Settings whose attribute of a config has another name.

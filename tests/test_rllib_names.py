@@ -18,6 +18,7 @@ from ray.rllib.algorithms import algorithm
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
+from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
 from ray.rllib.core.learner import learner_group
@@ -77,6 +78,7 @@ REACHED = {
     MetricsLogger: ("_get_key",),
     MeanStdFilter: ("_update_stats",),
     Trainable: ("_storage", "_iteration"),
+    DefaultDQNTorchRLModule: _rllib.Q_VALUE_METHODS,
 }
 #: The same in modules of Ray.
 REACHED_IN_MODULES = {

@@ -131,6 +131,9 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
             for module_id in self.config.teachers:
                 check_spaces(*spaces[module_id])
         super().make_module()
+        for module in self.module.values() if self.module is not None else ():
+            if isinstance(module, torch.nn.Module):  # not those that act by other rules
+                module.eval()
 
     def set_teacher(self, teachers: Mapping[str, Teacher]) -> None:
         """Set the teachers whose outputs are the labels, by module."""

@@ -69,11 +69,13 @@ class StudentsEnvRunner(ExplainingEnvRunner):
         members = self.config.members
         if not members:
             super().make_module()
+            if self.module is not None:
+                self.module.eval()  # dropout and batch norm act as in evaluations
             return
         self.family = self.config.get_multi_rl_module_spec(spaces=self.get_spaces(), inference_only=True).build()
         assert self.family is not None
         for module in self.family.values():
-            module.to(self._device)
+            module.to(self._device).eval()
         self.let_act(next(iter(members)))
 
     def let_act(self, name: str, weights: Weights | None = None) -> None:

@@ -88,9 +88,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         """Create one optimizer for each student, or one for each stack of students."""
         for group_id, module_ids in self.config.student_groups(self.module.keys()).items():
             modules = {module_id: self.module[module_id].unwrapped() for module_id in module_ids}
-            for module in modules.values():
-                check_has_q_values(module)
             config = self.config.get_config_for_module(module_ids[0])
+            for module in modules.values():
+                check_has_q_values(module, uses_td=config.uses_td)
             learners: list[Student | StackedStudents] = []
             own_loss = not self._overrides_loss
             kinds = kinds_of(modules, config)
@@ -392,7 +392,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         moves = self._target_updates(group, num_steps, env_steps) if group.config.uses_td else [False] * num_steps
         sums: list[dict[str, Tensor]] = [{} for _ in group.learners]  # of each loss term, `[members]`
         with group.entered():
-            # A loss of the user's own may change the labels of its batch.
+            # A loss of the user's own gets no columns that it does not know.
             more = (lambda _: {}) if self._overrides_loss else objective.target_columns
             batches = group.batches(num_steps, uses_td=uses_td, more=more)
             own_loss = partial(self._own_loss, objective) if self._overrides_loss else None
@@ -414,13 +414,14 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     def _own_loss(
         self, objective: Objective, learner: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
     ) -> Loss:
-        """Return the loss of a subclass that overrides it."""
+        """Return the loss of a subclass that overrides it, and may write into its batch, which all students share."""
+        own = {name: column.clone() for name, column in batch.items()}
         total = self.compute_loss_for_module(
-            module_id=learner.name, config=objective.config, batch=batch, fwd_out=fwd_out
+            module_id=learner.name, config=objective.config, batch=own, fwd_out=fwd_out
         )
         with torch.no_grad():
-            own = objective(learner, batch, fwd_out)
-        return Loss(total, own.terms | {self.TOTAL_LOSS_KEY: total.detach()}, own.errors)
+            ours = objective(learner, batch, fwd_out)
+        return Loss(total, ours.terms | {self.TOTAL_LOSS_KEY: total.detach()}, ours.errors)
 
     def _take_step(self, learner: Student | StackedStudents, config: Any) -> None:
         assert learner.optimizer is not None  # it has one, or is a member of a stack

@@ -11,19 +11,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
 from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import nn
 
+from rllib_kd import _rllib
 from rllib_kd.learner.label_statistics import QScale
-from rllib_kd.networks.parts import heads_of, last_linear
+from rllib_kd.networks.parts import heads_of, is_chain, is_plain_linear, last_linear, leaves_of
 
 
 def has_scalable_head(module: RLModule) -> bool:
-    """Return whether the last layer can be rescaled: it learns, in RLlib's module of one output for each action."""
-    if not isinstance(module, DefaultDQNRLModule) or module.num_atoms != 1:
+    """Return whether the last layer can be rescaled: it learns, in RLlib's module of one output for each action.
+
+    Not in modules whose Q-values are computed in another way: what is behind the last layer is unknown.
+    """
+    if not _rllib.has_default_q_values(module) or module.num_atoms != 1:
         return False
-    return all(param.requires_grad for layer in _heads(module) for param in (layer.weight, layer.bias))
+    layers = [leaves_of(head)[-1] for head in heads_of(module)]
+    if not all(map(is_chain, heads_of(module))) or not all(map(is_plain_linear, layers)):
+        return False
+    return all(param.requires_grad for layer in layers for param in layer.parameters())
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
 from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_TARGET_NEXT_PREDS
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.apis import QNetAPI
+from ray.rllib.core.rl_module.apis import QNetAPI, TargetNetworkAPI
 from torch import Tensor, nn
 
 from rllib_kd.learner.label_statistics import QScale
@@ -65,7 +65,7 @@ class Student:
             check_can_round(module, name)
         self.name = name
         self.own_states = own_states
-        self.module = module
+        self.module = module.eval()
         self.optimizer = optimizer
         self.regret_coeff = regret_coeff or None  # None: the KL alone
         self.params: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -121,6 +121,7 @@ class Student:
             self.unrounded = [param.detach().clone() for param in self.params]
             round_linears(linears_of(self.module), input_mean=None if self.obs_scale is None else self.obs_scale.mean)
         self.scale, self.obs_scale, self._starts_normalized = None, None, False
+        self.module.eval()  # as it acts and is measured
 
     @property
     def input_scale(self) -> Tensor | None:
@@ -263,16 +264,21 @@ class Student:
         return self.feature_map(self._features[:count].float())
 
 
-def check_has_q_values(module: Any) -> None:
+def check_has_q_values(module: Any, *, uses_td: bool = False) -> None:
     """Check that a module can be a student.
 
     Raises:
-        ValueError: it has no Q-values.
+        ValueError: it has no Q-values, or no target networks, which TD needs.
     """
     if not isinstance(module, QNetAPI):
         raise ValueError(
             f"The student must have Q-values, but {type(module).__name__} has no compute_q_values(). "
             "Use RLlib's DQN module, or one that implements QNetAPI."
+        )
+    if uses_td and not isinstance(module, TargetNetworkAPI):
+        raise ValueError(
+            f"TD (td_coeff) needs target networks, but {type(module).__name__} has no forward_target(). Use RLlib's "
+            "DQN module, or one that implements TargetNetworkAPI, too; or set td_coeff=0."
         )
 
 
@@ -302,11 +308,16 @@ def make_student(
         optimizer,
         normalizes=config.loss in VALUE_LOSSES and config.normalize_q_values and has_labels,
         normalizes_obs=config.normalize_observations and has_labels and own_loss and not config.uses_td,
-        averages=config.weight_averaging > 0.0 and not config.uses_td,
+        averages=config.weight_averaging > 0.0 and not config.uses_td and not has_running_statistics(modules[name]),
         regret_coeff=config.regret_coeff_of(name),
         rounds=config.quantize is not None,
         own_states=_own_states(modules, config, name) if ACTING in config.state_columns else None,
     )
+
+
+def has_running_statistics(module: Any) -> bool:
+    """Return whether a module has batch norm: its statistics are of the weights that learn, and not of an average."""
+    return any(getattr(part, "track_running_stats", False) for part in module.modules())
 
 
 def _own_states(modules: Mapping[str, Any], config: Any, name: str) -> OwnStates:

@@ -18,11 +18,11 @@ from ray.rllib.core.models.torch.encoder import TorchMLPEncoder
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.utils.annotations import override
-from torch import nn
 
+from rllib_kd import _rllib
 from rllib_kd.networks.mixed import MixedDQNCatalog
 from rllib_kd.networks.mixed_space import MixedBox
-from rllib_kd.networks.parts import heads_of, leaves_of
+from rllib_kd.networks.parts import heads_of, is_chain, is_plain_linear, leaves_of
 from rllib_kd.networks.recurrent import USE_LSTM, catalog_of
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.trees.shape import TREE
@@ -132,15 +132,15 @@ def support_of(module: Any) -> Support | None:
     return Support(module.v_min, module.v_max, num_atoms) if num_atoms > 1 else None
 
 
-def first_linears(module: Any) -> list[nn.Linear]:
-    """Return the layers that take the observation, if it is a vector and all are linear with a bias; else none."""
+def first_linears(module: Any) -> list[Any]:
+    """Return the layers that take the observation, if it is a vector and all are linear with a bias; else none.
+
+    None of modules whose Q-values are computed in another way than RLlib's: what is before the first layer is unknown.
+    """
     space, encoder = module.observation_space, getattr(module, "encoder", None)
-    is_known = isinstance(module, DefaultDQNTorchRLModule) and isinstance(encoder, (FlattenEncoder, TorchMLPEncoder))
+    is_known = _rllib.has_default_q_values(module) and type(encoder) in (FlattenEncoder, TorchMLPEncoder)
     if not is_known or not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         return []
-    parts: list[Any] = [encoder]
-    if isinstance(encoder, FlattenEncoder):
-        parts = heads_of(module)
+    parts: list[Any] = heads_of(module) if isinstance(encoder, FlattenEncoder) else [encoder]
     layers = [leaves_of(part)[0] for part in parts]
-    linears = [layer for layer in layers if isinstance(layer, nn.Linear) and layer.bias is not None]
-    return linears if len(linears) == len(layers) else []
+    return layers if all(map(is_chain, parts)) and all(map(is_plain_linear, layers)) else []

@@ -23,3 +23,7 @@ class MixedBox(gym.spaces.Box):
     def __init__(self, size: int, images: Sequence[tuple[int, ...]]):
         super().__init__(-np.inf, np.inf, (size,), np.float32)
         self.images = tuple(images)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the other space has equal images at equal places, too."""
+        return isinstance(other, MixedBox) and self.images == other.images and super().__eq__(other)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ray.rllib.core.models.torch.encoder import TorchMLPEncoder
+from ray.rllib.core.models.torch.heads import TorchMLPHead
+from ray.rllib.core.models.torch.primitives import TorchMLP
 from torch import nn
+
+#: Parts that pass their input from one of their own parts to the next.
+_CHAINS = (nn.Sequential, TorchMLP, TorchMLPEncoder, TorchMLPHead)
 
 
 def heads_of(module: Any) -> list[nn.Module]:
@@ -15,6 +21,21 @@ def heads_of(module: Any) -> list[nn.Module]:
 def leaves_of(part: nn.Module) -> list[nn.Module]:
     """Return the parts of a part that have none themselves, in order: the layers, where they follow one another."""
     return [leaf for leaf in part.modules() if not list(leaf.children())]
+
+
+def is_chain(network: nn.Module) -> bool:
+    """Return whether its `leaves_of()` follow one another, and nothing else is done."""
+    return all(map(_passes_on, network.modules()))
+
+
+def _passes_on(part: nn.Module) -> bool:
+    """Return whether a part does what its class does, and if it has parts, calls them one after the other."""
+    return "forward" not in vars(part) and (type(part) in _CHAINS or not list(part.children()))
+
+
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Return whether a layer is linear, with a bias, and has weights of its own, which nothing computes."""
+    return type(layer) is nn.Linear and {"weight", "bias"} <= dict(layer.named_parameters(recurse=False)).keys()
 
 
 def last_linear(head: nn.Module) -> nn.Linear:

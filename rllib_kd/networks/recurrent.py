@@ -17,7 +17,8 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.utils.annotations import override
 from torch import Tensor, nn
 
-from rllib_kd.networks.parts import leaves_of
+from rllib_kd import _rllib
+from rllib_kd.networks.parts import is_chain, is_plain_linear, leaves_of
 
 #: Keys of a model config: RLlib's switch of an LSTM, its size, and the kind of the layer, by RLlib's name in
 #: `RecurrentEncoderConfig`.
@@ -74,15 +75,15 @@ def first_layers(module: Any) -> list[Any]:
     That is the first linear layer of an MLP before the recurrent layer, or the recurrent layer's own matrix.
     """
     layer = recurrent_layer(module)
-    if layer is None or not is_vector(module.observation_space):
+    if layer is None or not is_vector(module.observation_space) or not _rllib.has_default_q_values(module):
         return []
     tokenizer = module.encoder.tokenizer
     if tokenizer is None:
         return [SimpleNamespace(weight=layer.weight_ih_l0, bias=layer.bias_ih_l0)]
-    if not isinstance(tokenizer, TorchMLPEncoder):
+    if type(tokenizer) is not TorchMLPEncoder or not is_chain(tokenizer):
         return []
     first = leaves_of(tokenizer)[0]
-    return [first] if isinstance(first, nn.Linear) and first.bias is not None else []
+    return [first] if is_plain_linear(first) else []
 
 
 def run_sequences(module: Any, obs: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -118,7 +119,9 @@ class PlainPass:
         if recurrent_layer(module) is None or not is_vector(module.observation_space) or module.uses_dueling:
             return None
         has_hooks = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
-        is_known = module.encoder.tokenizer is None or isinstance(module.encoder.tokenizer, TorchMLPEncoder)
+        tokenizer = module.encoder.tokenizer
+        is_known = tokenizer is None or (type(tokenizer) is TorchMLPEncoder and is_chain(tokenizer))
+        is_known = is_known and is_chain(module.af) and _rllib.has_default_q_values(module)
         return cls(module) if is_known and not has_hooks and module.num_atoms == 1 else None
 
     def __call__(self, obs: Tensor, state: Mapping[str, Tensor], places: Tensor) -> Tensor:

@@ -13,13 +13,10 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import torch
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
-from ray.rllib.core.models.torch.encoder import TorchMLPEncoder
-from ray.rllib.core.models.torch.heads import TorchMLPHead
-from ray.rllib.core.models.torch.primitives import TorchMLP
 from torch import Tensor, nn
 
 from rllib_kd.networks.dqn_module import FlattenEncoder
-from rllib_kd.networks.parts import heads_of, leaves_of
+from rllib_kd.networks.parts import heads_of, is_chain, is_plain_linear, leaves_of
 
 #: Activations that are 0 at 0.
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
@@ -28,9 +25,6 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.SiLU: nn.functional.silu,
     nn.ELU: nn.functional.elu,
 }
-
-#: Parts that pass the observation from one of their own parts to the next.
-_CHAINS = (nn.Sequential, TorchMLP, TorchMLPEncoder, TorchMLPHead)
 
 
 class Layers(NamedTuple):
@@ -62,21 +56,14 @@ def _is_mlp(module: Any) -> bool:
     space = module.observation_space
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         return False
-    heads = heads_of(module)
-    is_chain = all(map(_passes_on, [part for network in (module.encoder, *heads) for part in network.modules()]))
-    return is_chain and all(_alternate(_layers(module.encoder, head)) for head in heads)
-
-
-def _passes_on(part: nn.Module) -> bool:
-    """Return whether a part does what its class does, and if it has parts, calls them one after the other."""
-    return "forward" not in vars(part) and (type(part) in _CHAINS or not list(part.children()))
+    encoder, heads = module.encoder, heads_of(module)
+    return all(map(is_chain, (encoder, *heads))) and all(_alternate(_layers(encoder, head)) for head in heads)
 
 
 def _alternate(layers: Sequence[Any]) -> bool:
     """Return whether linear layers and known activations take turns, and the first and the last one are linear."""
     return len(layers) % 2 == 1 and all(
-        (type(layer) is nn.Linear and layer.bias is not None) if i % 2 == 0 else _is_known(layer)
-        for i, layer in enumerate(layers)
+        is_plain_linear(layer) if i % 2 == 0 else _is_known(layer) for i, layer in enumerate(layers)
     )
 
 

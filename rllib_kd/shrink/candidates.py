@@ -11,7 +11,7 @@ import numpy as np
 
 from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.observations.spaces import has_images, input_space
-from rllib_kd.students.sizes import activation_for
+from rllib_kd.students.sizes import PRESETS, activation_for
 from rllib_kd.teachers.base import Teacher
 
 #: Hidden layers of students of vectors. Plain MLPs of one depth and activation learn side by side, padded to one width.
@@ -96,9 +96,11 @@ def default_restarts(observation_space: gym.Space) -> int:
 def mlp(hidden: Sequence[int], activation: str | None = None) -> Size:
     """Return a plain MLP with these hidden layers; none is a linear student. None: it has `activation_for()` them."""
     if not hidden:
-        return Size("linear", "linear", {"fcnet_hiddens": []})
+        return Size("linear", "linear", dict(PRESETS["linear"]))
     name, label = "units-" + "x".join(map(str, hidden)), " × ".join(map(str, hidden)) + " units"
-    return Size(name, label, {"fcnet_hiddens": list(hidden), "fcnet_activation": activation or activation_for(hidden)})
+    activation = activation or activation_for(hidden)
+    layers = {"fcnet_hiddens": list(hidden), "fcnet_activation": activation, "head_fcnet_hiddens": []}
+    return Size(name, label, layers)
 
 
 def num_parameters(num_inputs: int, hidden: Sequence[int], num_actions: int) -> int:

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rllib_kd import _rllib
 from rllib_kd.networks.dqn_module import QF_PREDS, support_of
 from rllib_kd.networks.parts import heads_of
 from rllib_kd.students.chains import Chain, Layer, match, merged, network_of
@@ -74,7 +75,7 @@ def check(student: Any, teacher: Any) -> None:
         ValueError: one of them has another architecture than RLlib's DQN module; or as `initialize()`.
     """
     for who, module in (("student", student), ("teacher", teacher)):
-        if not all(hasattr(module, name) for name in ("encoder", "af", "uses_dueling", "num_atoms")):
+        if not _rllib.has_default_q_values(module):
             raise ValueError(
                 f"init='teacher' needs a {who} with RLlib's DQN architecture, but it is a {type(module).__name__}. "
                 "Leave init at 'random'."

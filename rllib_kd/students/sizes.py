@@ -49,7 +49,7 @@ def _nature_cnn(channels: Sequence[int], units: int) -> dict[str, Any]:
 #: Model configs by name: Q-values that are linear in the observation, and the networks of Rusu et al. 2015, arXiv
 #: 1511.06295. With the 18 actions of a joystick these have 1,693,362, 427,874, 113,346 and 61,954 parameters.
 PRESETS: dict[str, dict[str, Any]] = {
-    "linear": {"fcnet_hiddens": []},
+    "linear": {"conv_filters": None, "fcnet_hiddens": [], "head_fcnet_hiddens": []},
     "rusu-teacher": _nature_cnn((32, 64, 64), 512),
     "rusu-net1": _nature_cnn((16, 32, 32), 256),
     "rusu-net2": _nature_cnn((16, 16, 16), 128),

@@ -94,6 +94,12 @@ def test_files_hold_them(name, tmp_path):
     assert np.ptp(expected.numpy(), axis=0).min() > 5e-3
 
 
+def test_spaces_with_images_at_other_places_are_not_equal():
+    assert MixedBox(257, [(0, 16, 16, 1)]) == MixedBox(257, [(0, 16, 16, 1)])
+    assert MixedBox(257, [(0, 16, 16, 1)]) != MixedBox(257, [(1, 16, 16, 1)])
+    assert MixedBox(257, [(0, 16, 16, 1)]) != gym.spaces.Box(-np.inf, np.inf, (257,))
+
+
 @pytest.mark.parametrize("shape", [(16, 16, 1), (20, 17, 3), (84, 84, 4), (160, 210, 3)])
 def test_any_size_has_convolutions(shape):
     space = MixedBox(int(np.prod(shape)) + 1, [(1, *shape)])

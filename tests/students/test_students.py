@@ -4,6 +4,7 @@ import pytest
 import torch
 from ray.rllib.models.utils import get_filter_config
 
+from rllib_kd.algorithm.students import shape_students
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
 from rllib_kd.networks.dqn_module import count_parameters, student_module_spec
@@ -117,6 +118,15 @@ def test_the_linear_student_is_linear_in_the_observation(space):
         atol=1e-5,
         rtol=1e-5,
     )
+
+
+def test_a_linear_member_of_a_family_is_linear_whatever_layers_others_share(cartpole_config):
+    config = cartpole_config.rl_module(model_config={"head_fcnet_hiddens": [32]})
+    config.distillation(student=None, students={"linear": "linear", "s4": {"fcnet_hiddens": [4]}})
+    config.validate()
+    shape_students(config, {})
+    modules = config.get_multi_rl_module_spec(spaces={"default_policy": (CARTPOLE_OBS, CARTPOLE_ACTIONS)}).build()
+    assert {name: count_parameters(modules[name]) for name in ("linear", "s4")} == {"linear": 10, "s4": 246}
 
 
 @pytest.mark.parametrize("dueling", [False, True])

@@ -66,6 +66,7 @@ class Student:
         self.name = name
         self.own_states = own_states
         self.module = module.eval()
+        self._has_modes = PlainMLP.of(module) is None  # such as dropout, in training
         self.optimizer = optimizer
         self.regret_coeff = regret_coeff or None  # None: the KL alone
         self.params: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -91,7 +92,8 @@ class Student:
 
     def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
         """Put the weights that learn into the module."""
-        self.module.train()
+        if self._has_modes:
+            self.module.train()
         if self.unrounded is not None:
             copy_into(self.params, self.unrounded)
             self.unrounded = None
@@ -121,7 +123,8 @@ class Student:
             self.unrounded = [param.detach().clone() for param in self.params]
             round_linears(linears_of(self.module), input_mean=None if self.obs_scale is None else self.obs_scale.mean)
         self.scale, self.obs_scale, self._starts_normalized = None, None, False
-        self.module.eval()  # as it acts and is measured
+        if self._has_modes:
+            self.module.eval()  # as it acts and is measured
 
     @property
     def input_scale(self) -> Tensor | None:

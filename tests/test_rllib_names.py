@@ -98,9 +98,10 @@ REACHED_IN_MODULES = {
     ray_constants: ("OBJECT_STORE_MINIMUM_MEMORY_BYTES",),
     internal_kv: tuple(f"_internal_kv_{name}" for name in ("initialized", "list", "get", "put", "exists", "del")),
 }
-#: Private names of other packages: named tuples, Python, PyTorch.
+#: Private names of other packages: named tuples, Python, gymnasium (of time limits), PyTorch.
 OF_OTHERS = (
     *("_asdict", "_make", "_replace", "_exit", "_Unpickler"),
+    "_max_episode_steps",
     *("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
     *("_foreach_add_", "_foreach_lerp_", "_foreach_mul_", "_foreach_norm", "_fused_adam_"),
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_post_accumulate_grad_hooks"),

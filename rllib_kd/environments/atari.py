@@ -10,8 +10,9 @@ episode, and unclipped rewards. The config of the environment, keyword arguments
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -90,6 +91,24 @@ def make_vector(game: str, num_envs: int, **config: Any) -> gym.vector.VectorEnv
     num_threads = min(num_envs, os.cpu_count() or 1)
     config = VECTOR_DEFAULTS | single_config(config) | {"num_threads": num_threads}
     return _OneSeedEach(gym.make_vec(game, num_envs, vectorization_mode="vector_entry_point", **config))
+
+
+def time_limit(spec: Any, layers: Iterable[Any]) -> int | None:
+    """Return after how many steps a game ends an episode; None if it does not, or if it is no game.
+
+    ALE counts frames, of which a step takes as many as the environment and its preprocessing repeat an action for.
+
+    Args:
+        spec: gymnasium's spec of the environment or vector env, with its arguments.
+        layers: the environment and what it wraps.
+    """
+    frames = spec.kwargs.get("max_num_frames_per_episode")
+    skipped = spec.kwargs.get("frameskip", 1)  # or the least and the most
+    per_step = skipped if isinstance(skipped, int) else skipped[0]
+    for layer in layers:
+        if isinstance(layer, gym.wrappers.AtariPreprocessing):
+            per_step *= layer.frame_skip
+    return math.ceil(frames / per_step) if frames else None
 
 
 class _OneSeedEach(gym.vector.VectorWrapper):

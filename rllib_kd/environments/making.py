@@ -6,7 +6,7 @@ import copy
 import importlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -71,7 +71,19 @@ def time_limit_of(envs: Any) -> int | None:
     """Return after how many steps an environment, or each of a vector env, ends an episode; None if that is unknown."""
     unwrapped = envs.unwrapped
     env = unwrapped.envs[0] if hasattr(unwrapped, "envs") else envs
-    return None if env.spec is None else env.spec.max_episode_steps
+    stack = list(layers(env))
+    # Only gymnasium's own environments have a spec: a class or function may set its limit by this wrapper alone.
+    limits = [layer._max_episode_steps for layer in stack if isinstance(layer, gym.wrappers.TimeLimit)]
+    if limits or env.spec is None:
+        return min(limits, default=None)
+    return env.spec.max_episode_steps or atari.time_limit(env.spec, stack)
+
+
+def layers(env: Any) -> Iterator[Any]:
+    """Yield an environment or vector env, and what it wraps, from the outside in."""
+    while env is not None:
+        yield env
+        env = getattr(env, "__dict__", {}).get("env")
 
 
 def close(envs: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, compare, load_teacher
 from rllib_kd.environments import atari
-from rllib_kd.environments.making import env_maker
+from rllib_kd.environments.making import env_maker, time_limit_of
 from rllib_kd.evaluation.playing import play
 from rllib_kd.learner.group import DISTILLATION_COLUMNS
 from rllib_kd.networks.dqn_module import count_parameters
@@ -86,6 +86,21 @@ def test_episodes_of_a_game_are_the_same_in_any_number_of_environments():
     assert [play(make_env, ByWhatIsSeen(), [seed])[0][0] for seed in seeds] == played
     assert len(set(side_by_side.first[: len(seeds)])) > 1  # seeds start the game in other places
     assert len(set(played)) > 1
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({}, 27_000),
+        ({"frameskip": 1}, 108_000),
+        ({"frameskip": 3, "max_num_frames_per_episode": 800}, 267),
+    ],
+)
+def test_a_game_has_a_limit_in_steps(config, limit):
+    """ALE's is in frames, and gymnasium has none."""
+    make_env = env_maker("ALE/Pong-v5", config)
+    assert time_limit_of(make_env.vector(2)) == time_limit_of(make_env()) == limit
+    assert time_limit_of(gym.make("ALE/Pong-v5", **config)) == limit
 
 
 def test_a_game_that_is_shown_is_played_alone():

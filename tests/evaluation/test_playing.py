@@ -105,6 +105,13 @@ class Endless(gym.Env):
         return np.zeros(1, np.float32), 1.0, False, False, {}
 
 
+class Limited(gym.Wrapper):
+    """An environment that gymnasium does not make: it has no spec. The limit is below another wrapper."""
+
+    def __init__(self, config=None):
+        super().__init__(gym.wrappers.TimeLimit(gym.wrappers.TimeLimit(Endless(), 9), 12))
+
+
 gym.register("Long-v0", Endless, max_episode_steps=9)
 
 
@@ -116,7 +123,7 @@ def test_an_episode_without_an_end_names_the_environment(monkeypatch):
         play(Endless, RandomActions(2, seed=0), [0])
 
 
-@pytest.mark.parametrize("make_env", [lambda: gym.make("Long-v0"), env_maker("Long-v0")])
+@pytest.mark.parametrize("make_env", [lambda: gym.make("Long-v0"), env_maker("Long-v0"), env_maker(Limited)])
 def test_an_episode_may_be_as_long_as_its_environment_says(monkeypatch, make_env):
     monkeypatch.setattr("rllib_kd.evaluation.playing._MAX_EPISODE_STEPS", 5)
     assert play(make_env, RandomActions(2, seed=0), [0, 1])[0] == [9.0, 9.0]

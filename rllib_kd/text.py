@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,11 +47,17 @@ def plain(value: Any, *, depth: int = 0) -> Any:
     name = getattr(value, "__qualname__", None)  # of a class or a function
     if name is not None:
         return f"{value.__module__}.{name}"
-    text = repr(value)
+    with np.printoptions(threshold=sys.maxsize):  # or of large arrays in it, numpy shows the ends alone
+        text = repr(value)
     if not _ADDRESS.search(text):
         return text
     parts = vars(value) if hasattr(value, "__dict__") and depth < _MAX_DEPTH else {}
     return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **plain(parts, depth=depth + 1)}
+
+
+def stable_text(value: Any) -> str:
+    """Return a text that is equal for equal values, in every process: `plain()` as JSON, sorted by names."""
+    return json.dumps(plain(value), sort_keys=True)
 
 
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"

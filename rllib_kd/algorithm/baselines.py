@@ -28,7 +28,7 @@ from rllib_kd.environments.own import is_registered_with_tune
 from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean
 from rllib_kd.paths import replace_file
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.text import number
+from rllib_kd.text import number, stable_text
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
@@ -196,14 +196,19 @@ def baseline_key(teacher: Teacher, env: Any, env_config: Mapping[str, Any], sett
     """
     if not isinstance(env, str) or env not in gym.registry or is_registered_with_tune(env):
         return None
-    package = str(gym.registry[env].entry_point).split(".")[0]
-    if package not in _FIXED_ENVIRONMENTS:
+    spec = gym.registry[env]
+    package, *others = (
+        str(entry_point).split(".")[0]
+        for entry_point in (spec.entry_point, *(wrapper.entry_point for wrapper in spec.additional_wrappers))
+    )
+    if not {package, *others} <= _FIXED_ENVIRONMENTS.keys():
         return None
     state = {name: value for name, value in teacher.get_state().items() if name not in ("source", "trained_return")}
     # Versions without masks of legal actions had other random policies, others cut all episodes after 10,000 steps, or
     # played the same episodes in several EnvRunners.
     rules = ("masks", "time limits", "seeds", version(_FIXED_ENVIRONMENTS[package]))
-    parts = (state, env, sorted(env_config.items()), tuple(settings), rules)
+    # The user may register a name again, with another time limit or other arguments.
+    parts = (state, stable_text(vars(spec)), sorted(env_config.items()), tuple(settings), rules)
     try:
         return hashlib.sha256(ray.cloudpickle.dumps(parts)).hexdigest()[:32]
     except Exception:  # what does not pickle is not kept

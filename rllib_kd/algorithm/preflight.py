@@ -35,7 +35,7 @@ from rllib_kd.evaluation.playing import taken_apart
 from rllib_kd.observations.masks import LegalActions, check_mask_space, features_space, has_mask
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, is_byte_image, same_space
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.text import one_line
+from rllib_kd.text import one_line, stable_text
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,9 @@ def check_evaluation_environment(config: AlgorithmConfig, spaces: tuple[gym.Spac
     if not (config.evaluation_interval or config.evaluation_num_env_runners):
         return
     evaluation = config.get_evaluation_config_object()
-    if evaluation is None or (evaluation.env, evaluation.env_config) == (config.env, config.env_config):
+    if evaluation is None:
+        return
+    if evaluation.env == config.env and stable_text(evaluation.env_config) == stable_text(config.env_config):
         return
     there = spaces_known_here(evaluation)
     if there is None or _rllib.has_env_to_module(config) or _rllib.has_env_to_module(evaluation):

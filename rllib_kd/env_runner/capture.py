@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from gymnasium.envs.registration import EnvSpec
 from ray import cloudpickle
 
 from rllib_kd import _rllib
+from rllib_kd.environments.making import layers
 from rllib_kd.random_state import policy_generator
+from rllib_kd.text import plain, stable_text
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +45,12 @@ def put_back_sampling(env_runner: Any, state: bytes) -> None:
     """Continue from `capture_sampling()`; if that fails, with new episodes."""
     try:
         captured = _Unpickler(state, _spec(env_runner.env)).load()
-        if captured["setting"] != _setting(env_runner):
-            raise ValueError(f"they were {captured['setting']}, and are {_setting(env_runner)}")
+        before, now = plain(captured["setting"]), _setting(env_runner)
+        if stable_text(before) != stable_text(now):
+            raise ValueError(f"they were {before}, and are {now}")
         if "env" in captured:
             _with_state(captured["env"])  # earlier versions saved what has none
-            for layer, attributes in zip(_layers(env_runner.env), captured["env"], strict=True):
+            for layer, attributes in zip(layers(env_runner.env), captured["env"], strict=True):
                 vars(layer).update(attributes)
         vars(env_runner).update(captured["runner"])
     except Exception as error:  # another config, or another version of the environment's package
@@ -116,14 +119,14 @@ def _spec(env: Any) -> EnvSpec | None:
 
 
 def _setting(env_runner: Any) -> dict[str, Any]:
-    """Return the values that must be equal for environments to continue."""
+    """Return the values that must be equal for environments to continue, in JSON's terms."""
     env = env_runner.config.env
     return {
         # A class that is pickled by value has another module and qualified name where it arrives.
         "env": env.__name__ if isinstance(env, type) else str(env),
-        "env_config": dict(env_runner.config.env_config),
+        "env_config": plain(env_runner.config.env_config),  # arrays and objects without __eq__ cannot be compared
         "num_envs": env_runner.num_envs,
-        "layers": [type(layer).__qualname__ for layer in _layers(env_runner.env)],
+        "layers": [type(layer).__qualname__ for layer in layers(env_runner.env)],
     }
 
 
@@ -133,10 +136,4 @@ def _attributes(env_runner: Any, names: Iterable[str]) -> dict[str, Any]:
 
 def _env_state(env: Any) -> list[dict[str, Any]]:
     """Return the attributes of a vector env and of its wrappers: restoring sets them, and keeps the objects."""
-    return [{k: v for k, v in vars(layer).items() if k not in ("env", "env_fns", "spec")} for layer in _layers(env)]
-
-
-def _layers(env: Any) -> Iterator[Any]:
-    while env is not None:
-        yield env
-        env = vars(env).get("env")
+    return [{k: v for k, v in vars(layer).items() if k not in ("env", "env_fns", "spec")} for layer in layers(env)]

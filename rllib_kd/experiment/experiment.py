@@ -47,7 +47,7 @@ from rllib_kd.offline.labelled_files import absolute_uris
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.names import absolute_teachers, is_described
 from rllib_kd.terminal import say
-from rllib_kd.text import did_you_mean
+from rllib_kd.text import did_you_mean, stable_text
 
 
 @dataclass
@@ -222,7 +222,8 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
     teachers: dict[str, Any] = {}
     tried: set[str] = set()
     for config in configs:
-        place = repr((config.env, config.env_config))
+        # Of large arrays, repr() shows the ends alone; without repr(), functions of the same name would be equal.
+        place = repr((config.env, config.env_config)) + stable_text(config.env_config)
         if place not in spaces:
             spaces[place] = known_spaces(config)
         _flatten_observations(config, spaces[place])

@@ -59,10 +59,35 @@ def test_keys():
     assert None not in (key, *others)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_episode_steps": 100},
+        {"kwargs": {"sutton_barto_reward": True}},
+        {"entry_point": "gymnasium.envs.classic_control.cartpole:CartPoleEnv"},
+        {"additional_wrappers": (gym.wrappers.ClipReward.wrapper_spec(min_reward=0.0),)},
+        {"order_enforce": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_name_that_is_registered_otherwise_is_another_environment(monkeypatch, change):
+    def key(**change):
+        settings = {"entry_point": "gymnasium.envs.classic_control:CartPoleEnv", "max_episode_steps": 1_000, **change}
+        monkeypatch.setitem(gym.registry, "Cart-v9", gym.envs.registration.EnvSpec("Cart-v9", **settings))
+        return baseline_key(teacher, "Cart-v9", {}, ())
+
+    teacher = Teacher(make_q_module())
+    assert key() == key() != key(**change)
+    assert key(**change) is not None
+
+
 def test_environments_that_may_be_edited_are_not_kept(monkeypatch):
     teacher = Teacher(make_q_module())
+    own_wrapper = gym.envs.registration.WrapperSpec("Own", "own:Wrapper", kwargs={})
+    wrapped = {"entry_point": "gymnasium.envs.classic_control:CartPoleEnv", "additional_wrappers": (own_wrapper,)}
+    monkeypatch.setitem(gym.registry, "Wrapped-v0", gym.envs.registration.EnvSpec("Wrapped-v0", **wrapped))
     monkeypatch.setitem(gym.registry, "Own-v0", gym.envs.registration.EnvSpec("Own-v0", entry_point="own:Env"))
-    for env in (lambda config: None, "registered with Tune", "Own-v0"):
+    for env in (lambda config: None, "registered with Tune", "Own-v0", "Wrapped-v0"):
         assert baseline_key(teacher, env, {}, ()) is None
     assert baseline_key(teacher, "CartPole-v1", {"f": (i for i in ())}, ()) is None  # does not pickle
 

@@ -90,6 +90,18 @@ def test_what_cannot_be_made_here_may_be_made_on_other_nodes(no_ray, monkeypatch
         valid().env_runners(num_env_runners=1).build_algo()
 
 
+def test_evaluations_in_the_environment_of_the_training_are_known_by_any_config():
+    """Two arrays cannot be compared by ==, which returns an array."""
+    config = valid().evaluation(evaluation_interval=1)
+    env_config = {"heights": np.zeros(3), "object": object()}
+    spaces = gym.make("CartPole-v1").observation_space, gym.spaces.Discrete(2)
+    config.environment("CartPole-v1", env_config=env_config)  # which cannot be made with it
+    checks.check_evaluation_environment(config, spaces)
+    config.evaluation(evaluation_config={"env_config": {**env_config, "heights": np.ones(3)}})
+    with pytest.raises(ValueError, match="'CartPole-v1' cannot be made"):
+        checks.check_evaluation_environment(config, spaces)
+
+
 class Mine(gym.Env):
     """Must not be made before EnvRunners do it."""
 

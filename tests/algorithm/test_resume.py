@@ -138,6 +138,29 @@ def test_a_new_process_goes_on_bit_by_bit(runs, name):
     assert_same(straight[name], resumed[name])
 
 
+class Mapped(CartPoleEnv):
+    """Its config has what cannot be compared: an array, a function, and an object that is equal to none."""
+
+    def __init__(self, config):
+        super().__init__()
+
+
+def test_a_config_with_arrays_functions_and_objects_has_not_changed(build, caplog):
+    def made(first):
+        heights = np.arange(first, first + 2_000)
+        env_config = {"heights": heights, "reward": lambda height: height, "object": Mapped(None), "nan": float("nan")}
+        return build(resumable_config().environment(Mapped, env_config=env_config)).env_runner
+
+    runner, same, other = made(0), made(0), made(1)
+    runner.sample_columns(teacher_fraction=1.0, epsilon=0.0, names=["obs"], num_shards=1)
+    state = capture.capture_sampling(runner)
+    capture.put_back_sampling(same, state)
+    assert not same._needs_initial_reset
+    assert "do not fit" not in caplog.text
+    capture.put_back_sampling(other, state)
+    assert "do not fit" in caplog.text
+
+
 # --- What cannot go on bit by bit -------------------------------------------------------------------------------------
 
 

@@ -3,12 +3,14 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 
 from rllib_kd import DistillDQNConfig
+from rllib_kd.experiment import experiment
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.files import parse_settings, read_experiment
 from rllib_kd.experiment.locations import location
@@ -22,6 +24,18 @@ def test_flags_change_a_config_and_leave_it_as_it_was():
     assert isinstance(space, AlgorithmConfig)
     assert (space.loss, space.compression) == ("mse", 0.5)
     assert (config.loss, config.compression) == ("kl", None)
+
+
+def test_environments_that_differ_in_the_middle_of_a_large_array_are_each_looked_at(monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(experiment, "known_spaces", lambda config: looked_at.append(config.env_config))
+    monkeypatch.setattr(experiment, "try_out", lambda config: None)
+    configs = [
+        DQNConfig().environment("CartPole-v1", env_config={"heights": np.arange(2_000) == place})
+        for place in (1_000, 1_001, 1_000)
+    ]
+    experiment._checked_teachers(configs)
+    assert len(looked_at) == 2
 
 
 def test_search_spaces_of_a_config_and_of_settings_meet():

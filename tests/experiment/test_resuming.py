@@ -201,6 +201,8 @@ class Thing:
         (math.inf, -math.inf),
         (np.array([0.5, math.nan]), np.array([0.5, 1.0])),
         (np.float64(0.5), np.float64(0.6)),
+        (np.arange(2_000) == 1_000, np.arange(2_000) == 1_001),
+        (slice(np.arange(2_000) == 1_000), slice(np.arange(2_000) == 1_001)),  # an object that shows it
         (1, 2.0),
         ({("a", 1): 2}, {("a", 2): 2}),
         (print, len),

@@ -167,6 +167,14 @@ def test_readme_is_short_and_links_the_page_on_security():
     assert "(SECURITY.md)" in text
 
 
+def test_texts_are_in_utf_8_whatever_the_locale_is():
+    for path in PACKAGE.rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        texts = [call for call in calls if getattr(call.func, "attr", None) in ("read_text", "write_text")]
+        assert [ast.unparse(call) for call in texts if "encoding" not in {each.arg for each in call.keywords}] == []
+        assert "text=True" not in path.read_text(), path  # of subprocesses
+
+
 def test_an_installed_package_has_all_its_files():
     tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]

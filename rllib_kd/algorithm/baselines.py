@@ -171,7 +171,7 @@ def cached(key: str | None, measure: Callable[[], Played]) -> Played:
 def _read(path: Path) -> Played | None:
     """Return what `cached()` has written; None if the file is missing, incomplete, or not of this kind."""
     try:
-        played = json.loads(path.read_text()) if path.is_file() else None
+        played = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
     is_whole = isinstance(played, dict) and played.keys() == set(BASELINES) and all(map(_are_returns, played.values()))

@@ -21,7 +21,7 @@ MODULES = "learner_group/learner/rl_module"
 def write_manifest(folder: Path) -> None:
     """Write the manifest of a checkpoint that is complete, and in whose folder nothing else lies."""
     sizes = {name: (folder / name).stat().st_size for name in files_below(folder)}
-    (folder / MANIFEST).write_text(json.dumps({"files": sizes}))
+    (folder / MANIFEST).write_text(json.dumps({"files": sizes}), encoding="utf-8")
 
 
 def parse_manifest(content: bytes, *, present: Container[str]) -> Mapping[str, int] | None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: command and flags; None: those of this process, which is nothing but this command, and may be forked.
     """
     this_process_is_a_command(arguments is None)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # tables have characters that Latin-1 lacks
     arguments = sys.argv[1:] if arguments is None else arguments
     atexit.register(gc.freeze)  # or the interpreter looks through a million objects, and needs a second to end
     try:
@@ -72,7 +75,8 @@ def _ending_on_signals() -> Iterator[None]:
 
     def end(signum: int, frame: FrameType | None) -> None:
         if not received:
-            typer.echo("error: interrupted", err=True)
+            with suppress(RuntimeError, OSError, ValueError):  # stderr may be a pipe whose reader has ended, or in use
+                typer.echo("error: interrupted", err=True)
         received.append(signum)
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):

@@ -151,7 +151,7 @@ def evaluate(
     if out is not None:
         content = {"env": where.name, "env_config": where.config_as_json(), "seed": seed, "epsilon": epsilon}
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content | {"returns": report.returns}, indent=1) + "\n")
+        out.write_text(json.dumps(content | {"returns": report.returns}, indent=1) + "\n", encoding="utf-8")
 
 
 # Longer than other functions: typer reads the flags from its signature.

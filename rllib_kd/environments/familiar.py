@@ -41,7 +41,7 @@ def record(name: str) -> None:
         return
     with contextlib.suppress(OSError):  # a home that is read-only: checkpoints need --env then
         record_path().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(record_path(), "a", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        with open(record_path(), "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(f"{name}\n")
 
 

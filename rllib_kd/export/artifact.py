@@ -120,7 +120,7 @@ def _measured(script: str, *arguments: str) -> Any:
     """Run a script of the runners in a new process, on one thread; return what it prints as JSON."""
     path = Path(__file__).parent / "runners" / script
     command = [sys.executable, str(path), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | _SINGLE_THREAD)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=os.environ | _SINGLE_THREAD)
     if done.returncode:
         raise ProgramFailedError(f"The process that measures {arguments}", done.stderr)
     return json.loads(done.stdout.splitlines()[-1])

@@ -177,7 +177,7 @@ def _c_code(
     path: str, values: Mapping[str, str], *, has_mask: bool, is_recurrent: bool, size: int
 ) -> list[tuple[str, str]]:
     """Return code for a header, for its program and for its runner; `size`: numbers of an observation."""
-    prefix = header_field(Path(path).read_text(), "Prefix")
+    prefix = header_field(Path(path).read_text(encoding="utf-8"), "Prefix")
     state = (
         {"STATE": _C_STATE, "GIVEN": "&state, observation"} if is_recurrent else {"STATE": "", "GIVEN": "observation"}
     )

@@ -159,7 +159,7 @@ def _is_whole() -> bool:
     names = []
     for thread in os.listdir("/proc/self/task"):
         with suppress(OSError):  # it has ended since
-            names.append(Path(f"/proc/self/task/{thread}/comm").read_text().strip())
+            names.append(Path(f"/proc/self/task/{thread}/comm").read_text(encoding="utf-8").strip())
     return len(names) - names.count(_OF_JEMALLOC) == 1
 
 
@@ -200,7 +200,7 @@ def _become(wanted: dict[str, Any], environment: dict[str, str], files: list[int
         resource.setrlimit(getattr(resource, name), limits)
     os.sched_setaffinity(0, wanted["cpus"])
     os.setpriority(os.PRIO_PROCESS, 0, wanted["niceness"])
-    with open("/proc/self/oom_score_adj", "w") as score:
+    with open("/proc/self/oom_score_adj", "w", encoding="utf-8") as score:
         score.write(wanted["oom_score"])
     os.umask(wanted["umask"])
     os.chdir(wanted["folder"])

@@ -47,7 +47,7 @@ def _this_process() -> dict[str, object]:
     """Return what the fork takes from this process."""
     import resource  # here: Windows has none, and forking.py imports this file everywhere
 
-    with open("/proc/self/oom_score_adj") as file:
+    with open("/proc/self/oom_score_adj", encoding="utf-8") as file:
         oom_score = file.read()
     limits = [name for name in dir(resource) if name.startswith("RLIMIT_")]
     umask = os.umask(0)

@@ -213,6 +213,20 @@ def test_signals_before_training_end_in_one_line(tmp_path, number):
     assert (output, error) == ("", "error: interrupted\n")
 
 
+def test_characters_that_the_encoding_of_stdout_lacks_are_replaced():
+    code = "import rllib_kd.cli.main as c; c.app = lambda *a, **k: c.echo('a \u2020 \u2192 b'); c.main(['x'])"
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert (done.stdout, done.stderr, done.returncode) == (b"a ? ? b\n", b"", 0)
+
+
+def test_a_signal_ends_the_command_also_if_nobody_reads_its_stderr(monkeypatch):
+    monkeypatch.setattr("typer.echo", lambda *args, **kwargs: os.write(-1, b""))
+    with pytest.raises(SystemExit) as raised, _ending_on_signals():
+        signal.raise_signal(signal.SIGTERM)
+    assert raised.value.code == 1
+
+
 class SignalledWhereAllIsIgnored:
     """Python ignores what is raised here, as in hooks of os.fork()."""
 

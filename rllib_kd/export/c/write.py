@@ -102,13 +102,13 @@ def write_c(
     """
     name, main = checked_header_name(file), main_path(file)
     network = c_network(*describe(student), input_shape(student), prefix=prefix, int8_obs=int8_obs)
-    file.write_text(network.header)
+    file.write_text(network.header, encoding="utf-8")
     needs_math = "#include <math.h>" in network.header
     is_recurrent = bool(c_runner.state_sizes(network.header))
     text = main_program(
         header_name=name, main_name=main.name, prefix=prefix, needs_math=needs_math, is_recurrent=is_recurrent
     )
-    main.write_text(text)
+    main.write_text(text, encoding="utf-8")
     return network.integers
 
 

@@ -166,7 +166,7 @@ def build(source: Path, out: Path, *options: str) -> None:
     done = subprocess.run(
         [*command, *FLAGS, *options, str(source), "-o", str(out), *(() if "-c" in options else ("-lm",))],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     if done.returncode:
         raise ValueError(f"The C compiler '{command[0]}' failed for '{source.name}':\n{done.stderr[-2000:]}")
@@ -181,7 +181,7 @@ class CNetwork:
     """
 
     def __init__(self, path: str, *options: str):
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
         prefix = header_field(text, "Prefix")
         self.num_actions = int(_macro(text, prefix, "NUM_ACTIONS"))
         self.size = int(_macro(text, prefix, "OBSERVATION_SIZE"))
@@ -193,9 +193,9 @@ class CNetwork:
 
     def _built(self, code: str) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "network.h").write_text(self._text)
+            (Path(folder) / "network.h").write_text(self._text, encoding="utf-8")
             source = Path(folder) / "library.c"
-            source.write_text(with_prefix(code, self._prefix))
+            source.write_text(with_prefix(code, self._prefix), encoding="utf-8")
             build(source, Path(folder) / "library.so", "-O2", "-shared", "-fPIC", *self._options)
             return ctypes.CDLL(str(Path(folder) / "library.so"))
 
@@ -323,15 +323,15 @@ def section_bytes(path: str) -> tuple[int, int] | None:
     """
     if shutil.which("size") is None:
         return None
-    text = Path(path).read_text()
+    text = Path(path).read_text(encoding="utf-8")
     prefix, policy = header_field(text, "Prefix"), _RECURRENT_POLICY if state_sizes(text) else _POLICY
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(path, Path(folder) / "network.h")
         source, out = Path(folder) / "policy.c", Path(folder) / "policy.o"
-        source.write_text(with_prefix(policy, prefix))
+        source.write_text(with_prefix(policy, prefix), encoding="utf-8")
         # As on a device: without tables for debuggers and exceptions.
         build(source, out, "-Os", "-c", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables")
-        done = subprocess.run(["size", "-A", str(out)], capture_output=True, text=True)
+        done = subprocess.run(["size", "-A", str(out)], capture_output=True, encoding="utf-8")
     sections = re.findall(r"^\.(text|rodata|data|bss)\S*\s+(\d+)", done.stdout, re.MULTILINE)
     if done.returncode or not sections:
         return None

@@ -25,7 +25,7 @@ def peak_memory_bytes() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         # Not getrusage: on Linux its ru_maxrss starts at the memory of the process that started this one.
-        for line in status.read_text().splitlines():
+        for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

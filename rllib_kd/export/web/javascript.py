@@ -50,7 +50,7 @@ class PageStudent:
         self._process: subprocess.Popen[str] | None = None
         if (program := node()) is not None:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            self._process = subprocess.Popen([program, "-e", _DRIVER], text=True, **pipes)
+            self._process = subprocess.Popen([program, "-e", _DRIVER], encoding="utf-8", **pipes)
             self._send({"code": student_code_of(text), "network": self._network})
 
     def __enter__(self) -> PageStudent:

@@ -17,7 +17,10 @@ _MAX_BYTES, _MAX_LINE = 2**20, 10_000  # of the record, and characters of a line
 
 
 def record_path() -> Path:
-    """Return the file: a line for each environment, by its whole name, and for each config that it was trained with."""
+    """Return the file: a line for each environment, by its whole name, and for each config that it was trained with.
+
+    The path is relative if the home folder is unknown. The file is then neither read nor written.
+    """
     state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return Path(state) / "rllib_kd" / "environments"
 
@@ -39,6 +42,8 @@ def record(name: str) -> None:
     """
     if _rllib.is_worker_process() or not name.isprintable() or len(name) > _MAX_LINE or is_familiar(name):
         return
+    if not record_path().is_absolute():
+        return
     with contextlib.suppress(OSError):  # a home that is read-only: checkpoints need --env then
         record_path().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(record_path(), "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
@@ -46,6 +51,8 @@ def record(name: str) -> None:
 
 
 def _recorded() -> frozenset[str]:
+    if not record_path().is_absolute():
+        return frozenset()
     try:
         with record_path().open("rb") as file:
             if os.fstat(file.fileno()).st_uid != os.getuid():  # another user's file

@@ -47,10 +47,17 @@ class OwnName:
     Args:
         imports: files and modules, in their order; at least one.
         name: id, registered name, class or function.
+
+    Raises:
+        ValueError: the path of a file has a comma.
     """
 
     imports: tuple[str, ...]
     name: str
+
+    def __post_init__(self) -> None:
+        for each in self.imports:
+            _check_has_no_comma(each)
 
     def __str__(self) -> str:
         return f"{','.join(self.imports)}:{self.name}"
@@ -65,7 +72,7 @@ def parsed(env: Any) -> OwnName | None:
     """Return the parts of a name with a colon, with absolute paths; None for any other environment.
 
     Raises:
-        ValueError: it is a file without a colon and a name, or a part is empty.
+        ValueError: it is a file without a colon and a name, a part is empty, or the path of a file has a comma.
     """
     if not isinstance(env, str):
         return None
@@ -74,10 +81,20 @@ def parsed(env: Any) -> OwnName | None:
         if env.endswith(".py"):
             raise ValueError(f"'{env}' is a file. Name the environment in it, too: {env}:Name.")
         return None
+    if os.path.isfile(os.path.expanduser(imports)):
+        _check_has_no_comma(imports)
     parts = [part.strip() for part in imports.split(",")]
     if not name.strip() or not all(parts):
         raise ValueError(f"'{env}' lacks a part. Expected path/to/file.py:Name or module:Name.")
     return OwnName(tuple(map(absolute, parts)), name.strip())
+
+
+def _check_has_no_comma(path: str) -> None:
+    if "," in path:
+        raise ValueError(
+            f"The path '{path}' has a comma, which separates imports in the name of an environment. Move or rename the "
+            "file or folder."
+        )
 
 
 def short_name(env: Any) -> str:
@@ -232,10 +249,10 @@ class OwnEnvironment:
         return {"_own": self._own, "_sources": _sources_of(self._own), "_pickled": pickled}
 
 
-def source_digest(env: Any) -> str:
-    """Return a text that is equal for equal sources of an environment of the user's own; empty for any other one."""
+def source_digests(env: Any) -> dict[str, str]:
+    """Return a digest of each file of an environment of the user's own, by path; none for any other environment."""
     own = parsed(env)
-    return "" if own is None else _sources_of(own).digest()
+    return {} if own is None else _sources_of(own).digests()
 
 
 def _sources_of(own: OwnName) -> Sources:

@@ -58,9 +58,13 @@ class Sources:
             )
         return cls(files)
 
-    def digest(self) -> str:
-        """Return a text that is equal for equal files; empty without files."""
-        return hashlib.sha256(repr(self.files).encode()).hexdigest()[:16] if self.files else ""
+    def digests(self) -> dict[str, str]:
+        """Return for each file, by its path, a text that is equal for equal content."""
+        return {
+            os.path.join(folder, name): hashlib.sha256(content).hexdigest()[:16]
+            for folder, files in self.files.items()
+            for name, content in files.items()
+        }
 
     def provide(self) -> None:
         """Write those files that this machine lacks, or has with another content, to a temporary folder, once."""

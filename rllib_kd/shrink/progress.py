@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from rllib_kd.environments.own import source_digest
+from rllib_kd.environments.own import source_digests
 from rllib_kd.experiment.resuming import differences
 from rllib_kd.paths import replace_file
 from rllib_kd.shrink.outcome import CERTIFICATE
@@ -34,6 +34,7 @@ from rllib_kd.text import one_line, plain
 _FOLDER, _STATE = "progress", "state.json"
 #: Name of the entry of the state that shows whether somebody has changed the others.
 _DIGEST = "sha256"
+_SOURCE = "source of "  # before the path of a file of the environment, as the name of an option
 _PACKAGES = ("rllib-kd", "ray", "torch", "gymnasium", "numpy")
 
 
@@ -166,9 +167,9 @@ def options_of(asked: Any) -> dict[str, Any]:
     """Return the options of a `Shrink` as JSON, without its folder; with the versions of packages and environment."""
     values = {field.name: getattr(asked, field.name) for field in fields(asked) if field.name != "out"}
     values["teacher"] = _named(asked.teacher)
-    source = {"source of the environment": digest} if (digest := source_digest(asked.env)) else {}
+    sources = {f"{_SOURCE}{path}": digest for path, digest in source_digests(asked.env).items()}
     own_versions = {f"version of {name}": value for name, value in versions().items()}
-    return {**{name: plain(value) for name, value in values.items()}, **source, **own_versions}
+    return {**{name: plain(value) for name, value in values.items()}, **sources, **own_versions}
 
 
 def versions() -> dict[str, str]:
@@ -182,7 +183,9 @@ def check_unchanged(folder: Path, began_with: Mapping[str, Any], now: Mapping[st
     Raises:
         ValueError: one differs; the message has both values of each.
     """
-    if words := differences(began_with, now):
+    # A process may have loaded further modules, which stand in the same folder and are not the environment's.
+    shared = {name: value for name, value in now.items() if name in began_with or not name.startswith(_SOURCE)}
+    if words := differences(began_with, shared):
         raise ValueError(
             f"The run in '{folder}' can only be resumed as it began, or its certificate would not hold: {words}. Leave "
             "these options out, or start a new run in another folder."

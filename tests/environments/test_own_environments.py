@@ -101,6 +101,17 @@ def test_errors_name_the_remedy(files, env, message):
     assert not familiar.record_path().exists()
 
 
+@pytest.mark.parametrize("env", ["{}/corridor.py:Corridor", "corridor.py:Corridor", "corridor:Corridor"])
+def test_a_folder_with_a_comma_is_refused(files, monkeypatch, env):
+    """A checkpoint would name two other files."""
+    folder = files.with_name("gates, corridors")
+    shutil.copytree(files, folder)
+    monkeypatch.chdir(folder)
+    for command in (settled, DistillDQNConfig().environment, given_environment):
+        with pytest.raises(ValueError, match=r"'.*/gates, corridors/corridor\.py' has a comma, .* Move or rename"):
+            command(env.format(folder))
+
+
 # --- --import ---------------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +148,17 @@ def test_a_record_that_cannot_be_written_is_left_out(files, monkeypatch, home):
     monkeypatch.setenv("XDG_STATE_HOME", home)
     assert settled("corridor.py:Corridor") == f"{files}/corridor.py:Corridor"
     assert not familiar.is_familiar(f"{files}/corridor.py:Corridor")
+
+
+def test_without_a_home_nothing_is_recorded_in_the_working_folder(files, monkeypatch):
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert settled("corridor.py:Corridor") == f"{files}/corridor.py:Corridor"
+    assert not (files / "~").exists()
+    record = files / familiar.record_path()
+    record.parent.mkdir(parents=True)
+    record.write_text("CartPole-v1")  # which may have come with the folder
+    assert not familiar.is_familiar("CartPole-v1")
 
 
 def test_a_sweep_is_named_after_the_class(files):

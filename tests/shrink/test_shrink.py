@@ -2,6 +2,8 @@
 
 import json
 import signal
+import sys
+from importlib import import_module
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -188,7 +190,23 @@ def test_an_environment_whose_file_has_changed_is_refused(refused, tmp_path):
     Progress(tmp_path).write({"options": options_of(shrink)})
     check_unchanged(tmp_path, options_of(shrink), Progress(tmp_path).read()["options"])
     (tmp_path / "lane_rules.py").write_text("PRICE = 2.0")
-    assert "source of the environment was " in refused("shrink", "--resume", "--out", str(tmp_path))
+    error = refused("shrink", "--resume", "--out", str(tmp_path))
+    assert f"source of {tmp_path}/lane_rules.py was " in error
+    assert "lane.py" not in error
+
+
+def test_modules_that_another_process_has_loaded_beside_the_environment_are_no_part_of_it(own_folder):
+    for name, text in (("lane.py", CORRIDOR), ("plots.py", ""), ("tables.py", "")):
+        (own_folder / name).write_text(text)
+    shrink = Shrink("cartpole", f"{own_folder}/lane.py:Corridor")
+    import_module("plots")
+    began_with = options_of(shrink)
+    del sys.modules["plots"]
+    import_module("tables")
+    check_unchanged(own_folder, began_with, options_of(shrink))
+    (own_folder / "lane.py").write_text(f"{CORRIDOR}\n")
+    with pytest.raises(ValueError, match=r"source of .*lane\.py was '"):
+        check_unchanged(own_folder, began_with, options_of(shrink))
 
 
 def test_a_run_with_the_default_networks_of_another_version_is_refused(tmp_path):

@@ -6,7 +6,8 @@
 Each seed is a run of `rllib shrink`. Its student, the teacher and a random policy then play the same 5,000 seeds, by
 which nothing was chosen and nothing was tested. A certificate is wrong if the upper end of the 95 % interval of
 d = s − keep·t − (1 − keep)·r is below zero. A row is appended to FOLDER/rows.jsonl as soon as it is measured; a seed
-that has a row is not run again, and a run that was interrupted is resumed. At most 5 % of certificates should be wrong.
+that has a row with the same settings is not run again, and a run that was interrupted is resumed. At most 5 % of
+certificates should be wrong.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.paths import replace_file
 from rllib_kd.shrink.outcome import CERTIFICATE, Shrunk
 from rllib_kd.shrink.progress import Progress
+from rllib_kd.shrink.shrink import DEFAULT_MINUTES
 
 NUM_EPISODES = 5_000
 FIRST_SEED = 1_400_000_000  # far below validation (1,500,000,000) and certificates (from 1,750,000,000)
@@ -39,17 +41,19 @@ def main() -> None:
     parser.add_argument("--env", required=True)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--seeds", type=int, default=20, help="how many runs, with seeds from 0")
-    parser.add_argument("--minutes", type=float, help="of each run (default: 10)")
-    parser.add_argument("--env-steps", type=int, help="of training, instead: on a machine that others use")
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument("--minutes", type=float, default=DEFAULT_MINUTES, help="of each run (default: 10)")
+    limit.add_argument("--env-steps", type=int, help="of training, instead: on a machine that others use")
     parser.add_argument("--keep", type=float, default=0.97)
     parser.add_argument("--csv", type=Path, help="table of all rows in the folder")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     rows = args.folder / "rows.jsonl"
+    # The teacher's path as it is given: files of one name in two folders are two teachers.
+    settings = {"env": args.env, "teacher": args.teacher, "keep": args.keep, **limits(args)}
     for seed in range(args.seeds):
-        limits = {name: value for name, value in (("minutes", args.minutes), ("env_steps", args.env_steps)) if value}
-        key = {"env": args.env, "teacher": Path(args.teacher).name, "keep": args.keep, "seed": seed, **limits}
-        if any(row.items() >= key.items() for row in read(rows)):
+        key = {**settings, "seed": seed}
+        if of(key, read(rows)):
             continue
         out = args.folder / "-".join(map(_in_a_name, key.values()))
         certificate = shrink(args, seed, out)
@@ -59,9 +63,19 @@ def main() -> None:
         with rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-    report(read(rows))
+    report(of(settings, read(rows)))
     if args.csv is not None:
         write_csv(read(rows), args.csv)
+
+
+def limits(args: argparse.Namespace) -> dict[str, float]:
+    """Return what ends a run: env steps, or minutes."""
+    return {"minutes": args.minutes} if args.env_steps is None else {"env_steps": args.env_steps}
+
+
+def of(settings: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with these settings."""
+    return [row for row in rows if row.items() >= settings.items()]
 
 
 def _in_a_name(value: Any) -> str:
@@ -76,8 +90,7 @@ def read(rows: Path) -> list[dict[str, Any]]:
 def shrink(args: argparse.Namespace, seed: int, out: Path) -> dict[str, Any]:
     """Return the content of a run's certificate.json; a run that has ended is not made again."""
     if not (out / CERTIFICATE).exists():
-        limits = {"minutes": args.minutes, "env_steps": args.env_steps}
-        asked = Shrink(args.teacher, args.env, keep=args.keep, seed=seed, out=out, **limits)
+        asked = Shrink(args.teacher, args.env, keep=args.keep, seed=seed, out=out, **limits(args))
         result: Shrunk = asked.run(resume=Progress(out).exists)
         if not result.is_complete:
             raise SystemExit(1)
@@ -106,7 +119,7 @@ def judged(args: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
         make_env, {"The teacher": load_teacher(args.teacher), "The student": load_teacher(str(checkpoint))}
     )
     seeds = range(FIRST_SEED, FIRST_SEED + NUM_EPISODES)
-    names = map(_in_a_name, ("baselines", args.env, Path(args.teacher).name))
+    names = map(_in_a_name, ("baselines", args.env, args.teacher))
     kept = args.folder / f"{'-'.join(names)}.json"  # the same for all students
     if not kept.exists():
         players: list[Player] = [GreedyQ(teacher), RandomActions(int(teacher.action_space.n), seed=FIRST_SEED)]

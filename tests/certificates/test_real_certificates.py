@@ -51,17 +51,8 @@ def world(monkeypatch, tmp_path):
 
 
 def rows(world, monkeypatch, seeds, *flags):
-    argv = [
-        "certificates.py",
-        str(world.folder),
-        "--env",
-        "CartPole-v1",
-        "--teacher",
-        "a/cartpole",
-        "--seeds",
-        str(seeds),
-    ]
-    monkeypatch.setattr("sys.argv", [*argv, *flags])
+    argv = ["certificates.py", str(world.folder), "--seeds", str(seeds)]
+    monkeypatch.setattr("sys.argv", [*argv, "--env", "CartPole-v1", "--teacher", "a/cartpole", *flags])
     certificates.main()
     return [json.loads(line) for line in (world.folder / "rows.jsonl").read_text().splitlines()]
 
@@ -74,6 +65,27 @@ def test_a_seed_is_run_once_and_baselines_are_played_once(world, monkeypatch, ca
     assert [row["certified"] for row in found] == ["linear", None, "linear"]
     assert "3 runs, 2 certificates, 0 wrong on 5,000 fresh episodes" in capsys.readouterr().out
     assert len((world.folder / "table.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--minutes", "2"],
+        ["--env-steps", "4000"],
+        ["--keep", "0.9"],
+        ["--teacher", "b/cartpole"],
+        ["--env", "Acrobot-v1"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_a_row_is_of_its_settings_alone(world, monkeypatch, capsys, flags):
+    rows(world, monkeypatch, 1, *flags)
+    capsys.readouterr()
+    rows(world, monkeypatch, 1)
+    assert "\n1 runs, 1 certificates" in capsys.readouterr().out
+    rows(world, monkeypatch, 1, "--minutes", "10")  # the default
+    assert world.runs == [0, 0]
+    assert world.played.count("random") == (2 if {"--teacher", "--env"} & {*flags} else 1)
 
 
 @pytest.mark.parametrize(("ratio", "is_wrong"), [(1.0, False), (0.97, False), (0.968, True), (0.5, True)])

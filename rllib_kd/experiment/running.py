@@ -42,7 +42,7 @@ from rllib_kd.experiment.resuming import (
     record,
     recorded,
 )
-from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
+from rllib_kd.experiment.snapshots import Snapshots, forget, has_snapshot, put_back, snapshot_often
 from rllib_kd.locks import LockedError, locked
 from rllib_kd.relay import listening
 from rllib_kd.teachers.loading import OpenedCheckpoint
@@ -224,6 +224,7 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
         tuner = _resumed(experiment, space, folder)
     else:
         begin_with({})
+        forget(folder)  # or --resume would continue an earlier run, as this one, until Tune has written a state
         record(folder, {**_flags(experiment, options), _STOP: experiment.stop})
         scheduler, checkpoints = _scheduler(experiment, options), _checkpoint_config(options)
         metrics = [*experiment.stop, getattr(scheduler, "metric", None), checkpoints.checkpoint_score_attribute]

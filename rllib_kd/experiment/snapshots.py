@@ -24,6 +24,7 @@ from rllib_kd.checkpoints.uris import is_file, list_folder, replace_remote_file
 logger = logging.getLogger(__name__)
 
 SNAPSHOT = "snapshot.zip"
+_TUNER = "tuner.pkl"  # Tune's settings of an experiment, which it resumes with
 _MAX_BYTES = 2**30  # of a state: some 50 KB a trial
 #: Names of the state files of Tune, its searcher and its callbacks, each with the start time of their process. A name
 #: cannot be a path, since the files of a snapshot are written under these names.
@@ -103,6 +104,18 @@ def has_snapshot(uri: str) -> bool:
     """Return whether the folder has a snapshot, from which its experiment can be resumed."""
     filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
     return is_file(filesystem, f"{path}/{SNAPSHOT}")
+
+
+def forget(uri: str) -> None:
+    """Delete the state of an earlier experiment in a folder, by which it could be resumed. Its trials stay."""
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    states = [
+        entry
+        for entry in list_folder(filesystem, path, missing_ok=True)
+        if entry.base_name in (_TUNER, SNAPSHOT) or _session(entry.base_name) is not None
+    ]
+    for entry in sorted(states, key=lambda entry: entry.base_name != _TUNER):  # without it, nothing can be resumed
+        filesystem.delete_file(entry.path)
 
 
 def put_back(uri: str) -> None:

@@ -56,6 +56,23 @@ def test_a_run_that_comes_beside_an_earlier_one_says_so(tmp_path):
     assert running.note_of_earlier_runs(mine, replace(options, resume=True)) is None
 
 
+def test_a_run_that_is_killed_when_it_begins_is_not_resumed_as_an_earlier_one(tmp_path, monkeypatch):
+    """Its flags would be those of the new run, and its trials those of the earlier one."""
+    folder, mine = tmp_path / "mine", SimpleNamespace(name="mine", num_samples=1, param_space={}, settings={}, stop={})
+    folder.mkdir()
+    (folder / "snapshot.zip").touch()
+    (folder / "tuner.pkl").touch()
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "record", killed)
+    with pytest.raises(KeyboardInterrupt):
+        running.run(mine, RunOptions(storage_path=str(tmp_path)))
+    with pytest.raises(ValueError, match="There is no experiment to resume"):
+        running.run(mine, RunOptions(storage_path=str(tmp_path), resume=True))
+
+
 def test_flags_are_kept_in_the_folder_of_the_experiment(tmp_path):
     uri = str(tmp_path / "new" / "experiment")
     assert recorded(uri) == {}

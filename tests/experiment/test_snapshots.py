@@ -8,7 +8,7 @@ import pyarrow.fs
 import pytest
 
 from rllib_kd.experiment import snapshots as snapshots_module
-from rllib_kd.experiment.snapshots import SNAPSHOT, Snapshots, has_snapshot, put_back, snapshot_often
+from rllib_kd.experiment.snapshots import SNAPSHOT, Snapshots, forget, has_snapshot, put_back, snapshot_often
 
 FIRST, SECOND = "2026-01-01_00-00-01", "2026-01-01_00-00-02"
 
@@ -70,6 +70,22 @@ def test_what_was_packed_last_comes_back_whole_and_alone(folders):
     put_back(str(stored))
     assert state_files(stored) == {name: text for name, text in state_files(staged).items() if SECOND in name}
     assert (stored / "tuner.pkl").read_text() == "stays"
+
+
+def test_of_an_earlier_experiment_only_what_it_is_resumed_by_is_deleted(folders):
+    staged, stored = folders
+    forget(str(stored / "new"))
+    (stored / "trial").mkdir()
+    for name in ("flags.json", "trial/result.json"):
+        (stored / name).write_text("{}")
+    write(staged, FIRST, "whole")
+    write(stored, FIRST, "whole")
+    (stored / "tuner.pkl").touch()
+    pack(Snapshots(), staged, stored)
+    forget(str(stored))
+    assert not has_snapshot(str(stored))
+    assert {path.name for path in stored.iterdir()} == {"flags.json", "trial"}
+    assert (stored / "trial" / "result.json").is_file()
 
 
 def test_it_is_packed_when_it_has_changed(folders):

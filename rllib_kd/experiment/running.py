@@ -224,9 +224,9 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
         tuner = _resumed(experiment, space, folder)
     else:
         begin_with({})
+        scheduler, checkpoints = _scheduler(experiment, options), _checkpoint_config(options)
         forget(folder)  # or --resume would continue an earlier run, as this one, until Tune has written a state
         record(folder, {**_flags(experiment, options), _STOP: experiment.stop})
-        scheduler, checkpoints = _scheduler(experiment, options), _checkpoint_config(options)
         metrics = [*experiment.stop, getattr(scheduler, "metric", None), checkpoints.checkpoint_score_attribute]
         tuner = tune.Tuner(
             experiment.trainable,

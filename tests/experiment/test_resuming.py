@@ -58,7 +58,8 @@ def test_a_run_that_comes_beside_an_earlier_one_says_so(tmp_path):
 
 def test_a_run_that_is_killed_when_it_begins_is_not_resumed_as_an_earlier_one(tmp_path, monkeypatch):
     """Its flags would be those of the new run, and its trials those of the earlier one."""
-    folder, mine = tmp_path / "mine", SimpleNamespace(name="mine", num_samples=1, param_space={}, settings={}, stop={})
+    folder, trainable = tmp_path / "mine", SimpleNamespace(get_default_config=DistillDQNConfig)
+    mine = SimpleNamespace(name="mine", trainable=trainable, num_samples=1, param_space={}, settings={}, stop={})
     folder.mkdir()
     (folder / "snapshot.zip").touch()
     (folder / "tuner.pkl").touch()
@@ -67,6 +68,9 @@ def test_a_run_that_is_killed_when_it_begins_is_not_resumed_as_an_earlier_one(tm
         raise KeyboardInterrupt
 
     monkeypatch.setattr(running, "record", killed)
+    with pytest.raises(ValueError, match="Unknown scheduler"):  # before anything changes
+        running.run(mine, RunOptions(storage_path=str(tmp_path), scheduler="none"))
+    assert (folder / "snapshot.zip").exists()
     with pytest.raises(KeyboardInterrupt):
         running.run(mine, RunOptions(storage_path=str(tmp_path)))
     with pytest.raises(ValueError, match="There is no experiment to resume"):

@@ -68,7 +68,7 @@ def main() -> None:
         write_csv(read(rows), args.csv)
 
 
-def limits(args: argparse.Namespace) -> dict[str, float]:
+def limits(args: argparse.Namespace) -> dict[str, Any]:
     """Return what ends a run: env steps, or minutes."""
     return {"minutes": args.minutes} if args.env_steps is None else {"env_steps": args.env_steps}
 

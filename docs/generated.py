@@ -128,7 +128,7 @@ def defaults() -> str:
             if key == "lr":
                 shown += " (students of fewer than 40,000 parameters: `0.003`, without TD and memory)"
         elif name == "replay_buffer_config['capacity']":
-            shown = "50,000 rows; of images 400,000, with trees 200,000, of recorded rows all; at most 4 GiB"
+            shown = "50,000 rows; of images 400,000, of recorded rows all; at most 4 GiB. With trees 200,000 rows"
         rows.append([f"`{key}`", shown, f"`{rllibs!r}`"])
     if "training_intensity" not in changed_defaults():
         name = "training_intensity"

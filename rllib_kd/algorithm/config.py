@@ -133,7 +133,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         """Set recorded rows to learn from, or a folder in which labelled states of an environment are recorded.
 
         Args:
-            input_: path or URI of labelled rows, a Parquet file or a folder of them, as `rllib label` and `output`
+            input_: path or URI of recorded rows, a file or a folder, best with labels, as `rllib label` and `output`
                 write them; or a list. The environment is then optional; evaluations play it.
             output: path or URI of a folder in which the states that EnvRunners visit are recorded, with their labels.
             kwargs: RLlib's other arguments. Of those for reading, `input_filesystem`, `input_filesystem_kwargs` and
@@ -247,7 +247,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 of its own; high: it copies the teacher's. Default: 0; 0.01 in Parisotto et al. 2015, arXiv 1511.06342.
             weight_averaging: the student is the average of the weights over about this share of the gradient steps so
                 far; in [0, 1). 0: the last weights. High: smoother, slower to follow. 0.1 (default) has the effect of a
-                decaying learning rate, for any length of training. Not used with `td_coeff`.
+                decaying learning rate, for any length of training. Not used with `td_coeff`, nor for modules
+                with batch norm.
             bf16: whether the student's forward and backward passes in the Learner compute in bfloat16
                 (`torch.autocast`); its weights, the loss and the optimizer stay in float32. For convolutions on a GPU;
                 small networks, and most CPUs, gain nothing. Default: False.

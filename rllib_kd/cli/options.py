@@ -87,7 +87,7 @@ Rows = Annotated[
     option("Recorded rows to compare on, without an environment (repeatable).", "--input", metavar="URI"),
 ]
 
-Input = Annotated[list[str] | None, option("Labelled Parquet to learn from (repeatable).", metavar="URI")]
+Input = Annotated[list[str] | None, option("Recorded rows to learn from (repeatable).", metavar="URI")]
 Output = Annotated[str | None, option("Folder for visited states and labels.", metavar="URI")]
 Config = Annotated[str, option("Settings: a JSON object, or @FILE.", "--config", "-c", metavar="JSON")]
 Stop = Annotated[str, option('Stop at {"training_iteration": 9} or @FILE.', "--stop", "-s", metavar="JSON")]

@@ -237,6 +237,11 @@ def _check_sees_rows(teacher: Teacher) -> None:
     Raises:
         ValueError: they do.
     """
+    if teacher.is_recurrent:
+        raise ValueError(
+            f"The teacher '{one_line(teacher.source)}' is recurrent and remembers earlier steps; rows of files are "
+            "labelled one by one. Record its own episodes with labels: rllib train --output URI."
+        )
     pipelines = [teacher.pipeline]
     while pipelines:
         pipeline = pipelines.pop()

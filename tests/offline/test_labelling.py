@@ -144,6 +144,12 @@ def test_teachers_that_remember_earlier_steps_are_refused(stage, is_member):
         Labeller(policy)
 
 
+def test_recurrent_teachers_are_refused():
+    policy = Teacher(make_q_module(use_lstm=True, lstm_cell_size=4))
+    with pytest.raises(ValueError, match=r"is recurrent and remembers earlier steps; rows .* rllib train --output"):
+        Labeller(policy)
+
+
 def test_a_teacher_that_returns_nan_is_named_with_the_row():
     policy = Teacher.from_callable(
         lambda obs: torch.where(obs[:, :2] > 100, torch.nan, 0.0),

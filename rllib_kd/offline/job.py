@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.observations.masks import MASK
-from rllib_kd.offline.files import InputFile, Inputs, check_apart, find_inputs, labelled_files
+from rllib_kd.offline.files import InputFile, Inputs, check_apart, find_inputs, input_digest, labelled_files
 from rllib_kd.offline.labelling import Labeller
 from rllib_kd.offline.listing import filesystem_of
 from rllib_kd.offline.reading import Contents, Reader, num_rows, part_of
@@ -86,6 +86,7 @@ class _Plan:
     schema: LabelledSchema
     reader: Reader
     input: str
+    obs_column: str
     output: str
     batch_size: int
     device: str
@@ -135,10 +136,12 @@ class LabelJob:
         check_apart(input, output)
         labeller = Labeller(teacher, also=also)
         inputs = find_inputs(input, obs_column=obs_column)
-        self._num_files = len(inputs.files)
-        schema, self.remaining = _checked(inputs, output, labeller, env)
+        self._files = inputs.files
+        schema, self.remaining = _checked(inputs, obs_column, output, labeller, env)
         device = "cuda" if num_gpus else "cpu"
-        self.plan = _Plan(teacher, tuple(also), schema, inputs.reader, inputs.uri, output, batch_size, device)
+        self.plan = _Plan(
+            teacher, tuple(also), schema, inputs.reader, inputs.uri, obs_column, output, batch_size, device
+        )
 
     def run(self, *, progress: bool = False) -> Labelled:
         """Label the remaining files, in Ray.
@@ -151,19 +154,19 @@ class LabelJob:
             OSError: a file cannot be written.
         """
         start, count, total = time.perf_counter(), 0, len(self.remaining)
-        remove_parts(*filesystem_of(self.plan.output))
+        remove_parts(*filesystem_of(self.plan.output), {file.name for file in self._files})
         if self.remaining:
             pool = pool_of(self._concurrency, self._num_cpus, self._num_gpus, num_tasks=total)
             with bar("files", total=total, shown=progress) as advance:
                 for rows in _labelled(self.remaining, self.plan, pool, self._num_cpus, self._num_gpus):
                     count += rows
                     advance(1)
-        seconds = time.perf_counter() - start
-        return Labelled(self.plan.output, self.plan.schema, self._num_files, self._num_files - total, count, seconds)
+        seconds, num_files = time.perf_counter() - start, len(self._files)
+        return Labelled(self.plan.output, self.plan.schema, num_files, num_files - total, count, seconds)
 
 
 def _checked(
-    inputs: Inputs, output: str, labeller: Labeller, env: str | None
+    inputs: Inputs, obs_column: str, output: str, labeller: Labeller, env: str | None
 ) -> tuple[LabelledSchema, list[InputFile]]:
     """Return the schema of the labelled files, and the files that are not labelled yet, once all have been checked."""
     source, _ = filesystem_of(inputs.uri)
@@ -171,15 +174,16 @@ def _checked(
     schema = labeller.schema_of(_sample(inputs, source, counts, labeller), env)
     target, folder = filesystem_of(output)
     there = labelled_files(target, folder)
-    done = {
-        path: rows
-        for file, rows in zip(inputs.files, counts, strict=True)
-        if (path := f"{folder}/{file.name}") in there
-    }
-    for _ in _mapped(lambda path: _check_is_of_this_job(target, path, schema, done[path]), list(done)):
+    done = {file: rows for file, rows in zip(inputs.files, counts, strict=True) if f"{folder}/{file.name}" in there}
+
+    def check(file: InputFile) -> None:
+        own = replace(schema, input_digest=input_digest(source, file.path, obs_column))
+        _rows_of_finished(target, f"{folder}/{file.name}", own, done[file])
+
+    for _ in _mapped(check, list(done)):
         pass
     _note_what_is_left_out(inputs, first, output, len(there) - len(done))
-    return schema, [file for file in inputs.files if f"{folder}/{file.name}" not in done]
+    return schema, [file for file in inputs.files if file not in done]
 
 
 def _mapped(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
@@ -281,19 +285,36 @@ def _sample(
     raise DataError(f"The {len(inputs.files)} files of '{inputs.uri}' have no rows.")
 
 
-def _check_is_of_this_job(filesystem: FileSystem, path: str, schema: LabelledSchema, rows: int | None) -> None:
-    """Check that a labelled file that is there already is what this job would write."""
+def _rows_of_finished(filesystem: FileSystem, path: str, schema: LabelledSchema, rows: int | None = None) -> int:
+    """Return the number of rows of a labelled file that is there already, if it is what this job would write.
+
+    Args:
+        filesystem: filesystem of the path.
+        path: path of the file.
+        schema: the schema that this job would write, with the digest of the recorded file.
+        rows: number of rows of the recorded file; None if it is unknown.
+
+    Raises:
+        DataError: it is not; the message has the remedy.
+    """
     remedy = "Name another --output, or remove this file."
     with open_parquet(filesystem, path) as file:
         try:
-            schema.check_same(LabelledSchema.from_arrow(file.schema_arrow, path), path)
+            found = LabelledSchema.from_arrow(file.schema_arrow, path)
+            schema.check_same(found, path)
         except DataError as error:
             raise DataError(f"{error} It is in the output already. {remedy}") from error
-        if rows is not None and file.metadata.num_rows != rows:
-            raise DataError(
-                f"has {file.metadata.num_rows:,} rows, but its recorded file {rows:,}: that one has changed. " + remedy,
-                file=path,
-            )
+        there: int = file.metadata.num_rows
+    if rows is not None and there != rows:
+        message = f"has {there:,} rows, but its recorded file {rows:,}: that one has changed. {remedy}"
+        raise DataError(message, file=path)
+    if found.input_digest not in ("", schema.input_digest):  # files of earlier versions have none
+        raise DataError(
+            "has labels of another recorded file of this name, of the file before it changed, or of another "
+            f"--obs-column. {remedy}",
+            file=path,
+        )
+    return there
 
 
 def _labelled(
@@ -382,11 +403,12 @@ class LabelFiles:
             )
 
     def _label(self, path: str, target: str) -> int:
-        if self._target.get_file_info(target).is_file:  # by an actor that was lost after it
-            with open_parquet(self._target, target) as file:
-                return file.metadata.num_rows
+        digest = input_digest(self._source, path, self._plan.obs_column)
+        schema = replace(self._plan.schema, input_digest=digest)
+        if self._target.get_file_info(target).is_file:  # by an actor that was lost after it, or by another job
+            return _rows_of_finished(self._target, target, schema)
         self._check_tries(path)
-        return write_file(self._target, target, self._batches(path), self._plan.schema)
+        return write_file(self._target, target, self._batches(path), schema)
 
     def _batches(self, path: str) -> Iterator[dict[str, np.ndarray]]:
         start = 0

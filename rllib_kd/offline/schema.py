@@ -99,6 +99,7 @@ class LabelledSchema:
         support: support of `teacher_probs`, if there is this column.
         num_features: length of `teacher_features`, if there is this column.
         num_frames: frames of a stack that are stored one by one, newest last; 1: observations are stored whole.
+        input_digest: `input_digest()` of the file that was labelled; empty if there was none, or if it is unknown.
 
     Raises:
         DataError: a field is out of its range.
@@ -115,6 +116,7 @@ class LabelledSchema:
     support: Support | None = None
     num_features: int | None = None
     num_frames: int = 1
+    input_digest: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for field, is_right, expected in (
@@ -133,6 +135,7 @@ class LabelledSchema:
                 f"1, or the last length, at most {_MAX_FRAMES}, of images of bytes",
             ),
             ("num_features", self._has_right_features(), f"a length with '{TEACHER_FEATURES}' alone"),
+            ("input_digest", isinstance(self.input_digest, str), "a text"),
         ):
             if not is_right:
                 raise DataError(f"the metadata '{field}' are {getattr(self, field)!r:.200}; expected {expected}")

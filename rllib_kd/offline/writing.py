@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import posixpath
 import re
+import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,8 @@ from ray.rllib.core.columns import Columns
 from rllib_kd.offline.schema import LabelledSchema, to_table
 
 _ROWS, _BYTES = 2**16, 2**25  # of a row group; a shuffling reader takes whole ones
-_PART = re.compile(r"\..*\.parquet\.[0-9a-f]{32}\.part")  # names of files that are not whole
+_PART = re.compile(r"\.(.*\.parquet)\.[0-9a-f]{32}\.part")  # names of files that are not whole
+_ABANDONED = 15 * 60  # seconds without a write, after which nobody writes an unfinished file any more
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # they have no folders, but would keep empty objects for them
 
 
@@ -59,10 +61,20 @@ def rows_of_group(schema: LabelledSchema) -> int:
     return max(1, min(_ROWS, _BYTES // max(1, schema.row_bytes)))
 
 
-def remove_parts(filesystem: FileSystem, folder: str) -> None:
-    """Remove what killed jobs have left: unfinished files in a folder and below it."""
+def remove_parts(filesystem: FileSystem, folder: str, names: Collection[str]) -> None:
+    """Remove what killed jobs have left of some files. What was written to lately may be of a job that runs: it stays.
+
+    Args:
+        filesystem: filesystem of the folder.
+        folder: path of the folder.
+        names: names of the files below the folder.
+    """
+    latest = time.time_ns() - _ABANDONED * 10**9
     for entry in filesystem.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True)):
-        if entry.is_file and _PART.fullmatch(entry.base_name):
+        if not entry.is_file or (match := _PART.fullmatch(entry.base_name)) is None:
+            continue
+        name = posixpath.join(posixpath.dirname(entry.path), match.group(1)).removeprefix(f"{folder}/")
+        if name in names and entry.mtime_ns is not None and entry.mtime_ns < latest:
             with contextlib.suppress(OSError):
                 filesystem.delete_file(entry.path)
 

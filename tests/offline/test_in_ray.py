@@ -131,7 +131,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path, rllib):
     done = rllib(*arguments)
     assert done.returncode == 0, done.stderr
     assert "were there" in done.stdout
-    assert sorted(os.listdir(out)) == [f"{i}.parquet" for i in range(4)]
+    assert sorted(file.name for file in out.glob("*.parquet")) == [f"{i}.parquet" for i in range(4)]
     assert finished == {name: (out / name).stat().st_mtime_ns for name in finished}
     for i in range(4):
         np.testing.assert_array_equal(read(out / f"{i}.parquet")["obs"], states(40_000, seed=i))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from rllib_kd.offline.job import LabelFiles, LabelJob
-from rllib_kd.offline.schema import DataError
+from rllib_kd.offline.labelling import Labeller
+from rllib_kd.offline.schema import DataError, to_table
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import LOG_PROBS
 from tests.conftest import states
@@ -26,6 +28,11 @@ def q_of(policy: Teacher, obs: np.ndarray) -> np.ndarray:
 def written(path: Path) -> tuple[int, int]:
     """Which file it is, and when it was written."""
     return path.stat().st_ino, path.stat().st_mtime_ns
+
+
+def make_old(path: Path) -> None:
+    """Nothing was written to it for an hour."""
+    os.utime(path, (time.time() - 3_600,) * 2)
 
 
 def test_a_labelled_file_for_each_recorded_one(tmp_path):
@@ -56,6 +63,7 @@ def test_finished_files_are_skipped_and_unfinished_ones_removed(tmp_path):
     before = written(tmp_path / "out" / "a.parquet")
     killed = tmp_path / "out" / f".b.parquet.{'0' * 32}.part"  # before it was renamed
     (tmp_path / "out" / "b.parquet").rename(killed)
+    make_old(killed)
 
     job = LabelJob(teacher(), *where)
     assert [file.name for file in job.remaining] == ["b.parquet"]
@@ -64,6 +72,22 @@ def test_finished_files_are_skipped_and_unfinished_ones_removed(tmp_path):
 
     assert sorted(os.listdir(tmp_path / "out")) == ["a.parquet", "b.parquet"]
     assert written(tmp_path / "out" / "a.parquet") == before
+
+
+def test_unfinished_files_of_other_jobs_stay(tmp_path):
+    write_parquet(tmp_path / "in" / "deep" / "a.parquet", rows())
+    where = str(tmp_path / "in"), str(tmp_path / "out")
+    label_here(LabelJob(teacher(), *where))
+    old, new, other = (
+        tmp_path / "out" / "deep" / f".{name}.parquet.{digit * 32}.part"
+        for name, digit in (("a", "0"), ("a", "1"), ("b", "2"))
+    )
+    for part in (old, new, other):
+        part.write_text("")
+    for part in (old, other):
+        make_old(part)
+    LabelJob(teacher(), *where).run()
+    assert [part.exists() for part in (old, new, other)] == [False, True, True]
 
 
 def test_a_file_that_was_finished_by_a_lost_actor_is_not_written_twice(tmp_path):
@@ -154,6 +178,41 @@ def test_labels_of_another_teacher_and_changed_files_are_refused(tmp_path):
     write_parquet(recorded, rows())
     with pytest.raises(DataError, match=r"out/b.parquet': cannot be read as Parquet"):
         LabelJob(teacher(), *where)
+
+
+def test_labels_of_other_recorded_files_are_refused(tmp_path):
+    for day, seed in (("day1", 0), ("day2", 1)):
+        (tmp_path / day).mkdir()
+        for name in "ab":
+            np.savez(tmp_path / day / f"{name}.npz", obs=states(10, seed=seed), other=states(10))
+    output = tmp_path / "out"
+    label_here(LabelJob(teacher(), tmp_path / "day1", output))
+    (output / "b.npz.parquet").unlink()
+    message = r"out/a.npz.parquet': has labels of another recorded file .*Name another --output, or remove this file"
+    with pytest.raises(DataError, match=message):
+        LabelJob(teacher(), tmp_path / "day2", output)
+    with pytest.raises(DataError, match=r"another --obs-column"):
+        LabelJob(teacher(), tmp_path / "day1", output, obs_column="other")
+
+    (tmp_path / "day1").rename(tmp_path / "moved")  # and copied: other times
+    for file in (tmp_path / "moved").iterdir():
+        make_old(file)
+    job = LabelJob(teacher(), tmp_path / "moved", output)
+    assert [file.name for file in job.remaining] == ["b.npz.parquet"]
+
+    label_here(LabelJob(teacher(), tmp_path / "day2", tmp_path / "out2"))
+    (tmp_path / "out2" / "b.npz.parquet").rename(output / "b.npz.parquet")  # by another job, while this one runs
+    done = LabelFiles(job.plan)({"path": [job.remaining[0].path], "name": ["b.npz.parquet"]})
+    assert "out/b.npz.parquet': has labels of another recorded file" in done["error"][0]
+
+
+def test_labelled_files_of_earlier_versions_count_as_those_of_this_input(tmp_path):
+    write_parquet(tmp_path / "in" / "a.parquet", rows())
+    job = LabelJob(teacher(), tmp_path / "in", tmp_path / "out")
+    assert job.plan.schema.input_digest == ""
+    (tmp_path / "out").mkdir()
+    pq.write_table(to_table(Labeller(teacher())(rows()), job.plan.schema), tmp_path / "out" / "a.parquet")
+    assert LabelJob(teacher(), tmp_path / "in", tmp_path / "out").remaining == []
 
 
 def test_places_that_cannot_be(tmp_path):

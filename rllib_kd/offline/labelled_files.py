@@ -15,7 +15,7 @@ from pyarrow.fs import FileSystem, FileType
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.checkpoints.uris import absolute_uri
-from rllib_kd.offline.listing import PARQUET, files_below, filesystem_of
+from rllib_kd.offline.listing import PARQUET, files_below, filesystem_of, without_repeats
 from rllib_kd.offline.reading import ROW, check_unchanged
 from rllib_kd.offline.schema import FRAMES_BEFORE, DataError, LabelledSchema, open_parquet, to_columns
 
@@ -42,7 +42,8 @@ class LabelledFiles:
     """Files with one schema, whose footers have been read. Rows are read when they are asked for.
 
     Args:
-        uris: a path or URI of a file, or of a folder with Parquet files, at any depth; or several.
+        uris: a path or URI of a file, or of a folder with Parquet files, at any depth; or several. A file that is named
+            more than once is read once.
         filesystem: filesystem of all paths; None: each path or URI determines it.
 
     Raises:
@@ -51,7 +52,7 @@ class LabelledFiles:
 
     def __init__(self, uris: str | Sequence[str], filesystem: FileSystem | None = None):
         uris = [uris] if isinstance(uris, str) else list(uris)
-        self._paths = [found for uri in uris for found in _find(uri, filesystem)]
+        self._paths = without_repeats(found for uri in uris for found in _find(uri, filesystem))
         self.chunks: list[Chunk] = []
         self._first_rows: dict[tuple[int, int], int] = {}  # of each row group, by file and index; and behind the last
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # which wait for a network, if there is one

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
@@ -55,6 +57,23 @@ def files_below(filesystem: FileSystem, folder: str) -> list[str]:
     start = len(folder.rstrip("/")) + 1
     files = (entry.path for entry in entries if entry.type == FileType.File)
     return sorted(file for file in files if not any(part.startswith((".", "_")) for part in file[start:].split("/")))
+
+
+def without_repeats(files: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Return files in their order, each once.
+
+    Args:
+        files: the filesystem of each, its path there, and whatever belongs to it.
+    """
+    filesystems: dict[str, list[FileSystem]] = {}  # in which a path has been found; they cannot be hashed
+    first = []
+    for file in files:
+        filesystem, path, *_ = file
+        there = filesystems.setdefault(path, [])
+        if filesystem not in there:
+            there.append(filesystem)
+            first.append(file)
+    return first
 
 
 def _check_links(folder: str) -> None:

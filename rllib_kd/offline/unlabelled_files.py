@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from pyarrow.fs import FileSystem
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.offline.files import find_inputs
 from rllib_kd.offline.labelled_files import PIECE_BYTES, PIECE_ROWS, Chunk, LabelledFiles
-from rllib_kd.offline.listing import filesystem_of
+from rllib_kd.offline.listing import filesystem_of, without_repeats
 from rllib_kd.offline.parquet import ParquetReader
 from rllib_kd.offline.reading import ROW, Contents, Reader, check_unchanged, num_rows
 from rllib_kd.offline.schema import METADATA, DataError, LabelledSchema, open_parquet
@@ -21,7 +22,7 @@ class UnlabelledFiles:
     """Files with the same columns, of any kind that `rllib label` reads. Each is a chunk by itself.
 
     Args:
-        uris: a path or URI of a file or a folder, or several.
+        uris: a path or URI of a file or a folder, or several. A file that is named more than once is read once.
 
     Raises:
         DataError: there is no file, one cannot be read, or they differ.
@@ -30,24 +31,20 @@ class UnlabelledFiles:
     schema: LabelledSchema | None = None
 
     def __init__(self, uris: Sequence[str]):
-        self._files: list[tuple[Any, str, Reader]] = []
+        self._files: list[tuple[Any, str, Reader]] = without_repeats(found for uri in uris for found in _find(uri))
         self._num_rows: list[int] = []
         self.chunks: list[Chunk] = []
         first: Contents | None = None
-        for uri in uris:
-            inputs = find_inputs(uri)
-            filesystem, _ = filesystem_of(inputs.uri)
-            for file in inputs.files:
-                contents = inputs.reader.inspect(filesystem, file.path)
-                first = first or contents
-                first.check_same(contents, file.path)
-                self._files.append((filesystem, file.path, inputs.reader))
-                rows = contents.num_rows
-                if rows is None:  # it is known at the end alone
-                    rows = sum(map(num_rows, inputs.reader.batches(filesystem, file.path, PIECE_ROWS)))
-                self._num_rows.append(rows)
-                if rows:
-                    self.chunks.append(Chunk(len(self._files) - 1, -1, rows))
+        for index, (filesystem, path, reader) in enumerate(self._files):
+            contents = reader.inspect(filesystem, path)
+            first = first or contents
+            first.check_same(contents, path)
+            rows = contents.num_rows
+            if rows is None:  # it is known at the end alone
+                rows = sum(map(num_rows, reader.batches(filesystem, path, PIECE_ROWS)))
+            self._num_rows.append(rows)
+            if rows:
+                self.chunks.append(Chunk(index, -1, rows))
         if first is None or not self.chunks:
             raise DataError(f"The files in {', '.join(map(repr, uris))} have no rows. Expected at least one.")
         self.columns = tuple(first.types)
@@ -86,6 +83,13 @@ class UnlabelledFiles:
             rows = np.arange(first, first := first + num_rows(batch))
             yield {name: column for name, column in batch.items() if name in names} | {ROW: rows}
         check_unchanged(first, self._num_rows[chunk.file], path)
+
+
+def _find(uri: str) -> Iterator[tuple[FileSystem, str, Reader]]:
+    inputs = find_inputs(uri)
+    filesystem, _ = filesystem_of(inputs.uri)
+    for file in inputs.files:
+        yield filesystem, file.path, inputs.reader
 
 
 def files_at(uris: Sequence[str]) -> LabelledFiles | UnlabelledFiles:

@@ -1,6 +1,7 @@
 """Files of labelled rows, the stream of their rows, and what Learners get, without Ray."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -302,6 +303,18 @@ def test_files_being_written_and_hidden_ones_are_left_out(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text("no Parquet")
     assert LabelledFiles(str(tmp_path / "data")).num_rows == files.num_rows
+
+
+def test_files_that_are_named_twice_are_read_once(tmp_path):
+    folder = Path(write(tmp_path / "labelled", {"obs": states(6), "teacher_q": np.zeros((6, 2), np.float32)}))
+    names = [str(folder), str(folder / "1.parquet"), str(folder)]
+    assert LabelledFiles(names).num_rows == LabelledFiles(names[::-1]).num_rows == 6
+    assert LabelledFiles(names[1:]).first_path == names[1]
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", states(3))
+    files = UnlabelledFiles([str(tmp_path / "b.npy"), *(str(tmp_path / f"{name}.npy") for name in "ab")])
+    assert files.num_rows == 6
+    assert files.first_path == str(tmp_path / "b.npy")
 
 
 def test_a_schema_that_changes_between_files_names_file_and_column(tmp_path, rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -82,13 +82,40 @@ def described(kind: pa.DataType) -> str:
     return "string" if pa.types.is_large_string(kind) else str(kind)
 
 
-def to_array(array: pa.Array | pa.ChunkedArray, *, file: str, column: str) -> Any:
+class _Place(NamedTuple):
+    """The place of values, for messages.
+
+    Args:
+        file: path of the file.
+        column: name of the column.
+        start: index in the file of the row with the first values; None if it is unknown.
+        per_row: number of values in a row.
+    """
+
+    file: str
+    column: str
+    start: int | None
+    per_row: int = 1
+
+    def row_of(self, index: Any) -> str:
+        row = int(index) // self.per_row
+        return f"row {row} of a batch" if self.start is None else f"row {self.start + row}"
+
+    def of_part(self, name: str) -> _Place:
+        return self._replace(column=f"{self.column}.{name}")
+
+    def error(self, message: str) -> DataError:
+        return DataError(message, file=self.file, column=self.column)
+
+
+def to_array(array: pa.Array | pa.ChunkedArray, *, file: str, column: str, start: int | None = None) -> Any:
     """Return a column as an array `[N, ...]`, without a copy where it can be; structs as dicts of arrays.
 
     Args:
         array: a column that has passed `check_type()`.
         file: path of the file, for messages.
         column: name of the column, for messages.
+        start: index of the first row in the file, for messages; None if it is unknown.
 
     Returns:
         Numbers, of fixed-size binary bytes, or `[N]` texts (an object array); dicts of these.
@@ -96,42 +123,43 @@ def to_array(array: pa.Array | pa.ChunkedArray, *, file: str, column: str) -> An
     Raises:
         DataError: rows have no value, or lists of different lengths.
     """
-    array = in_one_piece(array)
+    return _values(in_one_piece(array), _Place(file, column, start))
+
+
+def _values(array: pa.Array, place: _Place) -> Any:
     if array.null_count:
-        row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError(f"has no value in row {row} of a batch. Leave out such rows.", file=file, column=column)
+        row = place.row_of(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+        raise place.error(f"has no value in {row}. Leave out such rows.")
     kind = array.type
     if _extension_of(kind) is not None:
-        values = to_array(array.storage, file=file, column=column)
+        values = _values(array.storage, place)
         return _in_order(values.reshape(len(array), *kind.shape), kind)
     if pa.types.is_struct(kind):
         parts = zip(kind, array.flatten(), strict=True)
-        return {field.name: to_array(part, file=file, column=f"{column}.{field.name}") for field, part in parts}
+        return {field.name: _values(part, place.of_part(field.name)) for field, part in parts}
     if pa.types.is_dictionary(kind):
-        return to_array(array.dictionary_decode(), file=file, column=column)
+        return _values(array.dictionary_decode(), place)
     if pa.types.is_fixed_size_binary(kind):
         return bytes_of(array)
     if pa.types.is_fixed_size_list(kind):
         size = kind.list_size
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        size = _size_of_lists(array, file=file, column=column)
+        size = _size_of_lists(array, place)
     else:
-        return numbers_or_texts(array, file=file, column=column)
-    values = to_array(array.flatten(), file=file, column=column)
+        return numbers_or_texts(array, file=place.file, column=place.column)
+    values = _values(array.flatten(), place._replace(per_row=place.per_row * size))
     return values.reshape(len(array), size, *values.shape[1:])
 
 
-def _size_of_lists(array: Any, *, file: str, column: str) -> int:
+def _size_of_lists(array: Any, place: _Place) -> int:
     """Return the length that all lists of an array have."""
     lengths = np.diff(array.offsets.to_numpy())
     if len(lengths) == 0:
         return 0
     if (wrong := np.flatnonzero(lengths != lengths[0])).size:
-        raise DataError(
-            f"has {lengths[wrong[0]]} numbers in row {wrong[0]} of a batch, but {lengths[0]} in the first. Expected "
-            "observations of one shape.",
-            file=file,
-            column=column,
+        raise place.error(
+            f"has a list of {lengths[wrong[0]]} in {place.row_of(wrong[0])}, but one of {lengths[0]} in "
+            f"{place.row_of(0)}. Expected observations of one shape."
         )
     return int(lengths[0])
 

@@ -69,7 +69,7 @@ class LabelledFiles:
         #: How many numbers an observation has.
         self.obs_numbers = math.prod(self.schema.obs_shape)
         #: The most rows that `read()` yields at once.
-        self.piece_rows = max(1, min(PIECE_ROWS, PIECE_BYTES // self.schema.row_bytes))
+        self.piece_rows = rows_of_piece(self.schema)
 
     @property
     def num_rows(self) -> int:
@@ -109,6 +109,11 @@ class LabelledFiles:
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"cannot be read to its end: {error}", file=path) from error
         check_unchanged(first, self._first_rows[chunk.file, chunk.row_group + 1], path)
+
+
+def rows_of_piece(schema: LabelledSchema) -> int:
+    """Return how many rows of labelled files are read at once, at most. A row group of this package's has no more."""
+    return max(1, min(PIECE_ROWS, PIECE_BYTES // schema.row_bytes))
 
 
 def _read_footer(filesystem: FileSystem, path: str) -> tuple[LabelledSchema, list[int]]:

@@ -14,8 +14,9 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd import limits
 from rllib_kd.offline.arrays import check_type, described, to_array
-from rllib_kd.offline.reading import Contents, rows_at_once, used_columns
-from rllib_kd.offline.schema import DataError, open_parquet
+from rllib_kd.offline.labelled_files import rows_of_piece
+from rllib_kd.offline.reading import Contents, num_rows, part_of, rows_at_once, used_columns
+from rllib_kd.offline.schema import FRAMES_BEFORE, METADATA, DataError, LabelledSchema, open_parquet, to_columns
 
 _EPISODES = "item"  # the column of whole episodes that RLlib records by default
 _UNPACKED = "Record rows of numbers: .offline_data(output_write_episodes=False, output_compress_columns=[])."
@@ -43,15 +44,21 @@ class ParquetReader:
             with open_parquet(filesystem, path) as file:
                 contents, used = self._inspected(file, path)
                 rows = rows_at_once(batch_size, 8 * sum(contents.sizes.values()))
-                for batch in file.iter_batches(rows, columns=list(used.values()), use_threads=False):
-                    count += batch.num_rows
-                    yield {
-                        name: to_array(batch.column(column), file=path, column=column) for name, column in used.items()
-                    }
+                labelled = self._labelled(file.schema_arrow, path)
+                for columns in _batches(file, used, rows, path, labelled):
+                    count += num_rows(columns)
+                    yield columns
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"cannot be read: {error}", file=path) from error
         if count != contents.num_rows:
             raise DataError(f"has {count:,} rows, but its footer counts {contents.num_rows:,}: it is broken", file=path)
+
+    def _labelled(self, schema: pa.Schema, path: str) -> LabelledSchema | None:
+        """Return the schema of a labelled file whose columns lack the shape of observations: images and stacks."""
+        if METADATA not in (schema.metadata or {}) or self._obs_column != Columns.OBS:
+            return None
+        found = LabelledSchema.from_arrow(schema, path)
+        return found if len(found.obs_shape) > 1 else None
 
     def _inspected(self, file: pq.ParquetFile, path: str) -> tuple[Contents, dict[str, str]]:
         """Return what an open file contains, and the columns that are read: their names there, by RLlib's names."""
@@ -61,18 +68,49 @@ class ParquetReader:
         _check_names(schema.names, path)
         for name in used.values():
             check_type(schema.field(name).type, file=path, column=name)
-        sizes = _sizes(file.metadata, used, path)
+        sizes = _sizes(file, used, path)
         for name in sizes:
             kind = schema.field(used[name]).type
             sizes[name] *= kind.byte_width if pa.types.is_fixed_size_binary(kind) else 1
+        types = {name: described(schema.field(column).type) for name, column in used.items()}
+        if (labelled := self._labelled(schema, path)) is not None:
+            types[Columns.OBS] = f"{labelled.obs_dtype}{list(labelled.obs_shape)}"
+            sizes[Columns.OBS] = math.prod(labelled.obs_shape)
+        read = (*used.values(), *([FRAMES_BEFORE] if labelled is not None and labelled.num_frames > 1 else ()))
         contents = Contents(
-            types={name: described(schema.field(column).type) for name, column in used.items()},
+            types=types,
             sizes=sizes,
             num_rows=file.metadata.num_rows,
             ranges=_ranges(file.metadata, used),
-            left_out=tuple(name for name in schema.names if name not in used.values()),
+            left_out=tuple(name for name in schema.names if name not in read),
         )
         return contents, used
+
+
+def _batches(
+    file: pq.ParquetFile, used: dict[str, str], rows: int, path: str, labelled: LabelledSchema | None
+) -> Iterator[dict[str, Any]]:
+    if labelled is not None:
+        yield from _labelled_batches(file, list(used), rows, path, labelled)
+        return
+    start = 0
+    for batch in file.iter_batches(rows, columns=list(used.values()), use_threads=False):
+        yield {
+            name: to_array(batch.column(column), file=path, column=column, start=start) for name, column in used.items()
+        }
+        start += batch.num_rows
+
+
+def _labelled_batches(
+    file: pq.ParquetFile, names: list[str], rows: int, path: str, schema: LabelledSchema
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a labelled file, observations with their shape: frames of whole row groups are joined."""
+    names = [*names, FRAMES_BEFORE] if schema.num_frames > 1 else names
+    for group in range(file.num_row_groups):
+        for batch in file.iter_batches(rows_of_piece(schema), row_groups=[group], columns=names, use_threads=False):
+            columns = to_columns(batch, schema, file=path)
+            for start in range(0, batch.num_rows, rows):
+                yield part_of(columns, start, start + rows)
 
 
 def _check_names(names: list[str], file: str) -> None:
@@ -115,17 +153,16 @@ def _is_packed(kind: pa.DataType) -> bool:
     )
 
 
-def _sizes(metadata: pq.FileMetaData, used: dict[str, str], file: str) -> dict[str, int]:
+def _sizes(file: pq.ParquetFile, used: dict[str, str], path: str) -> dict[str, int]:
     """Return how many numbers one row of each column has; the footer contains the sums.
 
     Raises:
         DataError: rows of a column differ in their size, or are too large.
     """
-    leaves: dict[str, int] = {}
-    for index in range(metadata.num_columns):
-        path = metadata.schema.column(index).path
+    metadata, leaves = file.metadata, dict[str, int]()
+    for index, (top, *_) in enumerate(file.reader.column_paths):
         for name, column in used.items():
-            if path == column or path.startswith(f"{column}."):
+            if top == column:
                 count = sum(
                     metadata.row_group(group).column(index).num_values for group in range(metadata.num_row_groups)
                 )
@@ -137,11 +174,11 @@ def _sizes(metadata: pq.FileMetaData, used: dict[str, str], file: str) -> dict[s
             raise DataError(
                 f"has {count} numbers in {metadata.num_rows} rows. Expected observations of one shape, and a value in "
                 "each row.",
-                file=file,
+                file=path,
                 column=used[name],
             )
         if count > metadata.num_rows * limits.MAX_INPUTS:
-            raise DataError(f"has more than {limits.MAX_INPUTS} numbers a row", file=file, column=used[name])
+            raise DataError(f"has more than {limits.MAX_INPUTS} numbers a row", file=path, column=used[name])
     return {name: count // metadata.num_rows for name, count in leaves.items()}
 
 

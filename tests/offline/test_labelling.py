@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ from rllib_kd.observations.pipeline import (
 from rllib_kd.offline.fingerprint import agree, fingerprint, short
 from rllib_kd.offline.job import LabelJob
 from rllib_kd.offline.labelling import Labeller
-from rllib_kd.offline.schema import DataError
+from rllib_kd.offline.schema import DataError, LabelledSchema, to_table
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import ensemble_of
 from tests.conftest import make_q_module, states
@@ -248,6 +250,30 @@ def test_images_of_labelled_files_are_labelled_again(tmp_path):
     label_here(LabelJob(policy, tmp_path / "out", tmp_path / "again", batch_size=2))
     for folder in ("out", "again"):
         np.testing.assert_array_equal(read(tmp_path / folder / "a.parquet")["obs"], images)
+
+
+def test_labelled_images_keep_the_order_of_their_axes_and_stacks_their_frames(tmp_path):
+    policy = Teacher.from_callable(
+        lambda obs: obs.mean((1, 2))[:, :2], observation_space=gym.spaces.Box(0, 1, (16, 16, 4)), action_space=ACTIONS
+    )
+    frames = np.random.default_rng(0).integers(0, 256, (12, 16, 16), np.uint8)
+    stacks = np.stack([np.moveaxis(frames[i : i + 4], 0, -1) for i in range(9)])
+    for name, images, num_frames in (("first", np.moveaxis(stacks, -1, 1), 1), ("stacks", stacks, 4)):
+        write_images(tmp_path / name / "a.parquet", images, num_frames=num_frames)
+        label_here(LabelJob(policy, tmp_path / name, tmp_path / f"{name}-out", batch_size=2))
+        labelled = read(tmp_path / f"{name}-out" / "a.parquet")
+        np.testing.assert_array_equal(labelled["obs"], images)
+        np.testing.assert_allclose(labelled["teacher_q"], Labeller(policy)({"obs": images})["teacher_q"], rtol=1e-5)
+
+
+def write_images(path: Path, images: np.ndarray, *, num_frames: int) -> None:
+    """A labelled file of two row groups."""
+    rows = {"obs": images, "teacher_q": np.zeros((len(images), 2), np.float32)}
+    schema = LabelledSchema.of_rows(rows, support=None, num_frames=num_frames)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(path, schema.to_arrow()) as writer:
+        for part in (slice(0, 5), slice(5, None)):
+            writer.write_table(to_table({name: values[part] for name, values in rows.items()}, schema))
 
 
 def test_images_of_truth_values_are_zeros_and_ones_to_networks():

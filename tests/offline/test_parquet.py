@@ -123,7 +123,8 @@ def test_metadata_of_a_labelled_file_are_no_pickles(tmp_path):
     bad = pickle.dumps(payloads(tmp_path / "mark")["os.system"])
     table = pa.table({"obs": lists(states(3))}).replace_schema_metadata({METADATA: bad, b"pandas": bad})
     pq.write_table(table, tmp_path / "a.parquet")
-    label_here(LabelJob(teacher(), str(tmp_path / "a.parquet"), str(tmp_path / "out")))
+    with pytest.raises(DataError, match="the metadata 'rllib_kd' are not a JSON object"):
+        LabelJob(teacher(), str(tmp_path / "a.parquet"), str(tmp_path / "out"))
     assert not (tmp_path / "mark").exists()
 
 
@@ -154,6 +155,25 @@ def test_broken_files_are_named(tmp_path, at):
 def test_types_that_no_observation_has_are_refused_before_they_are_read(kind, message):
     with pytest.raises(DataError, match=f"'f', column 'c': has {message}"):
         check_type(kind, file="f", column="c")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("action_mask", [[True, True]] * 8 + [[True, None], [True, False]], "has no value in row 8. Leave out"),
+        ("obs", [[0.0] * 4] * 8 + [[0.0] * 3, [0.0] * 5], "has a list of 3 in row 8, but one of 4 in row 6. Expected"),
+    ],
+)
+def test_wrong_rows_in_the_middle_of_a_file_are_named(tmp_path, name, values, message):
+    file = write_parquet(tmp_path / "a.parquet", rows(), **{name: pa.array(values)})
+    with pytest.raises(DataError, match=f"a.parquet', column '{name}': {message}"):
+        list(ParquetReader().batches(LocalFileSystem(), str(file), 3))
+
+
+def test_a_column_whose_name_begins_like_that_of_the_observations_is_none_of_them(tmp_path):
+    write_parquet(tmp_path / "in" / "a.parquet", rows(), **{"obs.mean": pa.array([[0.0]] * 9 + [[0.0] * 2])})
+    label_here(LabelJob(teacher(), tmp_path / "in", tmp_path / "out"))
+    np.testing.assert_array_equal(read(tmp_path / "out" / "a.parquet")["obs"], rows()["obs"])
 
 
 def test_lists_in_lists_end():

@@ -69,20 +69,20 @@ class MinariReader:
         self.action_space = _space(metadata["action_space"], file, "action_space")
         if not isinstance(self.action_space, gym.spaces.Discrete) or self.action_space.start != 0:
             raise DataError(f"has the actions {self.action_space}; expected Discrete, from 0", file=file)
-        self._has_jpeg = bool(metadata.get("jpeg_encoding", True))
 
     def inspect(self, filesystem: FileSystem, path: str) -> Contents:
         """Return what a file contains."""
         types = dict.fromkeys((*_NAMES, Columns.EPS_ID, Columns.T), "") | {Columns.OBS: str(self.observation_space)}
+        sizes = {Columns.OBS: flat_size(self.observation_space)}
         if self.format == "hdf5":
-            return Contents(types, left_out=("infos",))
+            return Contents(types, sizes, left_out=("infos",))
         with _named(path), _open_table(filesystem, path, self.format) as (schema, rows, _):
             for name in _NAMES.values():
                 if name not in schema.names:
                     raise DataError("is missing", file=path, column=name)
-                if not (name == "observations" and self._has_jpeg):
+                if name != "observations":  # their parts are checked by their own spaces, before each is read
                     check_type(schema.field(name).type, file=path, column=name)
-            return Contents(types, num_rows=max(0, rows - 1), left_out=("infos",))
+            return Contents(types, sizes, num_rows=max(0, rows - 1), left_out=("infos",))
 
     def batches(self, filesystem: FileSystem, path: str, batch_size: int) -> Iterator[dict[str, Any]]:
         """Yield the steps of a file. The last observation of an episode, at which no action was taken, is no step."""
@@ -123,7 +123,7 @@ class MinariReader:
                 key: self._decoded(part, _field(array, str(key), file, column), file, f"{column}.{key}")
                 for key, part in parts
             }
-        if self._has_jpeg and _is_image(space):
+        if pa.types.is_binary(array.type) and _is_image(space):
             return _images([item.as_py() for item in array], space, file, column)
         check_type(array.type, file=file, column=column)
         return _shaped(to_array(array, file=file, column=column), space, file, column)
@@ -164,7 +164,7 @@ class MinariReader:
         values = _member(h5py, group, name, h5py.Dataset, file)
         if isinstance(space, gym.spaces.Text):
             return np.array([text.decode() for text in values[at]], dtype=object)
-        if self._has_jpeg and _is_image(space):
+        if _is_image(space) and values.ndim <= len(space.shape):  # a list of bytes each, or a row of as many bytes
             return _images([bytes(image) for image in values[at]], space, file, name)
         return _shaped(values[at], space, file, name)
 
@@ -213,6 +213,8 @@ def _open_table(filesystem: FileSystem, path: str, kind: str) -> Iterator[tuple[
         return
     with filesystem.open_input_file(path) as stream, pa.ipc.open_file(stream) as reader:
         groups = [reader.get_batch(index) for index in range(reader.num_record_batches)]  # of one episode
+        for group in groups:  # its lengths and offsets are those of the file, and may lead out of its memory
+            group.validate(full=True)
         yield (
             reader.schema,
             sum(group.num_rows for group in groups),
@@ -284,7 +286,7 @@ def _images(packed: list[bytes], space: gym.Space, file: str, column: str) -> np
 
 
 def _is_image(space: gym.Space) -> bool:
-    """Return whether Minari packs observations of this space as JPEG."""
+    """Return whether Minari may pack observations of this space as JPEG: in binaries, instead of numbers."""
     if not isinstance(space, gym.spaces.Box) or len(space.shape) not in (2, 3) or space.dtype != np.uint8:
         return False
     return min(space.shape[:2]) >= 32 and bool(np.all(space.low == 0) and np.all(space.high == 255))

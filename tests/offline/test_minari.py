@@ -5,19 +5,26 @@ from __future__ import annotations
 import io
 import json
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rllib_kd.offline.job import LabelJob
 from rllib_kd.offline.schema import DataError
+from rllib_kd.offline.unlabelled_files import UnlabelledFiles
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
 from tests.offline.recorded import BOX4, DISCRETE2, label_here, read, teacher, write_minari
 
 h5py = pytest.importorskip("h5py", reason="needs the extra minari")
 
+IMAGE = json.dumps(
+    {"type": "Box", "dtype": "uint8", "shape": [40, 40, 3]}
+    | {"low": np.zeros((40, 40, 3), int).tolist(), "high": np.full((40, 40, 3), 255).tolist()}
+)
 SPEC = json.dumps({"id": "Evil-v0", "entry_point": "os:abort", "additional_wrappers": [], "vector_entry_point": None})
 
 
@@ -156,9 +163,7 @@ def test_images_are_unpacked_at_their_size_alone(tmp_path):
         Image.new("RGB", (size, size), (255, 0, 0)).save(stream, "JPEG")
         return np.frombuffer(stream.getvalue(), np.uint8)
 
-    box = {"type": "Box", "dtype": "uint8", "shape": [40, 40, 3]}
-    box |= {"low": np.zeros((40, 40, 3), int).tolist(), "high": np.full((40, 40, 3), 255).tolist()}
-    folder = write_minari(tmp_path / "in", episodes=1, observation_space=json.dumps(box))
+    folder = write_minari(tmp_path / "in", episodes=1, observation_space=IMAGE)
     for size in (40, 4_000):
         with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
             del file["episode_0/observations"]
@@ -171,6 +176,70 @@ def test_images_are_unpacked_at_their_size_alone(tmp_path):
     labelled = read(tmp_path / "out" / "main_data.hdf5.parquet")
     assert labelled["obs"].shape == (5, 40, 40, 3)
     np.testing.assert_allclose(labelled["teacher_q"], [[1, 0]] * 5, atol=0.02)
+
+
+def write_arrow(folder: Path, observations: pa.Array, **metadata: object) -> Path:
+    """A dataset of one episode in Arrow, of as many steps as observations but one; return the path of its file."""
+    count = len(observations)
+    columns = {"actions": np.arange(count) % 2, "rewards": np.ones(count)}
+    columns |= {name: np.zeros(count, bool) for name in ("terminations", "truncations")}
+    batch = pa.record_batch({"observations": observations} | {name: pa.array(own) for name, own in columns.items()})
+    path = write_minari(folder, data_format="arrow", **metadata) / "data" / "0" / "part-0.arrow"
+    path.parent.mkdir()
+    with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
+        writer.write_batch(batch)
+    return path
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_raw_images_are_read_without_an_entry_of_their_encoding(tmp_path, data_format):
+    images = np.random.default_rng(0).integers(256, size=(6, 40, 40, 3), dtype=np.uint8)
+    if data_format == "arrow":
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), images[0].size)
+        write_arrow(tmp_path / "in", flat, observation_space=IMAGE)
+    else:
+        folder = write_minari(tmp_path / "in", episodes=1, observation_space=IMAGE)
+        with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+            del file["episode_0/observations"]
+            file["episode_0/observations"] = images
+
+    label_here(LabelJob(image_teacher(), str(tmp_path / "in"), str(tmp_path / "out")))
+    (labelled,) = (tmp_path / "out").rglob("*.parquet")
+    np.testing.assert_array_equal(read(labelled)["obs"], images[:5])
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_the_size_of_an_observation_is_known_before_it_is_read(tmp_path, data_format):
+    if data_format == "arrow":
+        write_arrow(tmp_path, pa.array([b"no image"] * 6), observation_space=IMAGE)
+    else:
+        folder = write_minari(tmp_path, episodes=1, observation_space=IMAGE)
+        with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+            del file["episode_0/observations"]
+            file["episode_0/observations"] = np.zeros((6, 40, 40, 3), np.uint8)
+    files = UnlabelledFiles([str(tmp_path)])
+    assert files.obs_numbers == 40 * 40 * 3
+    assert files.num_rows == 5
+
+
+@pytest.mark.parametrize("shift", [4, 1_000_000, 2**30])
+def test_lists_that_lead_out_of_an_arrow_file_are_refused(tmp_path, shift):
+    file = write_arrow(tmp_path / "in", pa.array(list(states(6)), pa.list_(pa.float32())))
+    offsets = np.arange(0, 28, 4, dtype=np.int32)
+    assert file.read_bytes().count(offsets.tobytes()) == 1
+    file.write_bytes(file.read_bytes().replace(offsets.tobytes(), (offsets + np.int32(shift)).tobytes()))
+    with pytest.raises(DataError, match=r"part-0.arrow': cannot be read as Minari's file"):
+        LabelJob(teacher(), tmp_path / "in", tmp_path / "out")
+
+
+def test_more_rows_than_an_arrow_file_has_are_refused(tmp_path):
+    file = write_arrow(tmp_path / "in", pa.array(list(states(6)), pa.list_(pa.float32(), 4)))
+    content = file.read_bytes()
+    for rows in (6, 24):  # of the columns, and of the numbers of the lists
+        content = content.replace(np.int64(rows).tobytes(), np.int64(1_000 * rows).tobytes())
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"part-0.arrow': cannot be read as Minari's file"):
+        LabelJob(teacher(), tmp_path / "in", tmp_path / "out")
 
 
 def test_broken_hdf5_is_an_error_that_names_it(tmp_path):

@@ -134,6 +134,7 @@ def settle_recorded(
             num_actions=_MOST_ACTIONS if spaces is None else int(spaces[1].n),
             num_learners=config.num_learners,
             num_atoms=config.num_atoms,
+            space=None if spaces is None else spaces[0],
         )
         config.replay_buffer_config = {**config.replay_buffer_config, "capacity": capacity}
 

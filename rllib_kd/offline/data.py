@@ -1,4 +1,8 @@
-"""RLlib's OfflineData for labelled rows: they pass into the Learners' replays, once if they fit, else in epochs."""
+"""RLlib's OfflineData for labelled rows: they pass into the Learners' replays, once if they fit, else in epochs.
+
+Whether they fit is counted when the replays are filled: of packed stacks (frames.py), frames that are only context take
+rows of a replay, too, and their number depends on the lengths of episodes and pieces.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 import pyarrow.fs
 import ray
@@ -14,9 +19,9 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.utils.annotations import override
 
-from rllib_kd.observations.frames import VALID, pack
+from rllib_kd.observations.frames import CONTEXT, VALID, pack
 from rllib_kd.observations.masks import MASK
-from rllib_kd.observations.spaces import channels_last
+from rllib_kd.observations.spaces import channels_last, is_byte_image
 from rllib_kd.offline.fingerprint import agree, fingerprint, short
 from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.labelling import Labeller
@@ -119,7 +124,7 @@ class LabelledData(OfflineData):
     #: Attributes that a checkpoint lacks: they follow from the config, the files and the teacher.
     NOT_SAVED: ClassVar = frozenset(
         {"config", "path", "is_multi_agent", "spaces", "locality_hints", "learner_handles", "module_spec"}  # RLlib's
-        | {"files", "held_out", "fills_again", "_held_out", "_columns", "_names", "_num_shards"}
+        | {"files", "held_out", "fills_again", "_held_out", "_columns", "_names", "_num_shards", "_packs"}
     )
 
     # RLlib's would open the files by Ray Data.
@@ -135,7 +140,9 @@ class LabelledData(OfflineData):
         self._columns: LearnerColumns | None = None
         self._names: tuple[str, ...] = ()
         self._num_shards = max(1, config.num_learners)
+        self._packs: bool | None = None  # whether stacks are packed; None: not known yet
         self._is_in_replay = False  # what the replays hold at first
+        self._rows_needed = 0  # capacity that the replays need together for all rows; with context, once it is counted
         self._first: dict[str, Any] = {}  # position before the rows that they hold at first
         #: Whether `fill()` yields rows that were counted before a restore.
         self.fills_again = False
@@ -153,6 +160,7 @@ class LabelledData(OfflineData):
         self._held_out = HeldOutRows(files, self.config.held_out, most)
         self._stream = Stream(files, LearnerColumns.in_files(names), self._held_out, self.config.seed)
         self._first = self._stream.get_state()
+        self._rows_needed = self.num_rows
 
     def meet(self, teacher: Teacher) -> None:
         """Take the teacher that labels what the files do not, check its labels in them, and read the held-out rows.
@@ -205,27 +213,43 @@ class LabelledData(OfflineData):
 
     @property
     def fits(self) -> bool:
-        """Return whether the replays hold all rows, which then pass once."""
-        assert self.files is not None
-        rows = _rows_of_a_shard(self.files, self.num_rows, self.config.num_learners)
-        return rows <= (self.config.replay_buffer_config.get("capacity") or 0)
+        """Return whether the replays hold all rows, which then pass once. It is certain when they have been filled."""
+        return self._rows_needed <= self._capacity * self._num_shards
 
     @property
     def stores_rows(self) -> bool:
         """Return whether checkpoints need the rows of the replays: those that have passed by, or their priorities."""
         return not self.fits or bool(self.config.replay_buffer_config.get("alpha"))
 
+    @property
+    def _capacity(self) -> int:
+        return self.config.replay_buffer_config.get("capacity") or 0
+
     def fill(self) -> Iterator[list[Any]]:
-        """Yield shards for each Learner, until the replays hold all rows or are full; nothing if that is done."""
+        """Yield shards for each Learner, until the replays hold all rows or are full; nothing if that is done.
+
+        Raises:
+            DataError: a Learner gets no row that it can learn from.
+        """
         if self._is_in_replay:
             return
-        capacity = self.config.replay_buffer_config.get("capacity") or 0
-        wanted = self.num_rows if self.fits else capacity * self._num_shards
-        given = 0
-        while given < wanted:
-            shards, rows = self._next()
-            given += rows
-            yield shards
+        assert self._stream is not None
+        begins, last = self.fits, self._stream.passed + self.num_rows
+        self._packs = None
+        written, drawable = np.zeros((2, self._num_shards), dtype=np.int64)  # rows of each replay
+        while self._stream.passed < last and written.min() < self._capacity:
+            shards = self._next()
+            written += [len(shard[Columns.OBS]) for shard in shards]
+            drawable += [np.sum(shard.get(VALID, np.ones(len(shard[Columns.OBS]), dtype=bool))) for shard in shards]
+            yield self._sent(shards)
+        if not drawable.all():
+            raise DataError(
+                f"The Learners get {drawable.tolist()} rows of {self.path!r} to learn from. Each needs at least one, "
+                "and with `td_coeff` also the row after it: record more rows, or lower `num_learners`."
+            )
+        if begins:  # rows that do not fit may be filled in again from within an epoch on
+            most = int(written.max()) if self._stream.passed >= last else self._capacity + 1
+            self._rows_needed = most * self._num_shards
         self._is_in_replay, self.fills_again = True, False
 
     @override(OfflineData)
@@ -249,30 +273,44 @@ class LabelledData(OfflineData):
         """
         if self.fits:
             return []
+        assert self._stream is not None
         self._rows_due += num_samples
         pieces = []
         while self._rows_due > 0:
-            shards, rows = self._next()
-            self._rows_due -= rows
-            pieces.append(shards)
+            before = self._stream.passed
+            pieces.append(self._sent(self._next()))
+            self._rows_due -= self._stream.passed - before
         return pieces
 
-    def _next(self) -> tuple[list[Any], int]:
-        """Return the next piece in shards, and its rows."""
+    def _next(self) -> list[dict[str, np.ndarray]]:
+        """Return the next piece in shards, one for each Learner, whose rows in all pieces differ by one at most."""
         assert self._stream is not None
         if self._columns is None:
             raise ValueError("Rows are labelled and checked by a teacher, but none is loaded yet. Restore one first.")
+        turn = self._stream.passed  # the Learner after those that got the last piece's surplus gets the next one's
         columns = self._columns(next(self._stream))
-        rows = len(columns[Columns.OBS])
-        shape = columns[Columns.OBS].shape[1:]
+        parts = np.array_split(np.arange(len(columns[Columns.OBS])), self._num_shards)
         shards = []
-        for part in np.array_split(np.arange(rows), self._num_shards):
+        for index in range(self._num_shards):
+            part = parts[(index - turn) % self._num_shards]
             shard = {name: column[part] for name, column in columns.items()}
             if VALID in shard and len(part):  # the next row is another Learner's
                 shard[VALID][-1] &= shard[Columns.TERMINATEDS][-1]
-            packed = pack(shard, channels_last(shape)) if len(shape) == 3 else shard
-            shards.append(packed if self.config.num_learners == 0 else ray.put(packed))
-        return shards, rows
+            shards.append(self._packed(shard))
+        return shards
+
+    def _packed(self, shard: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return rows as the replays have them: packed if the first ones were, so that their number is known here."""
+        shape = shard[Columns.OBS].shape[1:]
+        if len(shape) != 3 or self._packs is False or not len(shard[Columns.OBS]):
+            return shard
+        packed = pack(shard, channels_last(shape), always=bool(self._packs))
+        self._packs = CONTEXT in packed
+        return packed
+
+    def _sent(self, shards: list[dict[str, np.ndarray]]) -> list[Any]:
+        """Return shards as Learners take them: references to them, unless the Learner is in this process."""
+        return shards if self.config.num_learners == 0 else [ray.put(shard) for shard in shards]
 
     # --- State --------------------------------------------------------------------------------------------------------
 
@@ -295,6 +333,7 @@ class LabelledData(OfflineData):
             "stream": self._stream.get_state(),
             "first": self._first,
             "is_in_replay": self._is_in_replay,
+            "rows_needed": self._rows_needed,
             "rows_due": self._rows_due,
             "files": self.files.fingerprint(),
         }
@@ -307,17 +346,26 @@ class LabelledData(OfflineData):
             logger.warning(
                 "The files in %s are not those of the checkpoint, so their rows pass from the beginning.", self.path
             )
-            self._is_in_replay, self._rows_due = False, 0.0
+            self._is_in_replay, self._rows_needed, self._rows_due = False, self.num_rows, 0.0
             return
         self._stream.set_state(state["stream"])
         self._first = state["first"]
         self._is_in_replay, self._rows_due = state["is_in_replay"], state["rows_due"]
+        self._rows_needed = state.get("rows_needed", self.num_rows)  # not of a version without
 
 
 def capacity_for(
-    files: RecordedFiles, names: Sequence[str], *, num_actions: int, num_learners: int = 0, num_atoms: int = 1
+    files: RecordedFiles,
+    names: Sequence[str],
+    *,
+    num_actions: int,
+    num_learners: int = 0,
+    num_atoms: int = 1,
+    space: gym.Space | None = None,
 ) -> int:
     """Return the rows that each Learner's replay needs for all rows of files, but no more than 4 GiB of them.
+
+    Of stacks with much context, as in short episodes, it may need some more: then the rows pass in epochs.
 
     Args:
         files: the files.
@@ -325,23 +373,19 @@ def capacity_for(
         num_actions: number of actions.
         num_learners: Learners that share the rows; 0 is one, too.
         num_atoms: atoms of return distributions, if these are among the columns.
+        space: space of the observations, of which files without labels have no record; None: unknown.
     """
-    is_image = files.schema is not None and files.schema.obs_dtype == "uint8" and len(files.schema.obs_shape) == 3
+    schema = files.schema
+    if schema is None:  # such files may have images of bytes as floats, too
+        is_image, number_bytes, num_frames = is_byte_image(space), 4, 1
+    else:
+        is_image = schema.obs_dtype == "uint8" and len(schema.obs_shape) == 3
+        number_bytes, num_frames = 1 if is_image else 4, schema.num_frames
     per_label = {TEACHER_PROBS: num_actions * num_atoms, TEACHER_FEATURES: _UNITS}
     numbers = sum(per_label.get(name, num_actions) for name in names if name.startswith("teacher_"))
-    num_frames = 1 if files.schema is None else files.schema.num_frames
-    row_bytes = files.obs_numbers * (1 if is_image else 4) // num_frames + 4 * numbers
+    row_bytes = files.obs_numbers * number_bytes // num_frames + 4 * numbers
     row_bytes += _TD_BYTES + num_actions if VALID in names else 1
-    rows = _rows_of_a_shard(files, files.num_rows, num_learners)
+    rows = math.ceil(files.num_rows / max(1, num_learners))
     if is_image:  # of stacks, the replay has single frames, and some more where an episode or a piece begins
         rows = int(1.1 * rows) + num_frames
     return max(1, min(rows, _MOST_BYTES // row_bytes))
-
-
-def _rows_of_a_shard(files: RecordedFiles, num_rows: int, num_learners: int) -> int:
-    """Return the most rows that one Learner gets in an epoch: pieces are split evenly, and each may leave one over."""
-    if num_learners < 2:
-        return num_rows
-    return math.ceil(num_rows / num_learners) + sum(
-        math.ceil(chunk.num_rows / files.piece_rows) for chunk in files.chunks
-    )

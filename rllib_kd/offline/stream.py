@@ -86,6 +86,8 @@ class Stream:
         self._held_out = held_out
         self._seed = int(np.random.default_rng(seed).integers(2**31))
         self._epoch, self._chunk, self._piece = 0, 0, 0  # of the piece that comes next
+        #: Rows that have passed.
+        self.passed = 0
         self._pieces: Iterator[Piece] | None = None
         self._order: tuple[int, list[Chunk]] = (-1, [])  # of an epoch
 
@@ -101,6 +103,7 @@ class Stream:
                 self._pieces = self._of_chunk(self._chunks()[self._chunk], skip=self._piece)
             if (piece := next(self._pieces, None)) is not None:
                 self._piece += 1
+                self.passed += num_rows(piece.columns)
                 return piece
             self._pieces, self._piece, self._chunk = None, 0, self._chunk + 1
             if self._chunk == len(self._files.chunks):
@@ -125,10 +128,17 @@ class Stream:
 
     def get_state(self) -> dict[str, Any]:
         """Return the position."""
-        return {"seed": self._seed, "epoch": self._epoch, "chunk": self._chunk, "piece": self._piece}
+        return {
+            "seed": self._seed,
+            "epoch": self._epoch,
+            "chunk": self._chunk,
+            "piece": self._piece,
+            "passed": self.passed,
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue at a position of `get_state()`, in files of the same fingerprint."""
         self._seed, self._epoch = state["seed"], state["epoch"]
+        self.passed = state.get("passed", 0)  # not of a version without
         self._chunk, self._piece, self._pieces = state["chunk"], state["piece"], None
         self._order = (-1, [])

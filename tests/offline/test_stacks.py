@@ -2,16 +2,21 @@
 
 import dataclasses
 
+import gymnasium as gym
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from rllib_kd.algorithm.recorded import settle_recorded
+from rllib_kd.learner.replay import ColumnarReplay
+from rllib_kd.offline.data import LabelledData, open_files
 from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.recording import Recorder
 from rllib_kd.offline.schema import DataError, LabelledSchema, to_columns, to_table
 from rllib_kd.offline.stacks import join, saved_share, split
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
+from tests.offline.labelled import recorded_config, write
 
 SIZE, FRAMES = 6, 4
 SCHEMA = LabelledSchema((SIZE, SIZE, FRAMES), "uint8", 2, num_frames=FRAMES)
@@ -95,3 +100,73 @@ def test_a_recorder_writes_frames_and_readers_see_stacks(tmp_path, monkeypatch, 
     np.testing.assert_array_equal(np.concatenate(read), obs.reshape(-1, *obs.shape[2:]))
     (path,) = tmp_path.iterdir()
     assert pq.read_schema(path).field("obs").type.byte_width == SIZE * SIZE
+
+
+# --- Stacks in replays ------------------------------------------------------------------------------------------------
+
+BYTES = gym.spaces.Box(0, 255, (SIZE, SIZE, FRAMES), np.uint8)
+
+
+def opened(folder, capacity=None) -> LabelledData:
+    """The data of stacks with zeros as labels, or without labels, for one Learner."""
+    spaces = BYTES, gym.spaces.Discrete(2)
+    teacher = Teacher.from_callable(
+        lambda obs: np.zeros((len(obs), 2), np.float32), observation_space=spaces[0], action_space=spaces[1]
+    )
+    config = recorded_config(str(folder), teacher, held_out=0.0).training(replay_buffer_config={"capacity": capacity})
+    files = open_files(config)
+    settle_recorded(config, files, spaces)
+    data = LabelledData(config)
+    data.open(files, config.replay_columns)
+    data.meet(teacher)
+    return data
+
+
+def added(pieces, replay) -> set[bytes]:
+    """The stacks that a replay holds after some pieces have been added."""
+    for (shard,) in pieces:
+        replay.add(shard)
+    rows = replay.spread(10_000)
+    return {stack.tobytes() for stack in replay.gather(rows, ("obs",))["obs"].numpy()}
+
+
+@pytest.mark.parametrize("length", [8, 12, 20, 100])
+def test_rows_of_short_episodes_pass_in_epochs_if_their_context_leaves_no_room(tmp_path, length):
+    stacks = stacks_of([length] * (600 // length))
+    write(tmp_path, {"obs": stacks, "teacher_q": np.zeros((len(stacks), 2), np.float32)}, num_frames=FRAMES)
+    data = opened(tmp_path)
+    replay = ColumnarReplay(data.config.replay_buffer_config["capacity"])
+    every = {stack.tobytes() for stack in stacks}
+    held = added(data.fill(), replay)
+    assert data.fits == (held == every) == (length == 100)
+    assert data.stores_rows != data.fits
+    resumed = opened(tmp_path)
+    resumed.set_state(data.get_state())
+    resumed.replays_are(restored=data.stores_rows)
+    assert resumed.fits == data.fits
+    passed = data.sample(len(stacks))
+    if not data.fits:
+        assert list(resumed.fill()) == []
+        for (one,), (other,) in zip(passed, resumed.sample(len(stacks)), strict=True):
+            np.testing.assert_array_equal(one["obs"], other["obs"])
+    assert held | added(passed, replay) == every
+
+
+@pytest.mark.parametrize("capacity", [600, 1_000, 4 * 600])
+@pytest.mark.parametrize("shuffled", [0, 1])
+def test_whether_pieces_fit_of_which_some_are_no_sequences_is_counted(tmp_path, capacity, shuffled):
+    stacks = stacks_of([300, 300])
+    half = slice(300 * shuffled, 300 * (shuffled + 1))
+    stacks[half] = np.random.default_rng(0).permutation(stacks[half])
+    write(tmp_path, {"obs": stacks, "teacher_q": np.zeros((600, 2), np.float32)})
+    data = opened(tmp_path, capacity)
+    pieces = list(data.fill())
+    held = added(pieces, ColumnarReplay(capacity))
+    assert data.fits == (len(held) == 600) == (capacity == 4 * 600 or "context" not in pieces[0][0])
+
+
+def test_stacks_without_labels_have_room_for_the_frames_before_them(tmp_path):
+    np.savez(tmp_path / "0.npz", obs=stacks_of([50, 50]))
+    data = opened(tmp_path)
+    list(data.fill())
+    assert data.fits

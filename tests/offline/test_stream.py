@@ -95,6 +95,7 @@ def test_a_stream_continues_where_it_was_saved(tmp_path, monkeypatch):
     resumed = stream_of(files, 0.1, seed=1)
     resumed.set_state(stream.get_state())
     assert [numbers(next(stream)) for _ in range(60)] == [numbers(next(resumed)) for _ in range(60)]
+    assert stream.get_state() == resumed.get_state()
 
 
 def test_a_saved_position_has_every_attribute_or_names_it(tmp_path):
@@ -195,6 +196,49 @@ def test_shards_share_the_rows_and_no_transition_crosses_them(tmp_path, teacher,
     assert data.sample(10_000) == []  # the replays have all
 
 
+@pytest.fixture
+def four_learners(tmp_path, teacher, rows, monkeypatch):
+    """Makes the data of four Learners from the first rows, in files of a few."""
+    monkeypatch.setattr("rllib_kd.offline.data.ray.put", lambda shard: shard)
+
+    def make(num_rows, num_files, capacity, **distillation):
+        folder = write(tmp_path, {name: column[:num_rows] for name, column in rows.items()}, num_files=num_files)
+        config = recorded_config(folder, teacher, held_out=0.0, **distillation).learners(num_learners=4)
+        return opened(config.training(replay_buffer_config={"capacity": capacity}), teacher)
+
+    return make
+
+
+def sizes(pieces) -> list[int]:
+    """The rows that each Learner gets from some pieces."""
+    return np.sum([[len(shard["obs"]) for shard in shards] for shards in pieces], axis=0).tolist()
+
+
+def test_learners_get_equally_many_rows_of_pieces_that_are_smaller_than_their_number(four_learners):
+    data = four_learners(60, num_files=20, capacity=15)
+    assert sizes(data.fill()) == [15] * 4
+    assert data.fits
+
+
+def test_a_resumed_stream_gives_each_learner_the_rows_that_it_would_have_got(four_learners):
+    data = four_learners(60, num_files=20, capacity=5)
+    list(data.fill())
+    assert not data.fits
+    data.sample(4)
+    resumed = four_learners(60, num_files=20, capacity=5)
+    resumed.set_state(data.get_state())
+    for _ in range(8):
+        for one, other in zip(data.sample(3), resumed.sample(3), strict=True):
+            assert [shard["obs"].tolist() for shard in one] == [shard["obs"].tolist() for shard in other]
+
+
+def test_fewer_rows_than_learners_are_an_error(four_learners):
+    with pytest.raises(DataError, match=r"The Learners get \[1, 1, 1, 0\] rows of '.*' to learn from"):
+        list(four_learners(3, num_files=1, capacity=10).fill())
+    with pytest.raises(DataError, match=r"\[0, 0, 0, 0\] rows .*with `td_coeff` also"):  # which split each transition
+        list(four_learners(12, num_files=3, capacity=10, td_coeff=1.0).fill())
+
+
 def test_rows_that_do_not_fit_pass_at_the_pace_that_is_asked_for(tmp_path, teacher, rows):
     config = recorded_config(write(tmp_path, rows), teacher, held_out=0.0)
     config.training(replay_buffer_config={"capacity": 1_000})
@@ -241,7 +285,7 @@ def test_the_replay_finds_the_state_some_steps_later_in_the_same_episode(
 def test_the_replay_holds_all_rows_up_to_a_limit(tmp_path, monkeypatch):
     files = numbered(tmp_path)
     assert capacity_for(files, ("obs", "teacher_q"), num_actions=2) == NUMBERED
-    assert NUMBERED / 2 < capacity_for(files, ("obs", "teacher_q"), num_actions=2, num_learners=2) < NUMBERED
+    assert capacity_for(files, ("obs", "teacher_q"), num_actions=2, num_learners=2) == NUMBERED / 2
     monkeypatch.setattr("rllib_kd.offline.data._MOST_BYTES", 100 * 13)
     assert capacity_for(files, ("obs", "teacher_q"), num_actions=2) == 100
 

@@ -114,8 +114,13 @@ class Members:
 
     def __init__(self, teachers: Sequence[Teacher], *, policy_temperature: float | None, splits: bool):
         self.teachers = tuple(teachers)
-        self.policy_temperature = policy_temperature
+        self._policy_temperature = policy_temperature
         self._splits = splits
+
+    @property
+    def policy_temperature(self) -> float | None:
+        """Return the temperature of `mean_policy()`; None for `mean_q()`."""
+        return self._policy_temperature
 
     def __call__(self, obs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the mean outputs `[B, A]` of inputs `[B, ...]`; each member's are of the legal actions, `[B, A]`."""
@@ -125,7 +130,7 @@ class Members:
             teacher.q_values(part.reshape(-1, *shape), mask)
             for teacher, part, shape in zip(self.teachers, parts, shapes, strict=True)
         ]
-        temperature = self.policy_temperature
+        temperature = self._policy_temperature
         if temperature is None:
             return mean_q(torch.stack(outputs))
         # Scaled so that the softmax at this temperature is the actor-critic's policy, as it is for Q-values.

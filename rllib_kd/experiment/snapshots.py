@@ -75,7 +75,9 @@ class Snapshots(tune.Callback):
 
     def _pack(self, storage: Any) -> None:
         staged = Path(storage.experiment_driver_staging_path)
-        state = max(staged.glob("experiment_state-*.json"), default=None)
+        # By the time of writing: names have the local time, and a clock may be set back between two processes.
+        states = staged.glob("experiment_state-*.json")
+        state = max(states, key=lambda path: path.stat().st_mtime_ns, default=None)
         if state is None or (written_at := state.stat().st_mtime_ns) == self._packed_at:
             return
         content = io.BytesIO()

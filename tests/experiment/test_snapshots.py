@@ -72,6 +72,17 @@ def test_what_was_packed_last_comes_back_whole_and_alone(folders):
     assert (stored / "tuner.pkl").read_text() == "stays"
 
 
+def test_the_state_that_was_written_last_is_packed_whatever_the_clock_of_its_process(folders):
+    staged, stored = folders
+    write(staged, SECOND, "of an earlier process")
+    write(staged, FIRST, "of one that began when the clock had been set back")
+    for path in staged.iterdir():
+        os.utime(path, (2e9, 2e9 if FIRST in path.name else 1e9))
+    pack(Snapshots(), staged, stored)
+    put_back(str(stored))
+    assert state_files(stored).keys() == {name for name in state_files(staged) if FIRST in name}
+
+
 def test_of_an_earlier_experiment_only_what_it_is_resumed_by_is_deleted(folders):
     staged, stored = folders
     forget(str(stored / "new"))

@@ -19,6 +19,8 @@ class WaitingPopulation(PopulationBasedTraining):
     population waits for it without end (ray 2.60). It also waits for members that have failed. Here all are paused
     first.
 
+    Tune saves no state of a scheduler. A resumed member is paused, with as many reports as its last checkpoint has.
+
     Args:
         interval: reports between two exchanges, ≥ 1.
         kwargs: arguments of `PopulationBasedTraining`, whose `time_attr` is "training_iteration".
@@ -28,9 +30,22 @@ class WaitingPopulation(PopulationBasedTraining):
         super().__init__(time_attr="training_iteration", perturbation_interval=interval, synch=True, **kwargs)
         self._interval = interval
         self._waiting: dict[Trial, dict[str, Any]] = {}  # their results
+        self._num_reports: dict[Trial, int] = {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Note how far a member of a resumed population is."""
+        super().on_trial_add(tune_controller, trial)
+        saved = trial.run_metadata.checkpoint_manager.latest_checkpoint_result
+        num_reports = 0 if saved is None else saved.metrics.get("training_iteration", 0)
+        self._num_reports[trial] = num_reports
+        if num_reports and trial.status == Trial.PENDING:  # neither new, nor has it ended
+            trial.set_status(Trial.PAUSED)  # Tune would start it without `choose_trial_to_run()` if it were pending
+            if num_reports % self._interval == 0:
+                self._waiting[trial] = saved.metrics
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Let a member train on, or wait for the others."""
+        self._num_reports[trial] = result["training_iteration"]
         if result["training_iteration"] % self._interval:
             return TrialScheduler.CONTINUE
         self._waiting[trial] = result
@@ -39,6 +54,9 @@ class WaitingPopulation(PopulationBasedTraining):
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Exchange weights as soon as all members wait, and return the next one to train."""
         members = tune_controller.get_live_trials()
+        farthest = max((self._num_reports[trial] for trial in members), default=0)
+        for trial in [one for one in self._waiting if self._num_reports[one] < farthest]:
+            del self._waiting[trial]  # of a resumed population, which exchanged weights before: it trains on
         if self._waiting and all(trial in self._waiting and trial.status == Trial.PAUSED for trial in members):
             for trial in members:  # with the last of them, weights are exchanged
                 super().on_trial_result(tune_controller, trial, self._waiting[trial])

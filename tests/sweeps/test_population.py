@@ -24,12 +24,16 @@ class Member:
         self.temporary_state = SimpleNamespace(saving_to=None)
         self.run_metadata = MagicMock()
         self.run_metadata.checkpoint_manager.checkpoint_config.num_to_keep = 4
+        self.run_metadata.checkpoint_manager.latest_checkpoint_result = None
         self.exchanges = []
 
     def is_finished(self):
         return self.status in (Trial.TERMINATED, Trial.ERROR)
 
     def set_experiment_tag(self, tag): ...
+
+    def set_status(self, status):
+        self.status = status
 
     def set_config(self, config):
         self.exchanges.append(config)
@@ -128,3 +132,53 @@ def test_later_exchanges_follow_the_same_way(population, controller):
             trial.status = Trial.RUNNING
         assert [member.status for member in controller.members] == [Trial.RUNNING] * 4
         assert exchanges(controller) == [True, False, False, False]
+
+
+def resumed(population, *num_reports):
+    """Members as Tune adds them to a resumed population, with the reports of their last checkpoints."""
+    controller = Controller([Member(name, i / 10) for i, name in enumerate("abcd"[: len(num_reports)])])
+    for member, count in zip(controller.members, num_reports, strict=True):
+        result = {"training_iteration": count, "return_ratio": member.return_ratio}
+        if count:
+            manager = member.run_metadata.checkpoint_manager
+            manager.latest_checkpoint_result = SimpleNamespace(metrics=result)
+        population.on_trial_add(controller, member)
+    return controller
+
+
+def begun(population, controller):
+    """Begin all members that are to train now; return the names of all that do."""
+    while (trial := population.choose_trial_to_run(controller)) is not None:
+        trial.status = Trial.RUNNING
+    return "".join(member.trial_id for member in controller.members if member.status == Trial.RUNNING)
+
+
+def test_a_resumed_population_waits_for_its_slow_members(population):
+    controller = resumed(population, 2, 1, 2, 0)
+    assert begun(population, controller) == "bd"
+    for name in "bd":
+        member = controller.members["abcd".index(name)]
+        assert not any(exchanges(controller))
+        assert report(population, controller, member, 2) == TrialScheduler.PAUSE
+        member.status = Trial.PAUSED
+    assert begun(population, controller) == "abcd"
+    assert exchanges(controller) == [True, False, False, False]
+
+
+def test_a_resumed_population_exchanges_weights_that_it_had_not_exchanged(population):
+    controller = resumed(population, 4, 4, 4, 4)
+    assert [member.status for member in controller.members] == [Trial.PAUSED] * 4
+    assert begun(population, controller) == "abcd"
+    assert exchanges(controller) == [True, False, False, False]
+
+
+def test_members_of_unequal_training_exchange_nothing(population):
+    controller = resumed(population, 2, 4, 3, 4)
+    assert begun(population, controller) == "ac"
+    for name, num_reports in (("a", 3), ("c", 4), ("a", 4)):
+        assert not any(exchanges(controller))
+        member = controller.members["abcd".index(name)]
+        if report(population, controller, member, num_reports) == TrialScheduler.PAUSE:
+            member.status = Trial.PAUSED
+    assert begun(population, controller) == "abcd"
+    assert exchanges(controller) == [True, False, False, False]

@@ -24,7 +24,7 @@ _EPISODES = "certification.json"  # in the sweep's folder
 
 @dataclass(frozen=True)
 class Claim:
-    """The claim that a certificate is to prove. Each claim has its own episodes, which are kept.
+    """The claim that a certificate is to prove.
 
     Args:
         checkpoint: path or URI of the student's checkpoint.
@@ -65,13 +65,20 @@ def certify_student(
         report: called with a line after each batch.
 
     Raises:
-        ValueError: the episodes were played for another confidence, by which one could choose now.
+        ValueError: the episodes have tested another student, or this one with another confidence: with a second test
+            on them, an error is more likely than 1 − confidence.
     """
     games = Games(make_env, teacher, claim.seed) if rows is None else RowGames(rows)
 
     kept = _read(uri)
-    confidences = {claim.checkpoint: claim.confidence, **kept.get("confidences", {})}
-    _check_confidence(claim, confidences[claim.checkpoint])
+    last = kept.get("claim", vars(claim))
+    confidences = kept.get("confidences", {last["checkpoint"]: last["confidence"]})
+    _check_first_test(claim, confidences, has_rows=rows is not None)
+    begun = []
+    if kept and (_in_sweep(last["checkpoint"]), last["seed"]) == (_in_sweep(claim.checkpoint), claim.seed):
+        begun = [Episodes.of(one) for one in kept["episodes"]]
+    if last["keep"] != claim.keep:  # the test goes on with the same episodes
+        begun = [Episodes(one.returns) for one in begun]
 
     def save(played: Sequence[Episodes]) -> None:
         content = {"claim": vars(claim), "confidences": confidences, "episodes": [one.as_dict() for one in played]}
@@ -85,21 +92,40 @@ def certify_student(
         max_episodes=MAX_EPISODES if rows is None else min(MAX_EPISODES, rows.test.num_units),
         new_test=RatioTest if rows is None else rows.new_test(),
         seen=np.asarray(seen, dtype=float),
-        begun=[Episodes.of(one) for one in kept["episodes"]] if kept.get("claim") == vars(claim) else [],
+        begun=begun,
         save=save,
         report=lambda place, found: report(f"certificate · {found.num_episodes:,} {found.measured.unit}"),
     )
     return tested
 
 
-def _check_confidence(claim: Claim, first: float) -> None:
-    """Check that a student's episodes are not tested again at another α; any `keep` is covered by the one test."""
+def _check_first_test(claim: Claim, confidences: Mapping[str, float], *, has_rows: bool) -> None:
+    """Check that episodes test no second student, and none at another α; any `keep` is covered by the one test.
+
+    Args:
+        claim: what is to be proven now.
+        confidences: confidence of each test on these episodes so far, by checkpoint. Older versions tested several.
+        has_rows: whether the episodes are held-out rows.
+    """
+    what, others = ("held-out rows", "--input") if has_rows else ("fresh episodes", "--seed")
+    remedy = f"begin a sweep with another {others}"
+    earlier = {_in_sweep(checkpoint): confidence for checkpoint, confidence in confidences.items()}
+    first = earlier.get(_in_sweep(claim.checkpoint))
+    if first is None:
+        raise ValueError(
+            f"The {what} of this sweep were used to test '{next(iter(confidences))}', and cannot test another student, "
+            f"'{claim.checkpoint}'. Set --keep (keep=...) as it was then, or {remedy}."
+        )
     if first != claim.confidence:
         raise ValueError(
-            f"The fresh episodes of this sweep were used to test '{claim.checkpoint}' with a confidence of {first:g}; "
-            f"got {claim.confidence:g}. Set --confidence {first:g} (confidence=...) again, or begin a sweep with "
-            "another --seed (seed=...)."
+            f"The {what} of this sweep were used to test '{claim.checkpoint}' with a confidence of {first:g}; got "
+            f"{claim.confidence:g}. Set --confidence {first:g} (confidence=...) again, or {remedy}."
         )
+
+
+def _in_sweep(checkpoint: str) -> str:
+    """Return a checkpoint's path in the sweep's folder, which may have been moved: trial, checkpoint and seed."""
+    return "/".join(checkpoint.split("/")[-3:])
 
 
 def content_of(claim: Claim, tested: Tested) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tests.conftest import make_q_module
 from tests.sweeps.test_pareto import result, student
 from tests.sweeps.test_sweeps import QUICK
 
-CLAIM = Claim("/runs/seed_0", 0.97, 0.95, 3)
+CLAIM = Claim("/trial/checkpoint_000007/seed_0", 0.97, 0.95, 3)
 
 
 class KilledError(Exception):
@@ -48,7 +48,7 @@ def test_the_student_is_tested_on_fresh_episodes_until_it_is_certified(games, tm
     assert tested.certificate.alpha == pytest.approx(0.05)
     assert games == [(50 * i, 50) for i in range(len(games))]
     content = json.loads(json.dumps(content_of(CLAIM, tested)))
-    assert content["checkpoint"] == "/runs/seed_0"
+    assert content["checkpoint"] == CLAIM.checkpoint
     assert content["seeds"] == [first_certificate_seed(3), 50 * len(games)]
     assert len(content["certificate_returns"]["random"]) == 50 * len(games)
 
@@ -73,13 +73,29 @@ def test_an_interrupted_test_continues_and_one_that_has_ended_is_not_repeated(ga
     games.clear()
     assert certified(tmp_path / "killed").certificate == expected.certificate
     assert games == []
-    certified(tmp_path / "killed", replace(CLAIM, keep=0.9))  # another claim
-    assert games[0] == (0, 50)
+
+
+def test_another_keep_goes_on_with_the_same_episodes(games, tmp_path):
+    certified(tmp_path)
+    num_played = 50 * len(games)
+    games.clear()
+    tested = certified(tmp_path, replace(CLAIM, keep=0.9))
+    assert tested.is_certified
+    assert tested.certificate.keep == 0.9
+    assert games == [(num_played, 50)]
+    moved = replace(CLAIM, keep=0.9, checkpoint=f"/moved{CLAIM.checkpoint}")
+    assert certified(tmp_path, moved).certificate == tested.certificate
+    assert len(games) == 1
+
+
+def test_episodes_that_have_tested_a_student_test_no_other_one(games, tmp_path):
+    certified(tmp_path)
+    with pytest.raises(ValueError, match=r"were used to test '.*seed_0', and cannot test another student, '.*seed_2'"):
+        certified(tmp_path, replace(CLAIM, keep=0.9, checkpoint=CLAIM.checkpoint.replace("seed_0", "seed_2")))
 
 
 def test_another_confidence_needs_other_episodes(games, tmp_path):
     certified(tmp_path)
-    certified(tmp_path, replace(CLAIM, confidence=0.9, checkpoint="of another student"))
     with pytest.raises(ValueError, match=r"with a confidence of 0\.95; got 0\.9\. Set --confidence 0\.95"):
         certified(tmp_path, replace(CLAIM, confidence=0.9))
 

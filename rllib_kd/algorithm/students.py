@@ -72,7 +72,7 @@ class Students:
         def measure(learner: Any) -> dict[str, dict[str, StudentSize]]:
             return {
                 group_id: {
-                    name: StudentSize(_num_parameters(module := group.students[name].module), support_of(module))
+                    name: StudentSize(most_parameters(module := group.students[name].module), support_of(module))
                     for name in group.named
                 }
                 for group_id, group in learner.groups.items()
@@ -116,7 +116,7 @@ class Students:
         return self._sizes[group_id]
 
 
-def _num_parameters(module: Any) -> int:
+def most_parameters(module: Any) -> int:
     """Return the parameters of a student; of a tree, which has not grown yet, the most that it may have."""
     return module.max_parameters if isinstance(module, TreeRLModule) else count_parameters(module)
 

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.fs
-import torch
 from ray import tune
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
-from ray.tune.search.sample import Domain
+from ray.tune.search.sample import Domain, Float
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
@@ -40,10 +39,7 @@ from rllib_kd.checkpoints.uris import absolute_uri, child_of
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_players_fit
-from rllib_kd.evaluation.playing import RandomActions, mask_view, play
-from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean
-from rllib_kd.evaluation.seeds import SWEEP_SEED
 from rllib_kd.experiment.connection import connection
 from rllib_kd.experiment.experiment import check_below_storage, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
@@ -51,7 +47,6 @@ from rllib_kd.experiment.locations import location
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.export.units import MINIMIZED
-from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.numeric import check_integer
 from rllib_kd.offline.data import all_files
@@ -59,6 +54,7 @@ from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.rows import TD_IN_FILES
 from rllib_kd.public import public
 from rllib_kd.relay import listening
+from rllib_kd.sweeps.baselines import Baselines, keep_baselines, kept_baselines, play_baselines
 from rllib_kd.sweeps.certifying import Claim, certify_student
 from rllib_kd.sweeps.population import WaitingPopulation
 from rllib_kd.sweeps.report import ReportedSweep
@@ -186,6 +182,7 @@ class Sweep:
         self._rows: HeldOut | None = None  # that judge, without an environment
         self._weights: str | None = None  # fingerprint of the teacher, once it is loaded
         self._own_space: Mapping[str, Domain] | None = None  # the user's, once it is drawn
+        self._rounded: frozenset[str] = frozenset()  # as in `Task`, once the space is drawn
         if self.env is None:
             check_without_environment(self.config, self.keep)
         self.env = settled(self.env)
@@ -230,7 +227,7 @@ class Sweep:
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         self._weights = fingerprint(teacher)
         student_config(self.env, teacher, self.config, seed=self.seed)  # refuses unknown settings, and wrong types
-        make_env, returns = None, [0.0, 1.0]
+        make_env, baselines = None, None
         if self.env is None:
             task, median_gap = self._task_on_rows(teacher)
         else:
@@ -238,11 +235,9 @@ class Sweep:
             (teacher,) = check_players_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
             if self.keep is not None:
                 check_fresh(make_env, short_name(self.env))
-            seeds = range(SWEEP_SEED, SWEEP_SEED + NUM_EPISODES)
-            views = [teacher.start, lambda: mask_view(int(teacher.action_space.n))]
-            returns, (states, masks) = play(make_env, GreedyQ(teacher), seeds, views=views)
-            task = self._task(teacher, returns, make_env, seeds)
-            median_gap = _median_gap(teacher, states, masks)
+            kept = kept_baselines(self.path) if is_there else None
+            baselines = kept or play_baselines(teacher, make_env, self.seed)
+            task, median_gap = self._task(teacher, baselines), baselines.median_gap
         if is_there:
             check_spec(self.path, self._spec())  # now with the teacher, and the rows
         self._metric = task.metric
@@ -252,6 +247,7 @@ class Sweep:
         self._check(space, teacher)
         resources = self._resources(teacher)
         with connection(resources.required_resources, address=address):
+            task = replace(task, rounded=self._rounded)
             shared = tune.with_parameters(StudentTrial, teacher=teacher, task=task)  # in the object store
             trainable = tune.with_resources(shared, resources)
             if is_there:
@@ -259,6 +255,8 @@ class Sweep:
                 tuner = tune.Tuner.restore(self.path, trainable=trainable, resume_unfinished=True, resume_errored=True)
             else:
                 write_spec(self.path, self._spec() | {SPACE: self._own_space})
+                if baselines is not None:
+                    keep_baselines(self.path, baselines)
                 points = default_points(space, median_gap=median_gap, env_steps=self.env_steps, outputs=teacher.outputs)
                 tuner = self._tuner(trainable, space, points)
             with _rllib.callbacks_uncounted(), listening(), saving_on_interrupt() as interrupted:
@@ -267,7 +265,8 @@ class Sweep:
         self._write(result)
         if self.keep is None or result.recommended is None or not result.is_complete:
             return result
-        result = replace(result, certified=self._certify(result.recommended, teacher, make_env, seen=returns))
+        seen = [0.0, 1.0] if baselines is None else baselines.teacher
+        result = replace(result, certified=self._certify(result.recommended, teacher, make_env, seen=seen))
         self._write(result)
         return result
 
@@ -287,9 +286,8 @@ class Sweep:
 
     # --- Before the first trial ---------------------------------------------------------------------------------------
 
-    def _task(self, teacher: Teacher, teacher_returns: list[float], make_env: Any, seeds: Sequence[int]) -> Task:
-        random_returns, _ = play(make_env, RandomActions(int(teacher.action_space.n), seed=self.seed), seeds)
-        played = teacher_returns, random_returns
+    def _task(self, teacher: Teacher, baselines: Baselines) -> Task:
+        played = baselines.teacher, baselines.random
         more = f"A sweep plays {NUM_EPISODES}: train the teacher for longer, or expect return ratios with much noise."
         if text := doubt(teacher.source, self.env, *played, to_play_more=more, same_seeds=True):
             if not has_higher_mean(*played):
@@ -313,9 +311,14 @@ class Sweep:
         """Return the settings of all students."""
         return {**self.config, **({} if self._rows is None else self._rows.settings())}
 
+    def _settings_of(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a trial's students that are searched."""
+        return settings_of(sample, self.config, self.minimize, rounded=self._rounded)
+
     def _space(self, teacher: Teacher, median_gap: float) -> dict[str, Domain]:
         space = drawn_space(self.space, teacher, median_gap=median_gap, env_steps=self.env_steps)
-        self._own_space = None if self.space is search_space else space
+        is_own = self.space is not search_space
+        self._own_space = space if is_own else None
         if self.scheduler == "pbt":
             space = population_space(space)
             if self.config.get("loss", DistillDQNConfig().loss) not in SOFTENED:
@@ -328,7 +331,9 @@ class Sweep:
         if has_input(self.config):  # no policy acts, and TD needs whole episodes
             files = all_files(student_config(self.env, teacher, self.config, seed=self.seed))
             fixed |= {*OF_BEHAVIOUR, *(() if set(TD_IN_FILES) <= set(files.columns) else ("td_coeff",))}
-        return {name: domain for name, domain in space.items() if name not in fixed}
+        space = {name: domain for name, domain in space.items() if name not in fixed}
+        self._rounded = frozenset(name for name, domain in space.items() if isinstance(domain, Float) and not is_own)
+        return space
 
     def _check(self, space: Mapping[str, Domain], teacher: Teacher) -> None:
         """Check the settings before the first trial, so that errors reach the user."""
@@ -338,7 +343,7 @@ class Sweep:
             )
         refuse_recurrent(student_config(self.env, teacher, self.config, seed=self.seed))
         sample = {name: domain.sample() for name, domain in space.items()}
-        settings = {**self._settings(), **settings_of(sample, self.config, self.minimize)}
+        settings = {**self._settings(), **self._settings_of(sample)}
         config = student_config(self.env, teacher, settings, seed=self.seed)
         validate(config)
         check_before(config, {DEFAULT_MODULE_ID: teacher}, None)  # recorded rows, if there are any
@@ -444,7 +449,7 @@ class Sweep:
         metrics: Any = result.metrics
         return SweptStudent(
             name=Path(result.path).name,
-            settings=settings_of(result.config or {}, self.config, self.minimize),
+            settings=self._settings_of(result.config or {}),
             num_parameters=metrics["student_params"],
             cost=metrics.get("student_cost"),
             compression=metrics["compression"],
@@ -468,13 +473,6 @@ _NOTES = {
     "asha": "ASHA compares returns alone. Students that it stopped early, more often small ones, are not on the front.",
     "pbt": "Settings are those at the end of training: PBT changes them on the way, together with the weights.",
 }
-
-
-def _median_gap(teacher: Teacher, states: np.ndarray, masks: np.ndarray) -> float:
-    statistics = QStatistics(int(teacher.action_space.n))
-    for chunk, mask in zip(*(torch.as_tensor(each).split(1_000) for each in (states, masks)), strict=True):
-        statistics.update(teacher.q_values(chunk.float(), None if masks.all() else mask))
-    return statistics.gap_quantile(0.5)
 
 
 def _evenly(items: list[Any], count: int) -> list[Any]:

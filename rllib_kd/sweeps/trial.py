@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from ray import tune
 
 from rllib_kd.algorithm.algorithm import DistillDQNConfig
 from rllib_kd.algorithm.student_config import student_config
-from rllib_kd.algorithm.students import WIDTH_KEYS
+from rllib_kd.algorithm.students import WIDTH_KEYS, most_parameters
 from rllib_kd.certificates.agreement import AGREEMENT
 from rllib_kd.certificates.held_out import HeldOutStates
 from rllib_kd.environments.making import env_maker
@@ -52,6 +52,7 @@ class Task:
         random_return: mean return of a random policy.
         minimize: what "smallest" means, one of `MINIMIZED` but "latency".
         states: held-out states of recorded rows, on which students are judged where there is no environment; else None.
+        rounded: settings whose searched values are rounded, as in `settings_of()`.
     """
 
     env: Any
@@ -63,6 +64,7 @@ class Task:
     random_return: float
     minimize: str = "parameters"
     states: HeldOutStates | None = None
+    rounded: frozenset[str] = frozenset()
 
     @property
     def metric(self) -> str:
@@ -87,10 +89,11 @@ class StudentTrial(tune.Trainable):
         self._build(config)
 
     def _build(self, config: Mapping[str, Any]) -> None:
-        settings = {**self._task.config, **settings_of(config, self._task.config, self._task.minimize)}
+        task = self._task
+        settings = {**task.config, **settings_of(config, task.config, task.minimize, rounded=task.rounded)}
         self._students = [
-            student_config(self._task.env, self._teacher, settings, seed=self._task.seed + i).build_algo()
-            for i in range(self._task.num_seeds)
+            student_config(task.env, self._teacher, settings, seed=task.seed + i).build_algo()
+            for i in range(task.num_seeds)
         ]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -107,18 +110,18 @@ class StudentTrial(tune.Trainable):
             # None, if a trial has ended and its driver died before it noted that.
             while student.num_env_steps < min(goal, task.env_steps):
                 student.train()
-        is_done = goal >= task.env_steps
+        is_done = self.iteration + 1 >= NUM_REPORTS
         networks = [open_source(student).network() for student in self._students]
         ratios = self._return_ratios(networks, is_done=is_done) if task.states is None else self._agreements(networks)
-        metric = task.metric
+        metric, num_parameters = task.metric, most_parameters(networks[0].module)  # of any seed
         return {
             metric: float(np.mean(ratios)),
             **({f"{metric}_lower": lower_bound(ratios)} if len(ratios) > 1 else {}),
             f"{metric}s": ratios,
             **({} if task.states is None else {"q_regret": self._regret(networks)}),
-            "student_params": networks[0].num_parameters,
+            "student_params": num_parameters,
             "student_cost": student_cost(networks[0], task.minimize),
-            "compression": networks[0].num_parameters / self._teacher.num_parameters,
+            "compression": num_parameters / self._teacher.num_parameters,
             # Those of the student with the fewest.
             "num_env_steps_sampled_lifetime": min(student.num_env_steps for student in self._students),
             "num_gradient_steps_lifetime": min(student.num_gradient_steps for student in self._students),
@@ -165,23 +168,29 @@ def student_cost(student: Teacher, minimize: str) -> float:
         ValueError: it cannot be exported so.
     """
     if minimize == "parameters":
-        return student.num_parameters
+        return most_parameters(student.module)
     assert student.pipeline is not None  # the student of an Algorithm has one
     (cost,) = measure({"student": student.module}, student.pipeline, minimize).values()
     return float(measured_cost(cost, minimize) or 0)
 
 
-def settings_of(sample: Mapping[str, Any], fixed: Mapping[str, Any], minimize: str = "parameters") -> dict[str, Any]:
+def settings_of(
+    sample: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    minimize: str = "parameters",
+    *,
+    rounded: Collection[str] = (),
+) -> dict[str, Any]:
     """Convert a point of the space to settings of a student's config: under RLlib's names, only those its loss reads.
-
-    Numbers are rounded to three digits, so that the command that trains such a student is readable.
 
     Args:
         sample: the point.
         fixed: settings that are not searched.
         minimize: what "smallest" means, by which a network has its default activation.
+        rounded: settings whose values are rounded to three digits, so that the command that trains such a student is
+            readable.
     """
-    settings = {name: _three_digits(value) for name, value in sample.items()}
+    settings = dict(sample) | {name: _three_digits(sample[name]) for name in rounded if name in sample}
     if settings.get("loss", fixed.get("loss", DistillDQNConfig().loss)) not in SOFTENED:
         settings.pop("temperature", None)
     widths = {name: settings.pop(name) for name in sorted(WIDTH_KEYS & set(settings))}
@@ -191,5 +200,5 @@ def settings_of(sample: Mapping[str, Any], fixed: Mapping[str, Any], minimize: s
     return settings
 
 
-def _three_digits(value: Any) -> Any:
-    return float(f"{value:.3g}") if isinstance(value, float) else value
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")

@@ -7,6 +7,7 @@ from ray import cloudpickle, tune
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_kd import load_teacher, search_space
 from rllib_kd.sweeps.space import read_space
 from rllib_kd.sweeps.spec import SPACE as OWN_SPACE
 from rllib_kd.sweeps.spec import check_spec, write_spec
@@ -58,6 +59,21 @@ def test_a_sweep_names_the_file_in_which_its_environment_is_registered(files, mo
     exit_code("sweep", "--teacher", "t", "--env", "hall", "--space", "space.py")
     (sweep,) = swept
     assert (sweep.env, sweep.name) == (f"{files}/space.py:hall", "sweep-hall")
+
+
+def test_values_of_an_own_space_are_not_rounded(tmp_path):
+    own = {"lr": tune.uniform(0.001, 0.01), "gamma": tune.choice([0.99, 0.9996])}
+    for space, expected in ((lambda teacher, **figures: own, set()), (search_space, {"lr", "temperature"})):
+        sweep = Sweep(
+            "cartpole",
+            "CartPole-v1",
+            search="random",
+            space=space,
+            storage_path=str(tmp_path),
+            config={"training_intensity": 4.0},
+        )
+        sweep._space(load_teacher("cartpole"), 0.1)
+        assert sweep._rounded == expected
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,6 @@ class Part(NamedTuple):
         return names
 
 
-def most_parts(num_sizes: int, restarts: int) -> int:
-    """Return into how many parts a family can be divided, at most."""
-    return num_sizes * math.ceil(restarts / len(REGRET_FACTORS))
-
-
 def divide(sizes: Sequence[Size], restarts: int, num_parts: int, *, seed: int) -> list[Part]:
     """Divide a family into parts: neighbouring sizes stay together, then copies of the same sizes are divided.
 

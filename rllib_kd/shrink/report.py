@@ -25,19 +25,24 @@ if TYPE_CHECKING:
 _LOWEST_SHOWN = -0.5  # return ratio; copies below it are drawn there
 
 
-def write(result: Shrunk, folder: Path, strip: Strip | None = None) -> None:
-    """Write shrink.html, README.md, and certificate.json, which comes last: a folder with it is complete.
+def write(result: Shrunk, folder: Path) -> None:
+    """Write shrink.html, README.md, and certificate.json, which comes last: a folder with it has all results."""
+    content = result.to_dict()
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_page(result, folder, None)
+    write_certificate_card(folder, content)
+    replace_file(folder / CERTIFICATE, f"{text}\n".encode())
+
+
+def write_page(result: Shrunk, folder: Path, strip: Strip | None) -> None:
+    """Write shrink.html.
 
     Args:
         result: the result.
         folder: where to.
         strip: pictures of the student that was found; None: there are none.
     """
-    content = result.to_dict()
-    text = json.dumps(content, indent=1, allow_nan=False)
     replace_file(folder / "shrink.html", _page(result, strip).encode())
-    write_certificate_card(folder, content)
-    replace_file(folder / CERTIFICATE, f"{text}\n".encode())
 
 
 def _page(result: Shrunk, strip: Strip | None) -> str:

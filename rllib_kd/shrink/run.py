@@ -26,7 +26,7 @@ from rllib_kd.shrink.arena import Arena
 from rllib_kd.shrink.budget import Budget, PlayLimit
 from rllib_kd.shrink.candidates import Size
 from rllib_kd.shrink.checks import Checks, least_episodes
-from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
+from rllib_kd.shrink.outcome import CERTIFICATE, Shrunk, ShrunkStudent, why_not
 from rllib_kd.shrink.parts import Part
 from rllib_kd.shrink.progress import Progress, versions
 from rllib_kd.shrink.snapshots import Snapshot
@@ -100,13 +100,23 @@ class Run:
                 reason = f"The run was interrupted. Continue it with --resume --out {self.progress.folder}."
                 return self._result(reason, is_complete=False)
             result = self._result(reason)
-            strip = None
-            if best is not None:
-                self._save(result, best)
-                strip = self.arena.strip_of(self._as_policy(best), first_certificate_seed(self.asked.seed))
-            report.write(result, self.progress.folder, strip)
-            self.progress.clear()
+            self._write(result, best)
         return result
+
+    def _write(self, result: Shrunk, best: Snapshot | None) -> None:
+        """Write all files. The episode for the pictures comes last: an environment may end the process in `render()`.
+
+        It has done so if the certificate of a resumed run is already there: then there are no pictures.
+        """
+        folder = self.progress.folder
+        has_pictures = best is not None and not (folder / CERTIFICATE).exists()
+        if best is not None:
+            self._save(result, best)
+        report.write(result, folder)
+        if best is not None and has_pictures:
+            strip = self.arena.strip_of(self._as_policy(best), first_certificate_seed(self.asked.seed))
+            report.write_page(result, folder, strip)
+        self.progress.clear()
 
     @contextmanager
     def _working(self) -> Iterator[Crew | None]:

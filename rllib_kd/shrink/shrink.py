@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ from rllib_kd.public import public
 from rllib_kd.shrink.arena import Arena, InEnvironment, OnRows
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes, tree_sizes
 from rllib_kd.shrink.outcome import Shrunk
-from rllib_kd.shrink.parts import divide, most_parts
+from rllib_kd.shrink.parts import divide
 from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
 from rllib_kd.shrink.run import Run
 from rllib_kd.shrink.training import reachable, training_config
@@ -47,6 +48,8 @@ from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean, plain
+
+logger = logging.getLogger(__name__)
 
 #: With less, Ray's start and the certificate leave no time for training.
 LEAST_MINUTES = 0.5
@@ -243,21 +246,22 @@ class Shrink:
         restarts = default_restarts(observation_space) if self.restarts is None else self.restarts
         given, by_time = (teacher, self.env, settings, sizes), self.minutes is not None
         config = training_config(*given, restarts=restarts, seed=self.seed, is_by_time=by_time)
-        needs = DistillDQN.default_resource_request(validate(config.copy(copy_frozen=False))).required_resources
-        most = most_parts(len(sizes), restarts)
-        num_parts = begun.get("parts", min(self.parts or 1, most))
-        _check_machine(num_parts, needs, address)
+        request = DistillDQN.default_resource_request(validate(config.copy(copy_frozen=False)))
+        needs = request.required_resources
+        parts = divide(sizes, restarts, begun.get("parts", self.parts or 1), seed=self.seed)
+        _check_machine(len(parts), needs, address)
         with ExitStack() as stack:
             folder = self._folder(stack, resume=resume)
             stack.enter_context(alone_in(str(folder), remedy="name another folder: --out (out=...)"))
             # Read again: now it is locked.
             state: dict[str, Any] = self._begun(options) if resume else {"options": options}
-            all_needs = {name: amount * num_parts for name, amount in needs.items()}
+            all_needs = {name: amount * len(parts) for name, amount in needs.items()}
+            if len(parts) == 1 and _is_on_cluster(address):  # its main process is this one
+                all_needs = {name: amount - request.bundles[0].get(name, 0.0) for name, amount in needs.items()}
             stack.enter_context(connection(all_needs, address=address))
             if self.parts is None and not resume:
-                num_parts = min(_free_parts(needs, address), most)
-            state["parts"] = num_parts
-            parts = divide(sizes, restarts, num_parts, seed=self.seed)
+                parts = divide(sizes, restarts, _free_parts(needs, address), seed=self.seed)
+            state["parts"] = len(parts)
             run = Run(teacher, arena, config, sizes, settings, Progress(folder), state, self, parts)
             return run(command=command, progress=progress)
 
@@ -340,10 +344,22 @@ def begun_with(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _free_parts(needs: Mapping[str, float], address: str | None) -> int:
     """Return how many parts a cluster has free resources for, at least 1; without a cluster 1. Ray is connected."""
-    if address is None and "RAY_ADDRESS" not in os.environ:
+    if not _is_on_cluster(address):
         return 1
     free = ray.available_resources()
-    return max(1, min(int(free.get(name, 0.0) // amount) for name, amount in needs.items() if amount))
+    num_parts = min(int(free.get(name, 0.0) // amount) for name, amount in needs.items() if amount)
+    if num_parts < 1:
+        logger.warning(
+            "The cluster has no free resources for a part, which needs %s: this process trains all sizes, on this "
+            "machine. To train on nodes of the cluster, also on those that it adds when they are needed, set --parts N "
+            "(parts=N), with N of at least 2.",
+            ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount),
+        )
+    return max(1, num_parts)
+
+
+def _is_on_cluster(address: str | None) -> bool:
+    return address is not None or "RAY_ADDRESS" in os.environ
 
 
 def _check_machine(num_parts: int, needs: Mapping[str, float], address: str | None) -> None:
@@ -352,7 +368,7 @@ def _check_machine(num_parts: int, needs: Mapping[str, float], address: str | No
     Raises:
         ValueError: it does not.
     """
-    if num_parts == 1 or address is not None or "RAY_ADDRESS" in os.environ:
+    if num_parts == 1 or _is_on_cluster(address):
         return
     needed = num_parts * needs.get("CPU", 0.0)
     there = (

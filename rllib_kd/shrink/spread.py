@@ -175,15 +175,22 @@ class Crew:
     def __init__(self, teacher: Teacher, task: ActorTask, parts: Sequence[Part]):
         self.parts = list(parts)
         self._teacher, self._task = ray.put(teacher), ray.put(task)
-        requests = [self._resources(teacher, task, part) for part in parts]
-        self._groups = [placement_group(bundles, strategy=strategy) for bundles, strategy in requests]
+        self._requests = [self._resources(teacher, task, part) for part in parts]
+        self._groups: list[Any] = []
+        self._actors: list[Any] = []
         self._deaths = [0] * len(self.parts)
         #: By part: what puts an actor that was started again where it was. Their errors are raised by `result()`.
         self._returning: dict[int, list[ray.ObjectRef]] = {}
         self._saved: tuple[Path, list[float]] | None = None
         #: Sizes that act more often, and copies that rest; None before training.
         self._preferred: tuple[list[str], list[str]] | None = None
-        self._actors = [self._started(place) for place in range(len(self.parts))]
+
+    def start(self) -> None:
+        """Reserve the resources of all parts, and start their actors; if it fails, `stop()` frees what it has."""
+        for bundles, strategy in self._requests:
+            self._groups.append(placement_group(bundles, strategy=strategy))
+        for place in range(len(self.parts)):
+            self._actors.append(self._started(place))
 
     @staticmethod
     def _resources(teacher: Teacher, task: ActorTask, part: Part) -> tuple[list[dict[str, float]], str]:
@@ -318,7 +325,7 @@ class Crew:
         for group in self._groups:
             remove_placement_group(group)
         deadline = time.monotonic() + _PATIENCE_WITH_RESOURCES
-        while time.monotonic() < deadline and not self._is_free():
+        while self._groups and time.monotonic() < deadline and not self._is_free():
             time.sleep(0.05)
 
     def _is_free(self) -> bool:
@@ -463,6 +470,7 @@ def working(teacher: Teacher, task: ActorTask, parts: Sequence[Part]) -> Iterato
     """Start the actors, and end them at the end."""
     crew = Crew(teacher, task, parts)
     try:
+        crew.start()
         yield crew
     finally:
         crew.stop()

@@ -16,7 +16,7 @@ from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
 from rllib_kd.shrink.pictures import Strip, strip_of
-from rllib_kd.shrink.report import write
+from rllib_kd.shrink.report import write, write_page
 
 
 def played(ratio, episodes=400):
@@ -142,11 +142,11 @@ def test_the_page_requests_nothing_and_says_what_it_means(tmp_path):
 
 def test_the_page_shows_an_episode_or_says_why_not(tmp_path):
     strip = Strip(7, 500.0, [(0, "data:image/png;base64,AA"), (250, "data:image/png;base64,AB")], "")
-    write(FOUND, tmp_path, strip)
+    write_page(FOUND, tmp_path, strip)
     text = (tmp_path / "shrink.html").read_text()
     assert "The c label student in the episode with seed 7: return 500" in text
     assert text.count('<img src="data:image/png;base64,A') == 2
-    write(FOUND, tmp_path, Strip(7, math.nan, [], "There are no pictures: <no> screen"))
+    write_page(FOUND, tmp_path, Strip(7, math.nan, [], "There are no pictures: <no> screen"))
     text = (tmp_path / "shrink.html").read_text()
     assert "There are no pictures: &lt;no&gt; screen" in text
     assert "<img" not in text

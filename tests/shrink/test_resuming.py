@@ -23,6 +23,7 @@ from rllib_kd.shrink import arena as module_of_arena
 from rllib_kd.shrink import run as module_of_run
 from rllib_kd.shrink.candidates import mlp
 from rllib_kd.shrink.checks import Checks
+from rllib_kd.shrink.outcome import CERTIFICATE
 from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
 from rllib_kd.students.restarts import names_of, student_of
 from rllib_kd.teachers.base import Teacher
@@ -140,7 +141,8 @@ def go(monkeypatch, tmp_path):
     monkeypatch.setattr(module_of_arena, "Games", WorldGames)
     monkeypatch.setattr(module_of_run, "save_student", lambda folder, *args, **kwargs: WorldGames.world.at("student"))
     monkeypatch.setattr(module_of_arena, "strip_of", lambda student, played, seed: None)
-    monkeypatch.setattr(module_of_run.report, "write", lambda result, *_: written.update(all=result.to_dict()))
+    monkeypatch.setattr(module_of_run.report, "write", lambda result, folder: written.update(all=result.to_dict()))
+    monkeypatch.setattr(module_of_run.report, "write_page", lambda result, folder, strip: None)
     teacher = Teacher(make_q_module(), source="teacher")
     monkeypatch.setattr(module_of_run, "Teacher", lambda module, **kwargs: module)
 
@@ -327,6 +329,26 @@ def test_a_run_that_has_ended_is_not_resumed(go, tmp_path):
     (tmp_path / "run" / "certificate.json").write_text("{}")
     with pytest.raises(ValueError, match=r"its run has ended, see certificate\.json"):
         Progress(tmp_path / "run").read()
+
+
+def test_the_certificate_is_written_before_an_environment_draws_pictures(go, monkeypatch, tmp_path):
+    """One that ends the process in `render()` does so once."""
+
+    def dies(student, played, seed):
+        raise KilledError
+
+    def noted(result, folder):
+        (folder / CERTIFICATE).write_text("{}")
+        write(result, folder)
+
+    write = module_of_run.report.write
+    monkeypatch.setattr(module_of_run.report, "write", noted)
+    monkeypatch.setattr(module_of_arena, "strip_of", dies)
+    with pytest.raises(KilledError):
+        go("run", World())
+    assert (tmp_path / "run" / CERTIFICATE).exists()
+    assert go("run", World(), resume=True)[0].certified is not None
+    assert not Progress(tmp_path / "run").exists
 
 
 def test_time_that_was_spent_counts(go, tmp_path):

@@ -15,6 +15,7 @@ from rllib_kd import DistillDQN, Shrink
 from rllib_kd.cli.main import main
 from rllib_kd.locks import locked
 from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
+from rllib_kd.shrink.run import Run
 from rllib_kd.shrink.spread import Crew
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
@@ -36,6 +37,10 @@ WRONG = {
     "no copies": (["--restarts", "0"], "restarts must be an integer of at least 1"),
     "no parts": (["--parts", "0"], "parts must be an integer of at least 1"),
     "parts without a cluster": (["--parts", "1000"], "24 parts need 24 CPUs, but Ray has"),
+    "parts that are not made": (
+        ["--parts", "20", "--config", '{"num_env_runners": 3}'],
+        "12 parts need 48 CPUs, but Ray has",
+    ),
     "seed": (["--seed", "-1"], "seed must be an integer of at least 0"),
     "bounds in the wrong order": (["--bounds", "5", "1"], "the lowest first"),
     "unknown cost": (["--minimize", "byte"], "Did you mean 'bytes'?"),
@@ -285,6 +290,22 @@ def test_seeds_that_determine_nothing_are_noted(capsys, tmp_path, env, is_noted)
     with locked(tmp_path / "new", wait=False), pytest.raises(ValueError, match="is in use by"):  # nothing else is wrong
         Shrink("cartpole", env, out=tmp_path / "new").run()
     assert ("equal seeds give different episodes" in capsys.readouterr().err) == is_noted
+
+
+def test_on_a_cluster_without_free_resources_a_run_says_that_it_trains_here(monkeypatch, caplog, capsys, tmp_path):
+    def run(self, **kwargs):
+        raise ValueError(f"far enough, with {len(self.parts)} parts")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "available_resources", dict)
+    monkeypatch.setattr(Run, "__call__", run)
+    for parts, is_here in ((None, True), (1, False), (2, False)):
+        caplog.clear()
+        with pytest.raises(ValueError, match=f"far enough, with {parts or 1} parts"):
+            Shrink("cartpole", "CartPole-v1", out=tmp_path / str(parts), parts=parts).run(address="auto")
+        assert ("this process trains all sizes, on this machine. To train" in caplog.text) == is_here
+        assert ("Training waits until the cluster grows" in capsys.readouterr().err) == (parts == 2)
 
 
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path):

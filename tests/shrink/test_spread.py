@@ -148,7 +148,9 @@ def crew_of(monkeypatch, num_parts, dies=lambda place, method: False):
     monkeypatch.setattr(Crew, "_resources", staticmethod(lambda *args: ([], "PACK")))
     monkeypatch.setattr(module_of_spread, "placement_group", lambda bundles, strategy: Group())
     sizes = [mlp((2**i,)) for i in range(num_parts)]
-    return Crew(None, None, divide(sizes, 1, num_parts, seed=0)), actors
+    crew = Crew(None, None, divide(sizes, 1, num_parts, seed=0))
+    crew.start()
+    return crew, actors
 
 
 def dying(*numbers):
@@ -246,6 +248,24 @@ def test_who_waits_for_resources_is_told_so_and_can_end_it(monkeypatch, caplog):
     crew, _ = crew_of(monkeypatch, 2)
     with pytest.raises(ZeroDivisionError):
         crew.wait_for_resources(lambda: 1 / 0)
+
+
+def test_what_is_reserved_is_freed_if_the_start_of_the_parts_fails(monkeypatch):
+    def placed(bundles, strategy):
+        if len(groups) == 1:
+            raise ZeroDivisionError
+        groups.append(Group())
+        return groups[-1]
+
+    groups, freed = [], []
+    crew_of(monkeypatch, 1)  # stand-ins for Ray
+    monkeypatch.setattr(module_of_spread.ray, "available_resources", lambda: {"CPU": 1.0}, raising=False)
+    monkeypatch.setattr(module_of_spread, "placement_group", placed)
+    monkeypatch.setattr(module_of_spread, "remove_placement_group", freed.append)
+    parts = divide([mlp((2,)), mlp((4,))], 1, 2, seed=0)
+    with pytest.raises(ZeroDivisionError), module_of_spread.working(None, None, parts):
+        pass
+    assert freed == groups != []
 
 
 def test_one_death_that_several_calls_notice_is_one(monkeypatch):

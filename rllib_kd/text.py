@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _ADDRESS, _MAX_DEPTH = re.compile(r" at 0x[0-9a-f]+"), 3  # of an object in its repr; of objects in objects
+_MAX_NUMBERS = 1_000  # of an array that is written as it is
 
 
 def finite_or_none(value: Any) -> Any:
@@ -23,36 +25,60 @@ def finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def plain(value: Any, *, depth: int = 0) -> Any:
+def plain(value: Any) -> Any:
     """Return a value in JSON's terms, which are the same in every process: without addresses, in the order of names.
+
+    Arrays of many numbers become digests. Functions count by their names, and objects deep in others by their types.
+    """
+    return _plain(value, 0, ())
+
+
+def _plain(value: Any, depth: int, outer: tuple[int, ...]) -> Any:
+    """Return a value as `plain()` does.
 
     Args:
         value: of any kind.
-        depth: of objects in objects; deep ones count as equal if their types do.
+        depth: of objects in objects.
+        outer: ids of the containers that it is in, which it may contain again.
     """
-    import numpy as np  # which `rllib --help` does without
-
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist(), depth=depth)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if id(value) in outer:
+        return "..."
+    within = (*outer, id(value))
     if isinstance(value, Mapping):
-        return {str(key): plain(part, depth=depth) for key, part in value.items()}
+        return {str(key): _plain(part, depth, within) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(part, depth=depth) for part in value]
+        return [_plain(part, depth, within) for part in value]
     if isinstance(value, set | frozenset):
-        return sorted((plain(part, depth=depth) for part in value), key=repr)
+        return sorted((_plain(part, depth, within) for part in value), key=repr)
     name = getattr(value, "__qualname__", None)  # of a class or a function
     if name is not None:
         return f"{value.__module__}.{name}"
-    with np.printoptions(threshold=sys.maxsize):  # or of large arrays in it, numpy shows the ends alone
-        text = repr(value)
+    if hasattr(value, "__array__") and hasattr(value, "dtype"):  # of numpy, or a tensor on any device
+        return _numbers(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+    text = _whole_repr(value)
     if not _ADDRESS.search(text):
         return text
     parts = vars(value) if hasattr(value, "__dict__") and depth < _MAX_DEPTH else {}
-    return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **plain(parts, depth=depth + 1)}
+    own = {str(key): _plain(part, depth + 1, within) for key, part in parts.items()}
+    return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **own}
+
+
+def _whole_repr(value: Any) -> str:
+    import numpy as np  # which `rllib --help` does without
+
+    with np.printoptions(threshold=sys.maxsize):  # or of large arrays in it, numpy shows the ends alone
+        return repr(value)
+
+
+def _numbers(array: Any) -> Any:
+    if array.size <= _MAX_NUMBERS or array.dtype == object:
+        return _plain(array.tolist(), 0, ())
+    digest = hashlib.sha256(array.tobytes()).hexdigest()
+    return f"{array.dtype} {list(array.shape)} {digest[:32]}"
 
 
 def stable_text(value: Any) -> str:

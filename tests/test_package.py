@@ -167,7 +167,7 @@ def test_readme_is_short_and_links_the_page_on_security():
     assert "(SECURITY.md)" in text
 
 
-def test_texts_are_in_utf_8_whatever_the_locale_is():
+def test_texts_are_read_and_written_whole_in_utf_8():
     for path in PACKAGE.rglob("*.py"):
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         texts = [call for call in calls if getattr(call.func, "attr", None) in ("read_text", "write_text")]

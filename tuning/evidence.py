@@ -226,9 +226,10 @@ sampled in envpool's environment, and judged in gymnasium's. Other teachers of t
 _IMAGES = """## Images
 
 [MinAtar](minatar.md), games with chance: the last action is repeated with a probability of 0.1. Students learned for
-200,000 env steps, where the teachers of Asterix and Seaquest had a million. [After a million](minatar.md#more-env-steps)
-the last line is 0.985 (0.946 to 1.063), 1.024 (0.977 to 1.094), 0.948 (0.900 to 1.014) and 0.782 (0.743 to 0.832), with
-one or two seeds of a game. Atari is on [Images](images.md): with today's defaults, students of 3.6 % have 1.03 on Breakout (one seed, 50 games), and 0.83 and 0.95 on SpaceInvaders (150
+200,000 env steps, where the teachers of Asterix and Seaquest had a million. [After a
+million](minatar.md#more-env-steps) the last line is 0.985 (0.946 to 1.063), 1.024 (0.977 to 1.094), 0.948 (0.900 to
+1.014) and 0.782 (0.743 to 0.832), with one or two seeds of a game. Atari is on [Images](images.md): with today's
+defaults, students of 3.6 % have 1.03 on Breakout (one seed, 50 games), and 0.83 and 0.95 on SpaceInvaders (150
 games), after 1.2 million env steps. The crosses in the picture are Rusu et al. (2015): geometric means over ten Atari
 games of the student's score as a share of its teacher's, 1.083 at 25.3 %, 1.017 at 6.7 % and 0.839 at 3.7 %."""
 
@@ -259,7 +260,8 @@ recipe on [their own page](trees.md)."""
 _MISSING = """## What this does not show
 
 - Atari's SpaceInvaders at 3.6 % stays below its teacher ([why](images.md#spaceinvaders)), and so do, after 200,000
-  env steps, most students of MinAtar's other games than Breakout, of 1 % also after a million, and those of 1 % on BabyAI.
+  env steps, most students of MinAtar's other games than Breakout; of 1 % also after a million; and those of 1 % on
+  BabyAI.
 - Linear students fail on some tasks. [Restarts](studies.md#tiny-students) and [trees](trees.md) help on some of these.
 - Atari has one seed for most sizes, and sticky actions in [Pong](images.md#pong) alone."""
 

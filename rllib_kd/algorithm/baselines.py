@@ -28,7 +28,7 @@ from rllib_kd.environments.own import is_registered_with_tune
 from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean
 from rllib_kd.paths import replace_file
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.text import number, stable_text
+from rllib_kd.text import number
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
@@ -208,7 +208,7 @@ def baseline_key(teacher: Teacher, env: Any, env_config: Mapping[str, Any], sett
     # played the same episodes in several EnvRunners.
     rules = ("masks", "time limits", "seeds", version(_FIXED_ENVIRONMENTS[package]))
     # The user may register a name again, with another time limit or other arguments.
-    parts = (state, stable_text(vars(spec)), sorted(env_config.items()), tuple(settings), rules)
+    parts = (state, vars(spec), sorted(env_config.items()), tuple(settings), rules)
     try:
         return hashlib.sha256(ray.cloudpickle.dumps(parts)).hexdigest()[:32]
     except Exception:  # what does not pickle is not kept

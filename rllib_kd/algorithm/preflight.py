@@ -236,7 +236,7 @@ def check_teachers_fit(
     seen = input_space(features_space(spaces[0]))
     if "env_to_module" in config.own_connectors and teacher.pipeline is None:
         seen = teacher.observation_space  # only the connectors know; EnvRunners check it
-    elif is_byte_image(spaces[0]) and teacher.pipeline is None and not teacher.takes(spaces[0]):
+    elif is_byte_image(spaces[0]) and teacher.model_config is None and not teacher.takes(spaces[0]):
         logger.warning(
             "The teacher '%s' gets images divided by 255, with channels last, as the student does. If it takes bytes, "
             "load it by load_teacher(..., pipeline=ObservationPipeline(space, (Images(shape, scaled=False),))).",

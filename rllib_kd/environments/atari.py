@@ -103,12 +103,14 @@ def time_limit(spec: Any, layers: Iterable[Any]) -> int | None:
         layers: the environment and what it wraps.
     """
     frames = spec.kwargs.get("max_num_frames_per_episode")
-    skipped = spec.kwargs.get("frameskip", 1)  # or the least and the most
-    per_step = skipped if isinstance(skipped, int) else skipped[0]
+    if not frames:
+        return None
+    skipped = spec.kwargs.get("frameskip", 1)
+    per_step = skipped[0] if isinstance(skipped, tuple | list) else skipped  # of the least and the most
     for layer in layers:
         if isinstance(layer, gym.wrappers.AtariPreprocessing):
             per_step *= layer.frame_skip
-    return math.ceil(frames / per_step) if frames else None
+    return math.ceil(frames / per_step)
 
 
 class _OneSeedEach(gym.vector.VectorWrapper):

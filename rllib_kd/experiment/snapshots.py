@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import re
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,6 +25,7 @@ from rllib_kd.checkpoints.uris import is_file, list_folder, replace_remote_file
 logger = logging.getLogger(__name__)
 
 SNAPSHOT = "snapshot.zip"
+_PAUSE = 10.0  # after a failed write, s
 _TUNER = "tuner.pkl"  # Tune's settings of an experiment, which it resumes with
 _MAX_BYTES = 2**30  # of a state: some 50 KB a trial
 #: Names of the state files of Tune, its searcher and its callbacks, each with the start time of their process. A name
@@ -36,12 +38,13 @@ class Snapshots(tune.Callback):
 
     def __init__(self) -> None:
         self._packed_at = 0  # modification time of the state that was packed last, ns
+        self._next_try = 0.0  # by `time.monotonic()`, s
         self._has_warned = False  # of storage that did not take a snapshot
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Pack the state: Tune calls this several times a second, in the thread that writes the files.
 
-        Remote storage may fail for a moment: the next step tries again.
+        Remote storage may fail for a moment: later steps try again.
 
         Raises:
             OSError: a disk does not take the file.
@@ -49,29 +52,38 @@ class Snapshots(tune.Callback):
         if not trials:
             return
         storage = trials[0].storage
-        try:
-            self._pack(storage)
-        except OSError as error:
-            if storage.storage_filesystem.type_name == "local":
-                raise
-            if not self._has_warned:
-                self._has_warned = True
-                logger.warning(
-                    "%s/%s could not be written, from which the experiment is resumed after an interruption. Each "
-                    "further step tries again: %s",
-                    storage.experiment_fs_path,
-                    SNAPSHOT,
-                    error,
-                )
+        if time.monotonic() >= self._next_try:
+            self._try_to_pack(storage)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Pack the last state: Tune calls this after it is written.
 
         Raises:
-            OSError: the storage does not take the file.
+            OSError: a disk does not take the file.
         """
-        if trials:
-            self._pack(trials[0].storage)
+        if trials and not self._try_to_pack(trials[0].storage):
+            time.sleep(_PAUSE)
+            self._try_to_pack(trials[0].storage)
+
+    def _try_to_pack(self, storage: Any) -> bool:
+        """Pack the state, and return whether it was possible: remote storage may fail for a moment."""
+        try:
+            self._pack(storage)
+        except OSError as error:
+            if storage.storage_filesystem.type_name == "local":
+                raise
+            self._next_try = time.monotonic() + _PAUSE
+            if not self._has_warned:
+                self._has_warned = True
+                logger.warning(
+                    "%s/%s could not be written; without it, the experiment cannot be resumed after an interruption. "
+                    "Later steps try again: %s",
+                    storage.experiment_fs_path,
+                    SNAPSHOT,
+                    error,
+                )
+            return False
+        return True
 
     def _pack(self, storage: Any) -> None:
         staged = Path(storage.experiment_driver_staging_path)

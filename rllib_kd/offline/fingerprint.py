@@ -39,6 +39,11 @@ def agree(one: str, other: str) -> bool:
     return one[:shorter] == other[:shorter]
 
 
+def as_kept(now: str, kept: Any) -> str:
+    """Return a fingerprint in the form in which an older one was kept, if both may be of the same teacher."""
+    return kept if isinstance(kept, str) and kept and now and agree(now, kept) else now
+
+
 def short(fingerprint: str) -> str:
     """Return the first digits of both parts, for messages."""
     return "-".join(filter(None, (fingerprint[:12], fingerprint[WEIGHT_DIGITS:][:4])))

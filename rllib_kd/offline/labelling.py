@@ -147,6 +147,7 @@ class Labeller:
             raise place.error(f"has images of {obs.dtype}; {expected}", Columns.OBS)
         if not self._fits(obs):
             is_flat = obs.ndim <= 2 or len(space.shape or ()) <= 1  # in the file, or for the teacher
+            is_flat |= [n for n in obs.shape[1:] if n > 1] == [n for n in space.shape or () if n > 1]
             if not is_flat or math.prod(obs.shape[1:]) != math.prod(space.shape or ()):
                 raise place.error(f"has observations of the shape {list(obs.shape[1:])}; {expected}", Columns.OBS)
             obs = obs.reshape(len(obs), *(space.shape or ()))

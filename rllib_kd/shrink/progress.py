@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save
 
 from rllib_kd.environments.own import source_digests
 from rllib_kd.experiment.resuming import differences
+from rllib_kd.offline.fingerprint import as_kept
 from rllib_kd.paths import replace_file
 from rllib_kd.shrink.outcome import CERTIFICATE
 from rllib_kd.teachers.base import Teacher
@@ -34,6 +35,8 @@ from rllib_kd.text import one_line, plain
 _FOLDER, _STATE = "progress", "state.json"
 #: Name of the entry of the state that shows whether somebody has changed the others.
 _DIGEST = "sha256"
+#: Option with the fingerprint of the teacher.
+WEIGHTS = "weights of the teacher"
 _SOURCE = "source of "  # before the path of a file of the environment, as the name of an option
 _PACKAGES = ("rllib-kd", "ray", "torch", "gymnasium", "numpy")
 
@@ -185,6 +188,8 @@ def check_unchanged(folder: Path, began_with: Mapping[str, Any], now: Mapping[st
     """
     # A process may have loaded further modules, which stand in the same folder and are not the environment's.
     shared = {name: value for name, value in now.items() if name in began_with or not name.startswith(_SOURCE)}
+    if WEIGHTS in shared:
+        shared[WEIGHTS] = as_kept(shared[WEIGHTS], began_with.get(WEIGHTS))
     if words := differences(began_with, shared):
         raise ValueError(
             f"The run in '{folder}' can only be resumed as it began, or its certificate would not hold: {words}. Leave "

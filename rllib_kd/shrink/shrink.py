@@ -41,7 +41,7 @@ from rllib_kd.shrink.arena import Arena, InEnvironment, OnRows
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes, tree_sizes
 from rllib_kd.shrink.outcome import Shrunk
 from rllib_kd.shrink.parts import divide
-from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
+from rllib_kd.shrink.progress import WEIGHTS, Progress, check_unchanged, options_of
 from rllib_kd.shrink.run import Run
 from rllib_kd.shrink.training import reachable, training_config
 from rllib_kd.teachers.base import Teacher
@@ -238,7 +238,7 @@ class Shrink:
             _check_empty(Path(self.out).absolute())
         settings, teacher, arena = self._in_environment() if self.env is not None else self._on_rows()
         observation_space = arena.observation_space
-        options["weights of the teacher"] = fingerprint(teacher)
+        options[WEIGHTS] = fingerprint(teacher)
         if arena.rows is not None:
             options["recorded rows"] = arena.rows.fingerprint
         sizes = self._sizes(teacher, observation_space, settings)

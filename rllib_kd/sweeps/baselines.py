@@ -37,7 +37,7 @@ class Baselines:
     median_gap: float
 
 
-def play_baselines(teacher: Teacher, make_env: Callable[[], gym.Env], seed: int) -> Baselines:
+def baselines_of(teacher: Teacher, make_env: Callable[[], gym.Env], seed: int) -> Baselines:
     """Let the teacher and a random policy play the same episodes.
 
     Args:

@@ -10,6 +10,7 @@ import pyarrow.fs
 
 from rllib_kd.checkpoints.run_names import SWEEP
 from rllib_kd.experiment.resuming import differences, is_equal
+from rllib_kd.offline.fingerprint import as_kept
 from rllib_kd.text import plain
 
 #: Entry with the fingerprint of the teacher, which older versions did not keep.
@@ -47,8 +48,8 @@ def check_spec(uri: str, spec: Mapping[str, Any]) -> None:
     now = plain(spec)
     for name in {WEIGHTS, SPACE} - begun.keys():
         now.pop(name, None)
-    if WEIGHTS in now and isinstance(begun[WEIGHTS], str):
-        now[WEIGHTS] = now[WEIGHTS][: len(begun[WEIGHTS])]  # older ones are shorter
+    if WEIGHTS in now:
+        now[WEIGHTS] = as_kept(now[WEIGHTS], begun[WEIGHTS])
     if SPACE in now and (settings := _changed(begun.pop(SPACE) or {}, now.pop(SPACE) or {})):
         raise ValueError(
             f"The sweep in '{uri}' was started with another search space, which differs in {', '.join(settings)}. "

@@ -54,7 +54,7 @@ from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.rows import TD_IN_FILES
 from rllib_kd.public import public
 from rllib_kd.relay import listening
-from rllib_kd.sweeps.baselines import Baselines, keep_baselines, kept_baselines, play_baselines
+from rllib_kd.sweeps.baselines import Baselines, baselines_of, keep_baselines, kept_baselines
 from rllib_kd.sweeps.certifying import Claim, certify_student
 from rllib_kd.sweeps.population import WaitingPopulation
 from rllib_kd.sweeps.report import ReportedSweep
@@ -236,7 +236,7 @@ class Sweep:
             if self.keep is not None:
                 check_fresh(make_env, short_name(self.env))
             kept = kept_baselines(self.path) if is_there else None
-            baselines = kept or play_baselines(teacher, make_env, self.seed)
+            baselines = kept or baselines_of(teacher, make_env, self.seed)
             task, median_gap = self._task(teacher, baselines), baselines.median_gap
         if is_there:
             check_spec(self.path, self._spec())  # now with the teacher, and the rows

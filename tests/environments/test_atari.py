@@ -88,6 +88,12 @@ def test_episodes_of_a_game_are_the_same_in_any_number_of_environments():
     assert len(set(played)) > 1
 
 
+@pytest.mark.parametrize("frameskip", [None, 4.0, 4])
+def test_an_environment_that_is_no_game_has_no_limit_in_frames(frameskip):
+    spec = gym.envs.registration.EnvSpec("Skip-v0", entry_point="a:B", kwargs={"frameskip": frameskip})
+    assert atari.time_limit(spec, []) is None
+
+
 @pytest.mark.parametrize(
     ("config", "limit"),
     [

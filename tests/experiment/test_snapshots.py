@@ -133,7 +133,8 @@ def test_a_snapshot_that_could_not_be_written_leaves_the_last_one(folders, monke
     assert all(text.endswith("1") for text in state_files(stored).values())
 
 
-def test_remote_storage_that_fails_for_a_moment_gets_the_snapshot_later(folders, caplog):
+def test_remote_storage_that_fails_for_a_moment_gets_the_snapshot_later(folders, caplog, monkeypatch):
+    monkeypatch.setattr(snapshots_module, "_PAUSE", 0.0)
     staged, stored = folders
     write(staged, FIRST, "1")
     snapshots, remote = Snapshots(), Flaky("s3")
@@ -144,8 +145,8 @@ def test_remote_storage_that_fails_for_a_moment_gets_the_snapshot_later(folders,
     (record,) = caplog.records
     assert "snapshot.zip could not be written" in record.getMessage()
     assert "SlowDown" in record.getMessage()
-    with pytest.raises(OSError, match="SlowDown"):
-        snapshots.on_experiment_end(trials=trials)
+    snapshots.on_experiment_end(trials=trials)  # all else has been written
+    assert not has_snapshot(str(stored))
     remote.takes = True
     snapshots.on_step_end(iteration=3, trials=trials)
     assert has_snapshot(str(stored))

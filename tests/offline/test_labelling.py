@@ -313,6 +313,8 @@ def test_only_flat_observations_get_another_shape(shape):
     obs = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
     flat = Labeller(policy)({"obs": obs.reshape(2, -1)})
     np.testing.assert_array_equal(flat["obs"], obs)
+    alone = obs.reshape(2, 1, *shape)  # an axis of one has no order
+    np.testing.assert_array_equal(Labeller(policy)({"obs": alone})["obs"], obs)
     other = obs.reshape(2, *shape[::-1])
     with pytest.raises(DataError, match=r"has observations of the shape \[\d+, \d+, \d+\]; the teacher takes"):
         Labeller(policy)({"obs": other})

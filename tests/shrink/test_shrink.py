@@ -73,7 +73,8 @@ def refused(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_use(refused, name, tmp_path):
+def test_wrong_use(refused, name, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     flags, message = WRONG[name]
     given = [flag for pair in zip(SHRINK[1::2], SHRINK[2::2], strict=True) if pair[0] not in flags for flag in pair]
     error = refused("shrink", *given, *flags, "--out", str(tmp_path / "new"))

@@ -37,11 +37,11 @@ def test_a_resumed_sweep_compares_with_the_episodes_that_it_began_with(monkeypat
     monkeypatch.setattr(module_of_sweep.tune, "with_resources", lambda *args: None)
     monkeypatch.setattr(Sweep, "_tuner", stops)
     monkeypatch.setattr(module_of_sweep, "put_back", stops)
-    monkeypatch.setattr(module_of_sweep, "play_baselines", lambda *args: BASELINES)
+    monkeypatch.setattr(module_of_sweep, "baselines_of", lambda *args: BASELINES)
     with pytest.raises(FarEnoughError):
         sweep.run()
     (Path(sweep.path) / SNAPSHOT).touch()
-    monkeypatch.setattr(module_of_sweep, "play_baselines", lambda *args: pytest.fail("played again"))
+    monkeypatch.setattr(module_of_sweep, "baselines_of", lambda *args: pytest.fail("played again"))
     with pytest.raises(FarEnoughError):
         sweep.run(resume=True)
     begun, resumed = judged

@@ -257,14 +257,16 @@ def test_onnx_of_other_input_types(tmp_path):
     assert q_values(teacher, states(20)) == pytest.approx(say(network.float(), states(20)), abs=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(4, 20, 20), (20, 20, 4)], ids=["channels first", "channels last"])
-def test_onnx_of_bytes_gets_bytes(tmp_path, shape):
+@pytest.mark.parametrize(
+    ("shape", "own"), [((4, 20, 20), (20, 20, 4)), ((20, 20, 4), (20, 20, 4)), ((4, 20, 20), (4, 20, 20))]
+)
+def test_onnx_of_bytes_gets_bytes(tmp_path, shape, own):
     class Mean(nn.Module):
         def forward(self, obs):
             return obs.float().flatten(1)[:, :2]
 
     names = {"input_names": ["state"], "output_names": ["values"], "dynamic_axes": {"state": {0: "n"}}}
-    torch.onnx.export(Mean(), (torch.zeros(1, 20, 20, 4).byte(),), tmp_path / "a", dynamo=False, **names)
+    torch.onnx.export(Mean(), (torch.zeros(1, *own).byte(),), tmp_path / "a", dynamo=False, **names)
     teacher = load_teacher(tmp_path / "a")
     assert teacher.takes(gym.spaces.Box(0, 255, shape, np.uint8))
     obs = np.full((2, *shape), 200, np.uint8)

@@ -19,6 +19,7 @@ from rllib_kd.random_state import policy_generator, seeded
 _ENVS_AT_ONCE = 50
 _GAMES_AT_ONCE = 16  # in a vector env of its own kind, which plays one episode after the other in each place
 _MAX_STATES = 10_000  # kept of what was seen; at least half as many, of longer play
+_MAX_BYTES, _FEWEST_STATES = 2**29, 1_000  # of large images so many bytes, or states, are enough
 _MAX_EPISODE_STEPS = 30_000  # where the environment has no longer limit of its own; Atari's is 27,000
 #: A function from a vector env's observations to actions `[N, ...]`. It may remember earlier steps.
 Act = Callable[[Shown], np.ndarray]
@@ -274,9 +275,13 @@ class VisitedStates:
         chosen = np.flatnonzero(indices % self._stride == 0)
         for kept, rows in zip(self._kept, inputs, strict=True):
             kept += [rows[i].copy() for i in chosen]
-        if len(self._kept[0]) > _MAX_STATES:
+        if len(self._kept[0]) > _FEWEST_STATES and len(self._kept[0]) > self._most():
             self._kept = [kept[::2] for kept in self._kept]
             self._stride *= 2
+
+    def _most(self) -> int:
+        row_bytes = sum(kept[0].nbytes for kept in self._kept)
+        return max(_FEWEST_STATES, min(_MAX_STATES, _MAX_BYTES // max(1, row_bytes)))
 
     def states(self) -> list[np.ndarray]:
         """Return the states `[M, ...]` for each view."""

@@ -11,7 +11,7 @@ from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import EnvMaker, env_maker
 from rllib_kd.environments.video import check_renders
 from rllib_kd.evaluation.comparing import check_players_fit
-from rllib_kd.evaluation.playing import EpsilonGreedy, RandomActions, mask_view, play, play_chunk
+from rllib_kd.evaluation.playing import EpsilonGreedy, RandomActions, VisitedStates, mask_view, play, play_chunk
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
 from rllib_kd.evaluation.validation import play_validation
 from rllib_kd.observations.pipeline import ObservationPipeline
@@ -134,6 +134,20 @@ def test_one_episode_after_the_other_each_may_be_of_the_greatest_length(monkeypa
     manual = gym.vector.AutoresetMode.DISABLED
     envs = gym.vector.SyncVectorEnv([lambda: gym.make("Long-v0")], autoreset_mode=manual)
     assert play_chunk(envs, RandomActions(2, seed=0).player(), [0, 1]) == ([9.0, 9.0], 18)
+
+
+def test_of_large_states_fewer_are_kept(monkeypatch):
+    monkeypatch.setattr("rllib_kd.evaluation.playing._MAX_BYTES", 2_000 * 5 * 4)  # 2,000 states of five numbers
+    large, small = VisitedStates(2), VisitedStates(1)
+    for first in range(0, 12_000, 8):
+        rows = np.arange(first, first + 8, dtype=np.float32)[:, None]
+        large.add([np.repeat(rows, 4, axis=1), rows])
+        small.add([rows])
+    numbers, kept = large.states()
+    assert 1_000 <= len(kept) <= 2_008
+    np.testing.assert_array_equal(numbers[:, :1], kept)
+    assert set(np.diff(kept[:, 0])) == {8.0}  # evenly
+    assert 5_000 <= len(small.states()[0]) <= 10_000
 
 
 def test_without_seeds_nothing_is_played():

@@ -1,6 +1,7 @@
 """A student of recorded rows, which has no environment, is exported and compared with PyTorch on rows."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -23,13 +24,16 @@ def labelled(rows, tmp_path_factory):
     return write(tmp_path_factory.mktemp("rows") / "labelled", rows)
 
 
-def test_states_are_of_all_parts_of_the_files(rows, labelled):
+def test_states_are_of_all_parts_of_the_files(rows, labelled, tmp_path):
     obs, masks = recorded_states([labelled], network())
     np.testing.assert_array_equal(obs, rows["obs"])
     assert masks is None
-    twice, _ = recorded_states([labelled] * 4, network())  # 24 row groups of 500 rows
-    assert len(twice) == 10_000
-    assert {tuple(row) for row in twice} >= {tuple(row) for row in rows["obs"][::500]}
+    copies = [str(tmp_path / str(number)) for number in range(4)]
+    for copy in copies:
+        shutil.copytree(labelled, copy)
+    some, _ = recorded_states(copies, network())  # 24 row groups of 500 rows
+    assert len(some) == 10_000
+    assert {tuple(row) for row in some} >= {tuple(row) for row in rows["obs"][::500]}
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -263,7 +263,8 @@ _MISSING = """## What this does not show
   env steps, most students of MinAtar's other games than Breakout; of 1 % also after a million; and those of 1 % on
   BabyAI.
 - Linear students fail on some tasks. [Restarts](studies.md#tiny-students) and [trees](trees.md) help on some of these.
-- Atari has one seed for most sizes, and sticky actions in [Pong](images.md#pong) alone."""
+- Atari has one seed for most sizes, and sticky actions in [Pong](images.md#pong) and
+  [SpaceInvaders](images.md#spaceinvaders) alone."""
 
 
 # --- The picture ------------------------------------------------------------------------------------------------------

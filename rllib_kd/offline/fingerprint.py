@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
 
 
+#: Name under which sweeps and runs of `Shrink` keep the fingerprint of their teacher.
+WEIGHTS = "weights of the teacher"
 #: Digits of the SHA-256 over the weights. Older fingerprints have no others.
 WEIGHT_DIGITS = 64
 _COMPUTATION_DIGITS = 16

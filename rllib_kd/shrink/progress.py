@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save
 
 from rllib_kd.environments.own import source_digests
 from rllib_kd.experiment.resuming import differences
-from rllib_kd.offline.fingerprint import as_kept
+from rllib_kd.offline.fingerprint import WEIGHTS, as_kept
 from rllib_kd.paths import replace_file
 from rllib_kd.shrink.outcome import CERTIFICATE
 from rllib_kd.teachers.base import Teacher
@@ -35,8 +35,6 @@ from rllib_kd.text import one_line, plain
 _FOLDER, _STATE = "progress", "state.json"
 #: Name of the entry of the state that shows whether somebody has changed the others.
 _DIGEST = "sha256"
-#: Option with the fingerprint of the teacher.
-WEIGHTS = "weights of the teacher"
 _SOURCE = "source of "  # before the path of a file of the environment, as the name of an option
 _PACKAGES = ("rllib-kd", "ray", "torch", "gymnasium", "numpy")
 

@@ -34,14 +34,14 @@ from rllib_kd.export.units import MINIMIZED
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.numeric import is_integer, is_number
 from rllib_kd.observations.masks import features_space
-from rllib_kd.offline.fingerprint import fingerprint
+from rllib_kd.offline.fingerprint import WEIGHTS, fingerprint
 from rllib_kd.paths import check_path
 from rllib_kd.public import public
 from rllib_kd.shrink.arena import Arena, InEnvironment, OnRows
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes, tree_sizes
 from rllib_kd.shrink.outcome import Shrunk
 from rllib_kd.shrink.parts import divide
-from rllib_kd.shrink.progress import WEIGHTS, Progress, check_unchanged, options_of
+from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
 from rllib_kd.shrink.run import Run
 from rllib_kd.shrink.training import reachable, training_config
 from rllib_kd.teachers.base import Teacher

@@ -10,11 +10,9 @@ import pyarrow.fs
 
 from rllib_kd.checkpoints.run_names import SWEEP
 from rllib_kd.experiment.resuming import differences, is_equal
-from rllib_kd.offline.fingerprint import as_kept
+from rllib_kd.offline.fingerprint import WEIGHTS, as_kept
 from rllib_kd.text import plain
 
-#: Entry with the fingerprint of the teacher, which older versions did not keep.
-WEIGHTS = "weights of the teacher"
 #: Entry with the user's own search space, setting → domain; None: the default one. Older versions did not keep it.
 SPACE = "space"
 #: A range of a space may come from the teacher's action gap, which machines round differently.

@@ -50,7 +50,7 @@ from rllib_kd.export.units import MINIMIZED
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.numeric import check_integer
 from rllib_kd.offline.data import all_files
-from rllib_kd.offline.fingerprint import fingerprint
+from rllib_kd.offline.fingerprint import WEIGHTS, fingerprint
 from rllib_kd.offline.rows import TD_IN_FILES
 from rllib_kd.public import public
 from rllib_kd.relay import listening
@@ -68,7 +68,7 @@ from rllib_kd.sweeps.space import (
     population_space,
     search_space,
 )
-from rllib_kd.sweeps.spec import SPACE, WEIGHTS, check_spec, write_spec
+from rllib_kd.sweeps.spec import SPACE, check_spec, write_spec
 from rllib_kd.sweeps.trial import (
     NUM_EPISODES,
     NUM_REPORTS,

@@ -17,10 +17,11 @@ from rllib_kd import DistillDQN, Sweep, load_teacher, search_space, sweep_logger
 from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.experiment.snapshots import SNAPSHOT
 from rllib_kd.locks import locked
+from rllib_kd.offline.fingerprint import WEIGHTS
 from rllib_kd.relay import printed_warnings
 from rllib_kd.sweeps.report import summary
 from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, drawn_space, population_space, read_space
-from rllib_kd.sweeps.spec import WEIGHTS, check_spec, write_spec
+from rllib_kd.sweeps.spec import check_spec, write_spec
 from rllib_kd.sweeps.trial import StudentTrial, Task, settings_of
 from tests.background import in_background
 from tests.conftest import make_q_module, ray_address

@@ -225,6 +225,8 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
     else:
         begin_with({})
         scheduler, checkpoints = _scheduler(experiment, options), _checkpoint_config(options)
+        forget(folder)  # or --resume would continue an earlier run, as this one, until Tune has written a state
+        record(folder, {**_flags(experiment, options), _STOP: experiment.stop})
         metrics = [*experiment.stop, getattr(scheduler, "metric", None), checkpoints.checkpoint_score_attribute]
         tuner = tune.Tuner(
             experiment.trainable,
@@ -247,8 +249,6 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
                 failure_config=tune.FailureConfig(max_failures=options.max_failures),
             ),
         )
-        forget(folder)  # or --resume would continue an earlier run, as this one, until Tune has written a state
-        record(folder, {**_flags(experiment, options), _STOP: experiment.stop})
         if options.max_failures and not options.checkpoint_freq:
             say("note: without --checkpoint-freq, a trial that fails restarts from its beginning.")
         if not experiment.stop and not space.get("patience"):

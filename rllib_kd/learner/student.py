@@ -311,14 +311,14 @@ def make_student(
         optimizer,
         normalizes=config.loss in VALUE_LOSSES and config.normalize_q_values and has_labels,
         normalizes_obs=config.normalize_observations and has_labels and own_loss and not config.uses_td,
-        averages=config.weight_averaging > 0.0 and not config.uses_td and not has_running_statistics(modules[name]),
+        averages=config.weight_averaging > 0.0 and not config.uses_td and not _has_running_statistics(modules[name]),
         regret_coeff=config.regret_coeff_of(name),
         rounds=config.quantize is not None,
         own_states=_own_states(modules, config, name) if ACTING in config.state_columns else None,
     )
 
 
-def has_running_statistics(module: Any) -> bool:
+def _has_running_statistics(module: Any) -> bool:
     """Return whether a module has batch norm: its statistics are of the weights that learn, and not of an average."""
     return any(getattr(part, "track_running_stats", False) for part in module.modules())
 

@@ -80,10 +80,15 @@ def first_layers(module: Any) -> list[Any]:
     tokenizer = module.encoder.tokenizer
     if tokenizer is None:
         return [SimpleNamespace(weight=layer.weight_ih_l0, bias=layer.bias_ih_l0)]
-    if type(tokenizer) is not TorchMLPEncoder or not is_chain(tokenizer):
+    if not _is_mlp(tokenizer):
         return []
     first = leaves_of(tokenizer)[0]
     return [first] if is_plain_linear(first) else []
+
+
+def _is_mlp(tokenizer: Any) -> bool:
+    """Return whether what stands before a recurrent layer is RLlib's MLP, and does nothing else."""
+    return type(tokenizer) is TorchMLPEncoder and is_chain(tokenizer)
 
 
 def run_sequences(module: Any, obs: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -120,7 +125,7 @@ class PlainPass:
             return None
         has_hooks = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
         tokenizer = module.encoder.tokenizer
-        is_known = tokenizer is None or (type(tokenizer) is TorchMLPEncoder and is_chain(tokenizer))
+        is_known = tokenizer is None or _is_mlp(tokenizer)
         is_known = is_known and is_chain(module.af) and _rllib.has_default_q_values(module)
         return cls(module) if is_known and not has_hooks and module.num_atoms == 1 else None
 

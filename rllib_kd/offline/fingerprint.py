@@ -32,7 +32,8 @@ def fingerprint(teacher: Teacher) -> str:
     weights are unknown, such as a lambda.
     """
     weights = _of_weights(teacher)
-    return weights and weights + _digest(repr(list(_computation(teacher))).encode())[:_COMPUTATION_DIGITS]
+    computation = hashlib.sha256(repr(list(_computation(teacher))).encode()).hexdigest()
+    return weights and weights + computation[:_COMPUTATION_DIGITS]
 
 
 def agree(one: str, other: str) -> bool:
@@ -49,10 +50,6 @@ def as_kept(now: str, kept: Any) -> str:
 def short(fingerprint: str) -> str:
     """Return the first digits of both parts, for messages."""
     return "-".join(filter(None, (fingerprint[:12], fingerprint[WEIGHT_DIGITS:][:4])))
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _computation(teacher: Teacher) -> Iterator[Any]:

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
@@ -326,14 +327,16 @@ class Teacher(Checkpointable):
             mask: `[B, A]`, truth values: the legal actions. The others get −inf, and probabilities are of the legal
                 ones. None: all are legal.
         """
-        if mask is None:
-            return in_parts(self._q_values, obs, self._num_numbers)
-        rows = range(len(obs))
-        return in_parts(lambda part: self._legal_q_values(obs, mask, part), rows, self._num_numbers)
+        return self._in_parts(self._q_values, obs, mask)
 
-    def _legal_q_values(self, obs: Tensor, mask: Tensor, rows: range) -> Tensor:
-        at = slice(rows.start, rows.stop)
-        return self._q_values(obs[at], mask[at])
+    def _in_parts(self, function: Callable[[Tensor, Tensor | None], Any], obs: Tensor, mask: Tensor | None) -> Any:
+        """Apply a function of inputs and the masks of the same rows, by `in_parts()`."""
+
+        def apply(rows: range) -> Any:
+            at = slice(rows.start, rows.stop)
+            return function(obs[at], None if mask is None else mask[at])
+
+        return in_parts(apply, range(len(obs)), self._num_numbers)
 
     def _q_values(self, obs: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.is_recurrent:  # its view has made the outputs
@@ -382,14 +385,9 @@ class Teacher(Checkpointable):
         """
         if tuple(names) == (TEACHER_Q,):
             return {TEACHER_Q: self.q_values(obs) if mask is None else self.q_values(obs, mask)}
+        return self._in_parts(partial(self._labels, names), obs, mask)
 
-        def label(rows: range) -> dict[str, Tensor]:
-            at = slice(rows.start, rows.stop)
-            return self._labels(obs[at], names, None if mask is None else mask[at])
-
-        return in_parts(label, range(len(obs)), self._num_numbers)
-
-    def _labels(self, obs: Tensor, names: Sequence[str], mask: Tensor | None) -> dict[str, Tensor]:
+    def _labels(self, names: Sequence[str], obs: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         labels: dict[str, Tensor] = {}
         watch: AbstractContextManager = nullcontext()
         if TEACHER_FEATURES in names:

@@ -39,7 +39,7 @@ from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
 from rllib_kd.algorithm.gradient_steps import ReplayRatio
-from rllib_kd.algorithm.label_checks import check_labels
+from rllib_kd.algorithm.checks.labels import check_labels
 from rllib_kd.algorithm.patience import Patience
 from rllib_kd.algorithm.preflight import (
     actor_resources,

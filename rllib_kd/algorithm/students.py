@@ -15,14 +15,14 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from rllib_kd.algorithm.dead_learners import ask_learner
-from rllib_kd.algorithm.recurrent_checks import check_recurrent_inputs
+from rllib_kd.algorithm.checks.recurrent import check_recurrent_inputs
 from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, NUM_REGROWTHS
 from rllib_kd.networks.dqn_module import Support, count_parameters, student_module_spec, support_of
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.spaces import check_spaces, input_space, is_box_of_floats
-from rllib_kd.students.sizes import DENSE_ACTIVATIONS, PRESETS, compress
+from rllib_kd.students.sizes import DENSE_ACTIVATIONS, PRESETS, WIDTH_KEYS, compress
 from rllib_kd.teachers.base import Teacher
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Keys of a model config that set the widths of the student's layers.
-WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
 #: Those that set the student's shape, so that no compression does.
 _SHAPE_KEYS = WIDTH_KEYS | {TREE}
 #: Student parameters / teacher parameters, unless `compression` or a model config sets the shape.

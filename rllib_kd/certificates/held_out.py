@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 
-from rllib_kd.algorithm.offline_checks import check_offline
+from rllib_kd.algorithm.checks.offline import check_offline
 from rllib_kd.certificates.agreement import AgreementTest, fewest_units
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import MAX_EPISODES

@@ -19,7 +19,7 @@ from ray.tune.registry import TRAINABLE_CLASS
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
-from rllib_kd.algorithm.label_checks import check_labels
+from rllib_kd.algorithm.checks.labels import check_labels
 from rllib_kd.algorithm.preflight import (
     check_environment,
     check_evaluation_environment,

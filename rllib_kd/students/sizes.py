@@ -17,6 +17,9 @@ from rllib_kd.networks.mixed import default_filters
 from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.recurrent import CELL_SIZE, USE_LSTM
 
+#: Keys of a model config that set the widths of a student's layers.
+WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
+
 #: Keys of a model config that shape the network (the others belong to the algorithm that trains it).
 _ARCHITECTURE_KEYS = tuple(
     field.name

@@ -25,12 +25,12 @@ from ray.tune.search.sample import Domain, Float
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
-from rllib_kd.algorithm.label_checks import check_labels
-from rllib_kd.algorithm.offline_checks import OF_BEHAVIOUR
+from rllib_kd.algorithm.checks.labels import check_labels
+from rllib_kd.algorithm.checks.offline import OF_BEHAVIOUR
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.settings import validate
 from rllib_kd.algorithm.student_config import refuse_recurrent, student_config
-from rllib_kd.algorithm.students import WIDTH_KEYS
+from rllib_kd.students.sizes import WIDTH_KEYS
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import Tested
 from rllib_kd.certificates.fresh import check_fresh

@@ -13,7 +13,8 @@ from ray import tune
 
 from rllib_kd.algorithm.algorithm import DistillDQNConfig
 from rllib_kd.algorithm.student_config import student_config
-from rllib_kd.algorithm.students import WIDTH_KEYS, most_parameters
+from rllib_kd.algorithm.students import most_parameters
+from rllib_kd.students.sizes import WIDTH_KEYS
 from rllib_kd.certificates.agreement import AGREEMENT
 from rllib_kd.certificates.held_out import HeldOutStates
 from rllib_kd.environments.making import env_maker

@@ -19,7 +19,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from rllib_kd import DistillDQNConfig, Teacher, load_teacher
 from rllib_kd.algorithm.fit import check_fit
-from rllib_kd.algorithm.label_checks import check_labels
+from rllib_kd.algorithm.checks.labels import check_labels
 from rllib_kd.algorithm.settings import apply_settings
 from rllib_kd.algorithm.students import Students, StudentSize, new_student, shape_students
 from rllib_kd.algorithm.teachers import Teachers

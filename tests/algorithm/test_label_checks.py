@@ -3,7 +3,7 @@
 import pytest
 
 from rllib_kd import DistillDQNConfig
-from rllib_kd.algorithm.label_checks import check_labels, note_outputs
+from rllib_kd.algorithm.checks.labels import check_labels, note_outputs
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module
 from tests.formats import mlp

@@ -6,7 +6,7 @@ import pytest
 
 from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
 from rllib_kd.algorithm.preflight import check_environment
-from rllib_kd.algorithm.tree_checks import check_trees
+from rllib_kd.algorithm.checks.trees import check_trees
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.evaluation.comparing import evaluate
 from tests.algorithm.resumable import assert_equal, resumable_config, weights

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import gymnasium as gym
 
-from rllib_kd.algorithm.refused import refuse
-from rllib_kd.algorithm.students import WIDTH_KEYS
+from rllib_kd.algorithm.checks.refused import refuse
+from rllib_kd.students.sizes import WIDTH_KEYS
 from rllib_kd.networks.trees.shape import TREE, TreeShape
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.metrics import ALL_MODULES
 
 from rllib_kd.algorithm.settings import check_model_config
-from rllib_kd.algorithm.students import WIDTH_KEYS
+from rllib_kd.students.sizes import WIDTH_KEYS
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.numeric import is_finite

@@ -1,4 +1,4 @@
-"""Check settings, alone and in combination. No check touches a file or changes the config."""
+"""Check settings, alone and in combination."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from rllib_kd.algorithm.learner_checks import check_learner_class, check_learners, check_parallel_evaluation
-from rllib_kd.algorithm.object_checks import check_objects
-from rllib_kd.algorithm.offline_checks import check_offline
-from rllib_kd.algorithm.quantization_checks import check_quantize
-from rllib_kd.algorithm.recurrent_checks import check_recurrent
-from rllib_kd.algorithm.refused import refuse
-from rllib_kd.algorithm.student_checks import (
+from rllib_kd.algorithm.checks.learners import check_learner_class, check_learners, check_parallel_evaluation
+from rllib_kd.algorithm.checks.objects import check_objects
+from rllib_kd.algorithm.checks.offline import check_offline
+from rllib_kd.algorithm.checks.quantization import check_quantize
+from rllib_kd.algorithm.checks.recurrent import check_recurrent
+from rllib_kd.algorithm.checks.refused import refuse
+from rllib_kd.algorithm.checks.students import (
     check_compression,
     check_family,
     check_folder_name,
     check_restarts,
     check_student,
 )
-from rllib_kd.algorithm.tree_checks import check_trees
+from rllib_kd.algorithm.checks.trees import check_trees
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner

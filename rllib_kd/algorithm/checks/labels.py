@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rllib_kd.algorithm.refused import refuse
+from rllib_kd.algorithm.checks.refused import refuse
 from rllib_kd.learner.losses import POLICY_LOSSES
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.text import one_line

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pyarrow.fs import FileSystem
 
-from rllib_kd.algorithm.refused import refuse
+from rllib_kd.algorithm.checks.refused import refuse
 from rllib_kd.numeric import check_integer, is_finite, is_integer
 from rllib_kd.offline.data import LabelledData
 

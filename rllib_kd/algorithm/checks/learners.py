@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rllib_kd.algorithm.refused import refuse
+from rllib_kd.algorithm.checks.refused import refuse
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 
 if TYPE_CHECKING:

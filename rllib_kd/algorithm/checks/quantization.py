@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from rllib_kd.algorithm.refused import refuse
+from rllib_kd.algorithm.checks.refused import refuse
 from rllib_kd.learner.losses import VALUE_LOSSES
 from rllib_kd.networks.quantization import QUANTIZATIONS
 from rllib_kd.networks.recurrent import USE_LSTM

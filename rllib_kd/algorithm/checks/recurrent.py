@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from rllib_kd.algorithm.refused import refuse
+from rllib_kd.algorithm.checks.refused import refuse
 from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE, LAYER_TYPES, USE_LSTM, max_seq_len_of
 from rllib_kd.networks.trees.shape import TREE

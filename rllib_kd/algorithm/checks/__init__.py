@@ -1,0 +1,1 @@
+"""Checks of settings, before anything starts. None touches a file or changes the config."""

@@ -350,14 +350,9 @@ def torch_has_the_threads_of_a_task() -> None:
 
 
 class KeyValueStore:
-    """Ray's key-value store, which all processes of a cluster share.
+    """Ray's key-value store, which all processes of a cluster share."""
 
-    Args:
-        namespace: prefix that separates these keys from those of others.
-    """
-
-    def __init__(self, namespace: str):
-        self._namespace = namespace
+    NAMESPACE = "rllib_kd_warnings"  # separates these keys from those of others
 
     @staticmethod
     def is_there() -> bool:
@@ -366,20 +361,20 @@ class KeyValueStore:
 
     def keys(self, prefix: str) -> list[bytes]:
         """Return the keys with a prefix."""
-        return internal_kv._internal_kv_list(prefix, namespace=self._namespace)
+        return internal_kv._internal_kv_list(prefix, namespace=self.NAMESPACE)
 
     def get(self, key: str | bytes) -> bytes | None:
         """Return the value of a key, or None."""
-        return internal_kv._internal_kv_get(key, namespace=self._namespace)
+        return internal_kv._internal_kv_get(key, namespace=self.NAMESPACE)
 
     def put(self, key: str, value: str | bytes, *, overwrite: bool = True) -> None:
         """Set the value of a key, or keep an earlier one if `overwrite` is False."""
-        internal_kv._internal_kv_put(key, value, overwrite=overwrite, namespace=self._namespace)
+        internal_kv._internal_kv_put(key, value, overwrite=overwrite, namespace=self.NAMESPACE)
 
     def has(self, key: str) -> bool:
         """Return whether a key has a value."""
-        return internal_kv._internal_kv_exists(key, namespace=self._namespace)
+        return internal_kv._internal_kv_exists(key, namespace=self.NAMESPACE)
 
     def delete(self, prefix: str) -> None:
         """Delete all keys with a prefix."""
-        internal_kv._internal_kv_del(prefix, del_by_prefix=True, namespace=self._namespace)
+        internal_kv._internal_kv_del(prefix, del_by_prefix=True, namespace=self.NAMESPACE)

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from typing import Any
 
 _LOGGER = logging.getLogger("rllib_kd")
-_NAMESPACE = "rllib_kd_warnings"
 _SECONDS_BETWEEN_LOOKS = 0.3
 #: Loggers whose infos the command line prints, too: which checkpoint a run folder means.
 _NOTES = ("rllib_kd.checkpoints.tune",)
@@ -47,7 +46,7 @@ def listening() -> Iterator[None]:
 
     from rllib_kd._rllib import KeyValueStore
 
-    store = KeyValueStore(_NAMESPACE)
+    store = KeyValueStore()
     # Shutting down an emulated cluster takes the store from a process that is connected to another one.
     if not ray.is_initialized() or not store.is_there():
         yield
@@ -137,7 +136,7 @@ def _send(record: logging.LogRecord) -> bool:
 
     from rllib_kd._rllib import KeyValueStore
 
-    store = KeyValueStore(_NAMESPACE)
+    store = KeyValueStore()
     job = ray.get_runtime_context().get_job_id()
     if not store.has(_key(job, "listens")):
         return False

@@ -9,6 +9,7 @@ import ray
 from ray.experimental import internal_kv
 
 from rllib_kd import relay
+from rllib_kd._rllib import KeyValueStore
 from rllib_kd.relay import listening, printed_warnings
 
 LOGGER = logging.getLogger("rllib_kd.somewhere")
@@ -43,7 +44,7 @@ def test_warnings_of_other_processes_are_printed_once_while_they_run(cluster, ca
     assert lines.index("warning: first") < lines.index("warning: third")
     expected = ["first", "of this process, 1", "second \N{REPLACEMENT CHARACTER}[31m", "third"]
     assert sorted(lines) == [f"warning: {text}" for text in expected]
-    assert not internal_kv._internal_kv_list("", namespace=relay._NAMESPACE)  # nothing is left in Ray
+    assert not internal_kv._internal_kv_list("", namespace=KeyValueStore.NAMESPACE)  # nothing is left in Ray
 
 
 def test_where_nobody_listens_nothing_is_sent(cluster, capsys):
@@ -51,7 +52,7 @@ def test_where_nobody_listens_nothing_is_sent(cluster, capsys):
     with printed_warnings(), listening():
         pass
     assert capsys.readouterr().err == ""
-    assert not internal_kv._internal_kv_list("", namespace=relay._NAMESPACE)
+    assert not internal_kv._internal_kv_list("", namespace=KeyValueStore.NAMESPACE)
 
 
 def test_without_ray_there_is_nothing_to_listen_to(monkeypatch):

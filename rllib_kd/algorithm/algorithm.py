@@ -32,6 +32,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import SECONDS_TO_ANSWER, call_all, kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
 from rllib_kd.algorithm.checkpoint import CheckpointedDQN
+from rllib_kd.algorithm.checks.labels import check_labels
 from rllib_kd.algorithm.concrete import concrete_config
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.dead_learners import names_dead_learners
@@ -39,7 +40,6 @@ from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
 from rllib_kd.algorithm.gradient_steps import ReplayRatio
-from rllib_kd.algorithm.checks.labels import check_labels
 from rllib_kd.algorithm.patience import Patience
 from rllib_kd.algorithm.preflight import (
     actor_resources,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from rllib_kd.algorithm.checks.labels import note_outputs
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.defaults import settle_defaults
-from rllib_kd.algorithm.checks.labels import note_outputs
 from rllib_kd.algorithm.recorded import settle_recorded
 from rllib_kd.algorithm.students import shape_students
 from rllib_kd.algorithm.teachers import Teachers, without_networks

@@ -16,8 +16,8 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from typing_extensions import Self
 
 from rllib_kd.algorithm.checks.config import check_alone, check_together
-from rllib_kd.algorithm.derived import DerivedValues
 from rllib_kd.algorithm.checks.recurrent import check_recurrent_inputs
+from rllib_kd.algorithm.derived import DerivedValues
 from rllib_kd.algorithm.settings import check_settings
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner, ExplainingMultiAgentEnvRunner
 from rllib_kd.env_runner.recurrent import RecurrentEnvRunner

@@ -193,7 +193,7 @@ class FirstStates:
             return weights_of(student, initialize_convolutions(student, teacher.module, obs))
         statistics = QStatistics(teacher_q.shape[-1])
         statistics.update(teacher_q)
-        temperature, student_temperature = config.temperatures(statistics.gap_quantile(0.5), teacher.outputs)
+        temperature, student_temperature = config.temperatures(statistics.median_gap(), teacher.outputs)
         ranks = config.loss in POLICY_LOSSES and not config.uses_td
         unit = temperature / student_temperature if ranks else None
         initialize(student, teacher.module, obs, unit=unit)

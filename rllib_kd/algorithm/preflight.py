@@ -21,10 +21,10 @@ from ray.rllib.models.utils import get_filter_config
 from ray.util import get_current_placement_group
 
 from rllib_kd import _rllib
-from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.checks.quantization import check_quantized_inputs
 from rllib_kd.algorithm.checks.recurrent import check_recurrent_inputs
 from rllib_kd.algorithm.checks.trees import check_tree_inputs
+from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.env_runner.column_sampler import check_vectorized
 from rllib_kd.environments.failures import name_of
 from rllib_kd.environments.making import checked_call, close, env_maker, name_in, names_class

@@ -26,10 +26,10 @@ def distillation_results(
     returns: StudentReturns,
     env_steps: int,
     num_gradient_steps: int,
-    num_regrowths: int = 0,
+    num_regrowths: int,
     staleness: Sequence[int],
     learner_results: Mapping[str, Any],
-    held_out: Mapping[str, Mapping[str, float]] | None = None,
+    held_out: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     """Return the entry.
 
@@ -43,7 +43,7 @@ def distillation_results(
         num_regrowths: regrowths of trees so far, likewise.
         staleness: policy lag of each sample of this iteration, in updates of the student.
         learner_results: results of the Learners, by student.
-        held_out: agreement on held-out rows, by student; None or empty without any.
+        held_out: agreement on held-out rows, by student; empty without any.
 
     Returns:
         The run's figures and its student's; with several students, theirs are in a dict of their own, by name.
@@ -64,7 +64,7 @@ def distillation_results(
         }
     by_student = {
         name: _student_results(size, teachers.get(group_id), returns, name, learner_results.get(name, {}))
-        | dict((held_out or {}).get(name, {}))
+        | dict(held_out.get(name, {}))
         for group_id, name, size in students
     }
     is_alone = not config.students and not config.is_multi_agent

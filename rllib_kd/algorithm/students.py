@@ -14,8 +14,8 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
-from rllib_kd.algorithm.dead_learners import ask_learner
 from rllib_kd.algorithm.checks.recurrent import check_recurrent_inputs
+from rllib_kd.algorithm.dead_learners import ask_learner
 from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, NUM_REGROWTHS
 from rllib_kd.networks.dqn_module import Support, count_parameters, student_module_spec, support_of
 from rllib_kd.networks.trees.module import TreeRLModule

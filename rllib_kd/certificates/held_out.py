@@ -94,11 +94,11 @@ class HeldOutStates:
         return float(torch.cat(regrets).mean())
 
     def median_gap(self) -> float:
-        """Return the median action gap of the teacher: as `QStatistics.gap_quantile(0.5)`."""
+        """Return the median action gap of the teacher: as `QStatistics.median_gap()`."""
         statistics = QStatistics(self._labels.shape[-1])
         for labels in torch.tensor(self._labels).split(_AT_ONCE):
             statistics.update(labels)
-        return statistics.gap_quantile(0.5)
+        return statistics.median_gap()
 
     def _agree(self, module: Any, rows: np.ndarray) -> np.ndarray:
         """Return 1.0 for those of some states in which a student takes an action that is as good as the teacher's."""

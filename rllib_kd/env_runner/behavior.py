@@ -27,7 +27,7 @@ class ActionGaps:
         """Return a number of median action gaps in return units; infinite before there are states."""
         if self._statistics is None or not self._statistics.count or math.isinf(gaps):
             return math.inf
-        return gaps * self._statistics.gap_quantile(0.5)
+        return gaps * self._statistics.median_gap()
 
 
 @dataclass(frozen=True)

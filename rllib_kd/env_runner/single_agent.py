@@ -40,7 +40,7 @@ from rllib_kd.env_runner.column_sampler import (
 from rllib_kd.env_runner.family import FamilyTurns
 from rllib_kd.env_runner.fragment import Fragment, append_final_states
 from rllib_kd.env_runner.passes import replaced_passes
-from rllib_kd.env_runner.recorded import RecordingEnvRunner
+from rllib_kd.env_runner.recording import RecordingEnvRunner
 from rllib_kd.env_runner.students import StudentsEnvRunner
 from rllib_kd.env_runner.whole_episodes import WholeEpisodes
 from rllib_kd.environments.making import time_limit_of

@@ -19,7 +19,7 @@ from rllib_kd.environments.video import check_recorder, check_renders, recording
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.measures import agreement, confusion_and_regret, latency_ms
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, resolve_environment
-from rllib_kd.evaluation.playing import EpsilonGreedy, Player, RandomActions, mask_view, play
+from rllib_kd.evaluation.playing import ENVS_AT_ONCE, EpsilonGreedy, Player, RandomActions, mask_view, play
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
 from rllib_kd.evaluation.result import Comparison, PolicyReport
 from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean, return_ratio
@@ -278,7 +278,7 @@ def evaluate(
         for film_seed in filmed:
             make_filmed = recording(make_shown, Path(str(video_dir)), name=f"seed-{film_seed}")
             returns += play(make_filmed, player, [film_seed], advance=advance)[0]
-        make_env, num_envs = (make_shown, 1) if render else (env_maker(*played), 50)
+        make_env, num_envs = (make_shown, 1) if render else (env_maker(*played), ENVS_AT_ONCE)
         returns += play(make_env, player, seeds[len(filmed) :], num_envs=num_envs, advance=advance)[0]
     if isinstance(policy, GreedyQ):
         return _report("policy", returns, policy.network, np.zeros((1, *(policy.network.input_space.shape or ()))))

@@ -16,7 +16,7 @@ from rllib_kd.observations.masks import LegalActions, MaskError, random_actions
 from rllib_kd.observations.pipeline import Shown, View
 from rllib_kd.random_state import policy_generator, seeded
 
-_ENVS_AT_ONCE = 50
+ENVS_AT_ONCE = 50
 _GAMES_AT_ONCE = 16  # in a vector env of its own kind, which plays one episode after the other in each place
 _MAX_STATES = 10_000  # kept of what was seen; at least half as many, of longer play
 _MAX_BYTES, _FEWEST_STATES = 2**29, 1_000  # of large images so many bytes, or states, are enough
@@ -84,7 +84,7 @@ def play(
     seeds: Sequence[int],
     *,
     views: Sequence[Callable[[], View]] = (),
-    num_envs: int = _ENVS_AT_ONCE,
+    num_envs: int = ENVS_AT_ONCE,
     advance: Callable[[int], None] = lambda count: None,
     chooses: bool = False,
 ) -> tuple[list[float], list[np.ndarray]]:

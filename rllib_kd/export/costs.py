@@ -122,18 +122,14 @@ def ranked(costs: Mapping[str, Cost], minimize: str) -> list[str]:
         minimize: one of `MINIMIZED`.
     """
     if minimize != "latency":
-        return sorted(costs, key=lambda name: (measured_cost(costs[name], minimize) or 0, _tie(costs, name)))
+        return sorted(costs, key=lambda name: (measured_cost(costs[name], minimize) or 0, costs[name].num_parameters))
     left, order = sorted(costs, key=lambda name: costs[name].latency_ms or 0.0), list[str]()
     while left:
         fastest = costs[left[0]].latencies_ms
         same = [name for name in left if not _is_longer(costs[name].latencies_ms, fastest)]
-        order += sorted(same, key=lambda name: _tie(costs, name))
+        order += sorted(same, key=lambda name: costs[name].num_parameters)
         left = [name for name in left if name not in same]
     return order
-
-
-def _tie(costs: Mapping[str, Cost], name: str) -> int:
-    return costs[name].num_parameters
 
 
 def _is_longer(latencies: Sequence[float], others: Sequence[float]) -> bool:

@@ -270,7 +270,7 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
     if isinstance(module, TreeRLModule):
         own: dict[str, Tensor] = {}
         before = [describe_layer(f"preprocessing.{i}", layer, own) for i, layer in enumerate(_preprocessing(student))]
-        return [*before, describe_tree(module.tree, module.features, "tree", own)], own
+        return [*before, describe_tree(module.tree, module.features, own)], own
     name_of_encoder, encoder = "encoder", getattr(module, "encoder", None)
     is_recurrent = recurrent_layer(module) is not None
     if is_recurrent:

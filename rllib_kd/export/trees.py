@@ -21,7 +21,7 @@ def is_tree(student: Teacher) -> bool:
 def tree_layer(module: TreeRLModule) -> TreeLayer:
     """Return the tree as a layer of PyTorch."""
     tensors: dict[str, Any] = {}
-    return build_tree(describe_tree(module.tree, module.features, "tree", tensors), tensors)
+    return build_tree(describe_tree(module.tree, module.features, tensors), tensors)
 
 
 def check_python(student: Teacher, has_stages: bool) -> None:

@@ -185,7 +185,7 @@ class StudentGroup:
         if self._outputs != LOG_PROBS:
             self._large_labels.check(labels)
         self.statistics.update(labels, reduce=reduce)
-        self.median_gap = self.statistics.gap_quantile(0.5)
+        self.median_gap = self.statistics.median_gap()
         self.temperature, self.student_temperature = self.config.temperatures(self.median_gap, self._outputs)
 
     def as_states(self, rows: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

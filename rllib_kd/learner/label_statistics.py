@@ -95,12 +95,12 @@ class QStatistics:
             reduce(new)
         self._sums += new
 
-    def gap_quantile(self, quantile: float) -> float:
-        """Return a quantile over states of the action gap, return units, to about 20 %.
+    def median_gap(self) -> float:
+        """Return the median over states of the action gap, return units, to about 20 %.
 
         The gap is the best Q-value minus the next lower one. States in which all actions are equally good, up to
         rounding, have none. If there are no other states, as with nearly equal values of 1e5, the rounding is taken.
-        The quantile is 1 if no two actions differ anywhere.
+        It is 1 if no two actions differ anywhere.
         """
         real, rounding = self._sums[-2 * _GAP_BINS :].reshape(2, _GAP_BINS).cpu().numpy()
         histogram = real if real.any() else rounding
@@ -108,7 +108,7 @@ class QStatistics:
             return 1.0
         low, high = _LOG2_GAP_RANGE
         share = np.cumsum(histogram) / histogram.sum()
-        bin_index = int(np.searchsorted(share, quantile))
+        bin_index = int(np.searchsorted(share, 0.5))
         return float(2.0 ** (low + (bin_index + 0.5) * (high - low) / _GAP_BINS))
 
     def scale(self) -> QScale:

@@ -29,9 +29,8 @@ from rllib_kd.offline.reading import Contents, num_rows, part_of, rows_at_once
 from rllib_kd.offline.schema import DataError, open_parquet
 
 METADATA_FILE = "metadata.json"
-#: Ends of the names of the files of each format, and the name of the one of HDF5.
+#: Ends of the names of the files of each format.
 ENDINGS = {"hdf5": ".hdf5", "arrow": ".arrow", "parquet": ".parquet"}
-_MAIN = "main_data.hdf5"
 
 #: Minari's names by RLlib's.
 _NAMES = {

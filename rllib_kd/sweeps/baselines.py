@@ -79,4 +79,4 @@ def _median_gap(teacher: Teacher, states: np.ndarray, masks: np.ndarray) -> floa
     statistics = QStatistics(int(teacher.action_space.n))
     for chunk, mask in zip(*(torch.as_tensor(each).split(1_000) for each in (states, masks)), strict=True):
         statistics.update(teacher.q_values(chunk.float(), None if masks.all() else mask))
-    return statistics.gap_quantile(0.5)
+    return statistics.median_gap()

@@ -30,7 +30,6 @@ from rllib_kd.algorithm.checks.offline import OF_BEHAVIOUR
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.settings import validate
 from rllib_kd.algorithm.student_config import refuse_recurrent, student_config
-from rllib_kd.students.sizes import WIDTH_KEYS
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import Tested
 from rllib_kd.certificates.fresh import check_fresh
@@ -54,6 +53,7 @@ from rllib_kd.offline.fingerprint import WEIGHTS, fingerprint
 from rllib_kd.offline.rows import TD_IN_FILES
 from rllib_kd.public import public
 from rllib_kd.relay import listening
+from rllib_kd.students.sizes import WIDTH_KEYS
 from rllib_kd.sweeps.baselines import Baselines, baselines_of, keep_baselines, kept_baselines
 from rllib_kd.sweeps.certifying import Claim, certify_student
 from rllib_kd.sweeps.population import WaitingPopulation

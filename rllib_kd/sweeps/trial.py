@@ -14,7 +14,6 @@ from ray import tune
 from rllib_kd.algorithm.algorithm import DistillDQNConfig
 from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.algorithm.students import most_parameters
-from rllib_kd.students.sizes import WIDTH_KEYS
 from rllib_kd.certificates.agreement import AGREEMENT
 from rllib_kd.certificates.held_out import HeldOutStates
 from rllib_kd.environments.making import env_maker
@@ -26,7 +25,7 @@ from rllib_kd.evaluation.seeds import ON_THE_WAY_SEED, SWEEP_SEED
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.costs import measure
 from rllib_kd.export.units import measured_cost
-from rllib_kd.students.sizes import activation_for
+from rllib_kd.students.sizes import WIDTH_KEYS, activation_for
 from rllib_kd.teachers.base import Teacher
 
 #: Losses that read `temperature`.

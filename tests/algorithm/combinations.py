@@ -18,8 +18,8 @@ from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from rllib_kd import DistillDQNConfig, Teacher, load_teacher
-from rllib_kd.algorithm.fit import check_fit
 from rllib_kd.algorithm.checks.labels import check_labels
+from rllib_kd.algorithm.fit import check_fit
 from rllib_kd.algorithm.settings import apply_settings
 from rllib_kd.algorithm.students import Students, StudentSize, new_student, shape_students
 from rllib_kd.algorithm.teachers import Teachers

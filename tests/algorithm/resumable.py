@@ -1,7 +1,5 @@
 """Small runs that can be captured, and what is compared of them when they are resumed."""
 
-import numpy as np
-
 from rllib_kd import DistillDQNConfig
 
 
@@ -44,12 +42,6 @@ def weights(algo):
         for module_id, module in algo.learner_group.get_weights().items()
         for name, array in module.items()
     }
-
-
-def assert_equal(first, second):
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
 def differ(first, second):

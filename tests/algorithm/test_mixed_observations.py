@@ -19,8 +19,9 @@ from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.networks.mixed import MixedEncoder
 from rllib_kd.observations.flattening import Flattener
 from rllib_kd.wire import receive
-from tests.algorithm.resumable import assert_equal, differ, weights
+from tests.algorithm.resumable import differ, weights
 from tests.algorithm.small import small_config
+from tests.algorithm.weights import assert_equal_weights
 from tests.observations.mixed import Crossing, Crossings, Masked, oracle
 
 SHAPE = {"conv_filters": [[8, 5, 3]], "fcnet_hiddens": [16], "fcnet_activation": "relu"}
@@ -78,9 +79,9 @@ def test_neither_part_alone_suffices(student_path):
 def test_a_resumed_run_goes_on_bit_by_bit(learned):
     path, there, after = learned
     algo = DistillDQN.from_checkpoint(path)
-    assert_equal(weights(algo), there)
+    assert_equal_weights(weights(algo), there)
     algo.train()
-    assert_equal(weights(algo), after)
+    assert_equal_weights(weights(algo), after)
     assert differ(there, after)
     algo.stop()
 

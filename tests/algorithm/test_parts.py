@@ -302,8 +302,10 @@ def result_of(config, sizes, teachers):
         returns=returns,
         env_steps=5_000,
         num_gradient_steps=7,
+        num_regrowths=0,
         staleness=[0, 1, 2],
         learner_results={"default_policy": {"temperature": 0.5}},
+        held_out={},
     )
 
 

@@ -9,8 +9,9 @@ from rllib_kd.algorithm.restarts import KeptCopy
 from rllib_kd.algorithm.students import new_student, shape_students
 from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.networks.dqn_module import count_parameters
-from tests.algorithm.resumable import assert_equal, differ, resumable_config, weights
+from tests.algorithm.resumable import differ, resumable_config, weights
 from tests.algorithm.small import small_config
+from tests.algorithm.weights import assert_equal_weights
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS
 from tests.env_runner.runners import Silent
 from tests.observations.masked import InDict
@@ -94,7 +95,7 @@ def test_a_recurrent_student_teaches_another(build, remembering, tmp_path):
     resumed = DistillDQN.from_checkpoint(second.save_to_path(str(tmp_path / "second")))
     for algo in (second, resumed):
         algo.train()
-    assert_equal(weights(resumed), weights(second))  # the teacher's memory, too, is in the checkpoint
+    assert_equal_weights(weights(resumed), weights(second))  # the teacher's memory, too, is in the checkpoint
     resumed.stop()
 
 
@@ -130,10 +131,10 @@ def test_resumed_bit_by_bit(build, tmp_path, students, td_coeff):
     expected = weights(algo)
     assert differ(before, expected)
     resumed = DistillDQN.from_checkpoint(path)
-    assert_equal(weights(resumed), before)
+    assert_equal_weights(weights(resumed), before)
     for _ in range(3):
         resumed.train()
-    assert_equal(weights(resumed), expected)
+    assert_equal_weights(weights(resumed), expected)
     resumed.stop()
     for name in students:
         saved = load_teacher(f"{path}/learner_group/learner/rl_module/{name}").module.state_dict()

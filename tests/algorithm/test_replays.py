@@ -5,7 +5,8 @@ import pyarrow.fs
 import pytest
 
 from rllib_kd import DistillDQN
-from tests.algorithm.resumable import assert_equal, resumable_config, td_config
+from tests.algorithm.resumable import resumable_config, td_config
+from tests.algorithm.weights import assert_equal_weights
 
 
 def rows_by_learner(algo):
@@ -88,4 +89,4 @@ def test_a_checkpoint_may_lie_on_another_filesystem(build, tmp_path):
     resumed = build(resumable_config())
     resumed.restore_from_path("bucket/checkpoint", filesystem=filesystem)
     replays = [each.learner_group._learner.replay_arrays() for each in (algo, resumed)]
-    assert_equal(*replays)
+    assert_equal_weights(*replays)

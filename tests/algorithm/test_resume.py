@@ -15,7 +15,8 @@ from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 
 from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.env_runner import capture
-from tests.algorithm.resumable import assert_equal, resumable_config, td_config, weights
+from tests.algorithm.resumable import resumable_config, td_config, weights
+from tests.algorithm.weights import assert_equal_weights
 from tests.conftest import ray_address, start_ray
 from tests.env_runner.runners import Silent
 
@@ -120,7 +121,7 @@ def runs(request, cluster, tmp_path_factory):
 
 
 def assert_same(first, second):
-    assert_equal(first["weights"], second["weights"])
+    assert_equal_weights(first["weights"], second["weights"])
     for name in first.keys() - {"weights"}:
         np.testing.assert_equal(first[name], second[name], err_msg=name)  # NaN where no episode has ended yet
 

@@ -13,7 +13,8 @@ import pytest
 
 from rllib_kd import DistillDQN
 from rllib_kd.checkpoints.whole import lacking
-from tests.algorithm.resumable import assert_equal, differ, resumable_config, weights
+from tests.algorithm.resumable import differ, resumable_config, weights
+from tests.algorithm.weights import assert_equal_weights
 from tests.fuzzing.workers import forget_garbage
 
 
@@ -45,7 +46,7 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_there(saved_once, monkeypatc
     monkeypatch.undo()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     resumed = DistillDQN.from_checkpoint(str(folder))
-    assert_equal(weights(resumed), before)
+    assert_equal_weights(weights(resumed), before)
     resumed.stop()
     algo.train()  # which goes on
 
@@ -56,7 +57,7 @@ def test_a_new_checkpoint_takes_the_place_of_an_old_one(saved_once):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert (folder / "notes.txt").read_text() == "mine"
     resumed = DistillDQN.from_checkpoint(str(folder))
-    assert_equal(weights(resumed), weights(algo))
+    assert_equal_weights(weights(resumed), weights(algo))
     resumed.stop()
 
 
@@ -82,7 +83,7 @@ def test_a_path_may_be_spelled_as_one_likes(build, tmp_path, monkeypatch, spelle
     assert str(tmp_path) in saved
     assert (tmp_path / "~").exists() is False
     resumed = DistillDQN.from_checkpoint(path)
-    assert_equal(weights(resumed), weights(algo))
+    assert_equal_weights(weights(resumed), weights(algo))
     resumed.restore_from_path(path)
     resumed.stop()
 
@@ -113,7 +114,7 @@ def test_a_remote_learner_that_cannot_save_is_an_error_and_the_older_checkpoint_
         algo.save_to_path(path)
     assert os.listdir(tmp_path) == ["student"]
     resumed = DistillDQN.from_checkpoint(path)
-    assert_equal(weights(resumed), before)
+    assert_equal_weights(weights(resumed), before)
     resumed.stop()
 
 
@@ -162,7 +163,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint_that_restores(saved_
         die_at(round(share * total), lambda: algo.save_to_path(folder))
         resumed = DistillDQN.from_checkpoint(str(folder))
         seen.append("newer" if not differ(weights(resumed), newer) else "older")
-        assert_equal(weights(resumed), newer if seen[-1] == "newer" else before)
+        assert_equal_weights(weights(resumed), newer if seen[-1] == "newer" else before)
         assert (folder / "notes.txt").read_text() == "mine"
         resumed.stop()
     assert seen[0] == "older"

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
-from rllib_kd.algorithm.preflight import check_environment
 from rllib_kd.algorithm.checks.trees import check_trees
+from rllib_kd.algorithm.preflight import check_environment
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.evaluation.comparing import evaluate
-from tests.algorithm.resumable import assert_equal, resumable_config, weights
+from tests.algorithm.resumable import resumable_config, weights
+from tests.algorithm.weights import assert_equal_weights
 
 TREE = {"tree": {"max_leaf_nodes": 4}}
 
@@ -126,12 +127,12 @@ def test_a_resumed_run_goes_on_bit_by_bit(saved):
     algo, path, _ = saved
     restored = DistillDQN.from_checkpoint(path)
     try:
-        assert_equal(weights(restored), weights(algo))
+        assert_equal_weights(weights(restored), weights(algo))
         for each in (algo, restored):
             for _ in range(6):
                 result = each.train()
         assert result["distillation"]["num_regrowths_lifetime"] > 4
-        assert_equal(weights(restored), weights(algo))
+        assert_equal_weights(weights(restored), weights(algo))
     finally:
         restored.stop()
 

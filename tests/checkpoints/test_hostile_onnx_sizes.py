@@ -135,7 +135,7 @@ def test_lengths_that_are_huge_for_some_numbers_of_observations(tmp_path):
         refused(lambda: load_teacher(tmp_path / "a").q_values(torch.ones(3, 4)))
 
 
-@pytest.mark.parametrize("size", [1, 2, playing._ENVS_AT_ONCE, measures._STATES_AT_ONCE])
+@pytest.mark.parametrize("size", [1, 2, playing.ENVS_AT_ONCE, measures._STATES_AT_ONCE])
 def test_what_the_packages_own_batches_take_is_known_when_a_model_is_loaded(tmp_path, size):
     """Nothing but for batches of one size: max(0, 1 - |n - size|) times a length."""
     nodes = [

@@ -70,7 +70,7 @@ def of_op(op: str) -> tuple[dict, dict[str, np.ndarray], np.ndarray]:
         "expectation": ({"num_atoms": 3, "v_min": -1.0, "v_max": 2.0}, {}, numbers(5, 6)),
     } | dict.fromkeys(ELEMENTWISE, ({}, {}, 3 * vectors))
     module, of_tree = tree_module(4), {}
-    tree = describe_tree(module.tree, module.features, "tree", of_tree)
+    tree = describe_tree(module.tree, module.features, of_tree)
     own["tree"] = tree, {name: tensor.numpy() for name, tensor in of_tree.items()}, vectors[:, :3]
     layer, own_tensors, inputs = own[op]
     return layer | {"op": op}, tensors | own_tensors, inputs

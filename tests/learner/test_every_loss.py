@@ -32,7 +32,7 @@ def median_gap(teacher_q):
     """As a Learner measures it that has seen these labels."""
     statistics = QStatistics(teacher_q.shape[-1])
     statistics.update(teacher_q)
-    return statistics.gap_quantile(0.5)
+    return statistics.median_gap()
 
 
 @pytest.mark.parametrize("double_q", [True, False])
@@ -293,7 +293,7 @@ def test_outputs_count_in_median_gaps_unless_they_are_q_values(cluster):
     columns = ray.put(fragment(4_096, names=DISTILLATION_COLUMNS + TD_COLUMNS))
     for settings, expected in (
         ({"temperature": "auto"}, lambda learner: DistillDQNConfig.AUTO_TEMPERATURE_GAPS),
-        ({"temperature": 0.5}, lambda learner: 0.5 / group_of(learner).statistics.gap_quantile(0.5)),
+        ({"temperature": 0.5}, lambda learner: 0.5 / group_of(learner).statistics.median_gap()),
         ({"temperature": 0.5, "td_coeff": 1.0}, lambda learner: 0.5),
         ({"temperature": 0.5, "td_coeff": [[0, 0.0], [100, 1.0]]}, lambda learner: 0.5),  # all the time
         ({"temperature": 0.5, "loss": "mse"}, lambda learner: 0.5),

@@ -12,7 +12,8 @@ from rllib_kd import DistillDQN, Teacher
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.offline.schema import DataError
-from tests.algorithm.resumable import assert_equal, differ, weights
+from tests.algorithm.resumable import differ, weights
+from tests.algorithm.weights import assert_equal_weights
 from tests.conftest import make_q_module
 from tests.offline.labelled import episodes, recorded_config, write
 
@@ -39,7 +40,7 @@ def test_a_student_without_an_environment_learns_resumes_and_is_loaded(build, fo
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     resumed = DistillDQN.from_checkpoint(path)
     assert trained(algo)["distillation"]["temperature"] == trained(resumed)["distillation"]["temperature"]
-    assert_equal(weights(algo), weights(resumed))
+    assert_equal_weights(weights(algo), weights(resumed))
     size = sum(file.stat().st_size for file in (tmp_path / "checkpoint" / "replay").iterdir())
     assert size < 20_000  # bytes: the files have the rows
     obs = torch.zeros(1, 4)
@@ -56,7 +57,7 @@ def test_rows_that_pass_by_continue_bit_by_bit_and_without_the_replay_are_read_a
     resumed = DistillDQN.from_checkpoint(path)
     trained(algo, 5)  # 640 rows
     trained(resumed, 5)
-    assert_equal(weights(algo), weights(resumed))
+    assert_equal_weights(weights(algo), weights(resumed))
     shutil.rmtree(tmp_path / "checkpoint" / "replay")
     without = DistillDQN.from_checkpoint(path)
     trained(without)
@@ -148,7 +149,7 @@ def test_several_learners_share_the_rows_and_stay_equal(build, folder, tmp_path)
     assert sum(size.get() for size in sizes) == 2_850
     modules = [each.get() for each in algo.learner_group.foreach_learner(lambda own: own.get_state("rl_module"))]
     one, other = (state["rl_module"]["default_policy"] for state in modules)
-    assert_equal(one, other)
+    assert_equal_weights(one, other)
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     resumed = DistillDQN.from_checkpoint(path)
     before = weights(resumed)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from rllib_kd import load_teacher
-from tests.algorithm.resumable import assert_equal
+from tests.algorithm.weights import assert_equal_weights
 from tests.experiment.test_interrupts import FOREVER, Run
 from tests.offline.labelled import write
 
@@ -51,6 +51,6 @@ def test_a_run_on_rows_that_is_killed_and_resumed_ends_with_the_student_of_an_un
     whole, killed = map(last_result, storages)
     assert whole["training_iteration"] == killed["training_iteration"] == last
     assert 0 < killed["iterations_since_restore"] < last
-    assert_equal(*map(last_weights, storages))
+    assert_equal_weights(*map(last_weights, storages))
     for name in ("teacher_agreement", "q_regret", "num_epochs", "temperature"):
         assert whole["distillation"][name] == killed["distillation"][name]

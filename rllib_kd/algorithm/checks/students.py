@@ -13,12 +13,11 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.metrics import ALL_MODULES
 
 from rllib_kd.algorithm.settings import check_model_config
-from rllib_kd.students.sizes import WIDTH_KEYS
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.numeric import is_finite
 from rllib_kd.students.restarts import is_named
-from rllib_kd.students.sizes import PRESETS
+from rllib_kd.students.sizes import PRESETS, WIDTH_KEYS
 from rllib_kd.text import did_you_mean
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import gymnasium as gym
 
 from rllib_kd.algorithm.checks.refused import refuse
-from rllib_kd.students.sizes import WIDTH_KEYS
 from rllib_kd.networks.trees.shape import TREE, TreeShape
+from rllib_kd.students.sizes import WIDTH_KEYS
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig

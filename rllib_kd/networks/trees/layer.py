@@ -61,19 +61,19 @@ class TreeLayer(nn.Module):
         return self.values[nodes.squeeze(1) - len(self.threshold)]
 
 
-def describe_tree(tree: Tree, features: Features, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Describe a tree; its thresholds and values are added to `tensors`, by `name`."""
+def describe_tree(tree: Tree, features: Features, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Describe a tree; its thresholds and values are added to `tensors`."""
     compared = [features[index] for index in tree.feature]
-    tensors |= {f"{name}.threshold": torch.tensor(tree.threshold), f"{name}.values": torch.tensor(tree.values)}
+    tensors |= {"tree.threshold": torch.tensor(tree.threshold), "tree.values": torch.tensor(tree.values)}
     return {
         "op": "tree",
         "first": [feature.first for feature in compared],
         "operation": [feature.operation for feature in compared],
         "second": [feature.second for feature in compared],
-        "threshold": f"{name}.threshold",
+        "threshold": "tree.threshold",
         "left": tree.left.tolist(),
         "right": tree.right.tolist(),
-        "values": f"{name}.values",
+        "values": "tree.values",
     }
 
 

@@ -78,7 +78,7 @@ def test_the_layer_of_pytorch_is_the_same_tree():
     for oblique in (False, True):
         module = tree_module(33, oblique=oblique)
         tensors = {}
-        layer = build_tree(describe_tree(module.tree, module.features, "tree", tensors), tensors)
+        layer = build_tree(describe_tree(module.tree, module.features, tensors), tensors)
         obs = torch.from_numpy(near_ties(module, 2_000))
         obs[:3] = torch.nan
         assert torch.equal(layer(obs), module.compute_q_values({"obs": obs})["qf_preds"])

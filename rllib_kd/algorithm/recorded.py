@@ -16,7 +16,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from rllib_kd.algorithm.dead_learners import ask_learner
 from rllib_kd.algorithm.sampling import Sampling
 from rllib_kd.observations.masks import features_space
-from rllib_kd.observations.spaces import flat_size, is_flattened
+from rllib_kd.observations.spaces import brief, flat_size, has_undivided_pixels, is_flattened
 from rllib_kd.offline.data import LabelledData, capacity_for, check_teacher_of, open_files
 from rllib_kd.offline.rows import TD_IN_FILES
 from rllib_kd.offline.schema import DataError
@@ -71,6 +71,13 @@ def check_recorded(
                 f"has observations of the shape {list(schema.obs_shape)}, but the "
                 f"{'teacher takes' if config.env is None else 'environment shows'} {list(expected or ())}. Name the "
                 f"{'teacher that fits' if config.env is None else 'environment in which they were recorded'}",
+                file=files.first_path,
+                column="obs",
+            )
+        if schema.obs_dtype == "uint8" and len(schema.obs_shape) == 3 and has_undivided_pixels(shown):
+            raise DataError(
+                "has images of bytes, which students take divided by 255, but the environment shows "
+                f"{brief(shown)} of {shown.dtype}. Label the recorded rows again",
                 file=files.first_path,
                 column="obs",
             )

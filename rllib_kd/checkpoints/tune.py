@@ -87,11 +87,19 @@ class _Named(NamedTuple):
     why: str = ""  # the rule applies
 
 
+class _Return(NamedTuple):
+    """A mean return, the number of the result that has it, and whether that is the newest one; −inf: there is none."""
+
+    value: float = -math.inf
+    result: int = 0
+    is_newest: bool = True
+
+
 class _Scored(NamedTuple):
-    """A checkpoint, with the last return before it was written for each of `_RETURNS`; −inf if there is none."""
+    """A checkpoint, with the last return before it was written for each of `_RETURNS`."""
 
     path: str
-    returns: tuple[float, ...]
+    returns: tuple[_Return, ...]
 
 
 def resolve(path: str | os.PathLike[str], *, continues: bool = False) -> Location:
@@ -244,7 +252,7 @@ def _itself(named: _Named, reader: _TrialsReader) -> Location:
 
 
 def _choose(named: _Named, trials: Sequence[str], reader: _TrialsReader) -> Location:
-    is_evaluated = any(math.isfinite(reader.results(trial).last[_EVALUATION]) for trial in trials)
+    is_evaluated = any(math.isfinite(reader.results(trial).last[_EVALUATION].value) for trial in trials)
     asks_returns = named.rule == BEST or (named.rule is None and is_evaluated)
     found = [
         scored for trial in trials for scored in reader.score(trial, reader.folders(trial), reads_states=asks_returns)
@@ -256,10 +264,8 @@ def _choose(named: _Named, trials: Sequence[str], reader: _TrialsReader) -> Loca
             "CheckpointConfig(checkpoint_at_end=True) in Python."
         )
     kind = _kind(named, found)
-    candidates = found[::-1]  # the newest first
-    if kind is not None:
-        candidates.sort(key=lambda scored: scored.returns[kind], reverse=True)  # equals keep their order
-    else:
+    candidates = found[::-1] if kind is None else _best_first(found, kind)
+    if kind is None:
         _check_is_one_run(named, found)
     whole = first_whole(named.filesystem, (scored.path for scored in candidates))
     chosen = next((scored for scored in candidates if scored.path == whole), candidates[0])
@@ -272,12 +278,23 @@ def _choose(named: _Named, trials: Sequence[str], reader: _TrialsReader) -> Loca
     return Location(uri, named.filesystem, chosen.path, _return_of(chosen))
 
 
+def _best_first(found: Sequence[_Scored], kind: int) -> list[_Scored]:
+    """Return checkpoints by their returns; of equal ones the newest result's, of one result the first after it."""
+    trials = list(dict.fromkeys(posixpath.dirname(scored.path) for scored in found))
+
+    def preference(place: int) -> tuple[float, int, int, int]:
+        value, result, _ = found[place].returns[kind]
+        return value, trials.index(posixpath.dirname(found[place].path)), result, -place
+
+    return [found[place] for place in sorted(range(len(found)), key=preference, reverse=True)]
+
+
 def _kind(named: _Named, found: Sequence[_Scored]) -> int | None:
     """Return by which of `_RETURNS` the best is chosen; None: the newest is chosen."""
     if named.rule == NEWEST:
         return None
     for kind in (_EVALUATION, _TRAINING) if named.rule == BEST else (_EVALUATION,):
-        if any(math.isfinite(scored.returns[kind]) for scored in found):
+        if any(math.isfinite(scored.returns[kind].value) for scored in found):
             return kind
     if named.rule == BEST:
         raise CheckpointError(
@@ -316,16 +333,17 @@ def _why(why: str, kind: int | None, chosen: _Scored) -> str:
     asked = f", {why}" if why else ""
     if kind is None:
         return f"it is the newest{asked or ', since training was not evaluated'}"
-    value = chosen.returns[kind]
+    value, _, is_newest = chosen.returns[kind]
     if not math.isfinite(value):
         return f"it is the newest complete one{asked}"
     if kind == _EVALUATION:
-        return f"it has the best mean return in evaluation ({number(value)}){asked}"
+        of_which = "" if is_newest else ", of the last one before it was saved"
+        return f"it has the best mean return in evaluation ({number(value)}{of_which}){asked}"
     return f"it has the best mean return in training ({number(value)}){asked}; there was no evaluation"
 
 
 def _return_of(scored: _Scored) -> float | None:
-    return next((value for value in scored.returns if math.isfinite(value)), None)
+    return next((own.value for own in scored.returns if math.isfinite(own.value)), None)
 
 
 class _Results:
@@ -333,13 +351,16 @@ class _Results:
 
     def __init__(self, rows: Iterator[dict[str, Any]]):
         curve = CurveReader()
-        self.last = tuple(-math.inf for _ in _RETURNS)
-        self.by_name: dict[str | None, tuple[float, ...]] = {}
-        self.by_iteration: dict[int | None, tuple[float, ...]] = {}
-        for row in rows:
+        self.last = tuple(_Return() for _ in _RETURNS)
+        self.by_name: dict[str | None, tuple[_Return, ...]] = {}
+        self.by_iteration: dict[int | None, tuple[_Return, ...]] = {}
+        for result, row in enumerate(rows):
             curve.add(row)
             values = [finite_number(value_at(row, keys)) for keys in _RETURNS]
-            self.last = tuple(old if new is None else new for old, new in zip(self.last, values, strict=True))
+            self.last = tuple(
+                old._replace(is_newest=False) if new is None else _Return(new, result)
+                for old, new in zip(self.last, values, strict=True)
+            )
             self.by_name[_name(row.get("checkpoint_dir_name"))] = self.last
             self.by_iteration[_number(row.get(_ITERATION))] = self.last
         self.curve = curve.curve

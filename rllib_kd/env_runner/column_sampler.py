@@ -53,6 +53,9 @@ logger = logging.getLogger(__name__)
 #: An environment that fails is replaced at most so many times in a row: a crash now and then is tolerated.
 _MOST_REMADE = 10
 
+#: Added to the seeds of evaluations, far from those of evaluation/seeds.py.
+_EVALUATION_SEED = 1_100_000_000
+
 #: Metric: number of states that are not learned from, since numbers of the environment or the teacher are not finite.
 NUM_STATES_DROPPED_LIFETIME = "num_states_dropped_lifetime"
 
@@ -327,10 +330,11 @@ def _offset_of_seeds(env_runner: Any) -> int:
     """Return the seed of an EnvRunner's first environment, less that of the config.
 
     Environment i of a vector env has the seed of the first one + i. RLlib's offset is the index of the EnvRunner, so
-    that most environments of two EnvRunners would play the same episodes.
+    that most environments of two EnvRunners would play the same episodes, and evaluations those of training.
     """
     index, num_envs = env_runner.worker_index or 0, env_runner.config.num_envs_per_env_runner
-    return 1 + (index - 1) * num_envs if index else 0
+    first = _EVALUATION_SEED if env_runner.config.in_evaluation else 0
+    return first + (1 + (index - 1) * num_envs if index else 0)
 
 
 @contextmanager

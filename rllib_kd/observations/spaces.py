@@ -196,6 +196,13 @@ def is_float_image(space: gym.Space | None) -> bool:
     return bool(np.all(space.low >= 0) and np.all(space.high <= 1))
 
 
+def has_undivided_pixels(space: gym.Space | None) -> bool:
+    """Return whether a space has images of floats up to a bound above 1, such as 255: they are not divided."""
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 3 or not np.issubdtype(space.dtype, np.floating):
+        return False
+    return bool(1 < space.high.max() < np.inf)
+
+
 def input_space(space: gym.Space) -> gym.Space:
     """Return the input space of a network for observations.
 

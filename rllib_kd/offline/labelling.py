@@ -23,7 +23,7 @@ from rllib_kd.observations.pipeline import (
     SideBySide,
     StackFrames,
 )
-from rllib_kd.observations.spaces import MOST_OF_FLOATS, brief, image_shape, is_byte_image
+from rllib_kd.observations.spaces import MOST_OF_FLOATS, brief, has_undivided_pixels, image_shape, is_byte_image
 from rllib_kd.offline.columns import Place, finite, recorded, rows_where
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.reading import num_rows
@@ -151,23 +151,37 @@ class Labeller:
             if not is_flat or math.prod(obs.shape[1:]) != math.prod(space.shape or ()):
                 raise place.error(f"has observations of the shape {list(obs.shape[1:])}; {expected}", Columns.OBS)
             obs = obs.reshape(len(obs), *(space.shape or ()))
-        self._check_range(finite(obs, Columns.OBS, place), place)
+        obs = self._as_shown(finite(obs, Columns.OBS, place), place)
         if obs.dtype != bool:
             return obs, obs
         # Students take bytes of images divided by 255.
         return obs, obs.view(np.uint8) * np.uint8(255 if obs.ndim == 4 else 1)
 
-    def _check_range(self, obs: np.ndarray, place: Place) -> None:
-        """Check that images of floats are in [0, 1] if the teacher takes them so: bytes are divided, floats are not."""
-        pipeline = self._teacher.pipeline or ObservationPipeline(self._teacher.input_space)
-        is_scaled = pipeline.images is not None and pipeline.images.scaled
-        if is_scaled and obs.dtype.kind == "f" and (wrong := rows_where(obs > MOST_OF_FLOATS)).size:
-            raise place.error(
-                f"has images of floats up to {obs[wrong[0]].max():.6g}, but the teacher takes bytes, or floats in "
-                "[0, 1]. Store them as bytes (uint8), or divide them by 255.",
-                Columns.OBS,
-                row=wrong[0],
-            )
+    def _as_shown(self, obs: np.ndarray, place: Place) -> np.ndarray:
+        """Return observations `[N, ...]`, of which images are as the environment shows them.
+
+        Students take bytes divided by 255, and floats as they are.
+
+        Raises:
+            DataError: they are floats above 1 where bytes are divided by 255.
+        """
+        space = self._space
+        if obs.ndim != 4:
+            return obs
+        images = (self._teacher.pipeline or ObservationPipeline(self._teacher.input_space)).images
+        is_divided = images is not None and images.scaled
+        if obs.dtype.kind == "f":
+            if (is_divided or is_byte_image(space)) and (wrong := rows_where(obs > MOST_OF_FLOATS)).size:
+                raise place.error(
+                    f"has images of floats up to {obs[wrong[0]].max():.6g}, but the teacher takes bytes, or floats in "
+                    "[0, 1]. Store them as bytes (uint8), or divide them by 255.",
+                    Columns.OBS,
+                    row=wrong[0],
+                )
+            return np.rint(obs * 255).astype(np.uint8) if space.dtype == np.uint8 and not is_divided else obs
+        if space.dtype == np.bool_:  # 0 and 1, or 0 and 255, as labelled files have them
+            return obs.astype(bool) if obs.max(initial=0) <= 1 else obs
+        return obs.astype(np.float32) if obs.dtype == np.uint8 and has_undivided_pixels(space) else obs
 
     def _fits(self, obs: np.ndarray) -> bool:
         if obs.shape[1:] == self._space.shape:

@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +141,17 @@ def test_of_several_trials_the_best_if_any_was_evaluated(tmp_path, evaluated, tr
     assert tune._by_rule("s3://b/run?region=eu-west-1", "best") == "s3://b/run@best?region=eu-west-1"
     write_trial(both / "c", evaluation=[5.0])
     assert resolve(both).path == resolve(f"{both}@best").path == str(both / "c" / "checkpoint_000000")
+
+
+def test_the_best_checkpoint_is_the_one_that_was_evaluated(tmp_path, caplog):
+    write_trial(tmp_path / "run", evaluation=[10.0, 50.0, None, 50.0, None, None])
+    with caplog.at_level(logging.INFO, logger="rllib_kd"):
+        assert name_of(tmp_path / "run") == "checkpoint_000003"  # of equal evaluations the newest
+        for checkpoint in ("checkpoint_000001", "checkpoint_000003"):
+            shutil.rmtree(tmp_path / "run" / checkpoint)
+        assert name_of(tmp_path / "run") == "checkpoint_000004"
+    assert ": it has the best mean return in evaluation (50.0)" in caplog.messages[0]
+    assert "in evaluation (50.0, of the last one before it was saved)" in caplog.messages[1]
 
 
 def test_without_any_return_nothing_is_the_best(tmp_path):

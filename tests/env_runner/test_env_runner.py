@@ -283,6 +283,13 @@ def test_environments_of_all_env_runners_have_seeds_of_their_own(counting_config
     assert sampled == (expected if seed is not None else [[]] * 4)
 
 
+def test_evaluations_have_other_seeds_than_training(counting_config):
+    evaluation = counting_config.environment(Seeded).debugging(seed=10).evaluation(evaluation_interval=1)
+    Seeded.seeds.clear()
+    make_runner(evaluation.get_evaluation_config_object()).sample(num_episodes=1, explore=False)
+    assert Seeded.seeds == [1_100_000_010]
+
+
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
 def test_metrics_do_not_tell_of_baseline_episodes(counting_config, direct):
     """Another run has the same teacher's returns from a file, and must report the same keys."""

@@ -206,6 +206,17 @@ def test_images_beside_other_parts_have_their_channels_last_and_bytes_in_0_to_1(
     assert flatten.part_of(1705) == (("pair", 0), slice(1705, 2665))
 
 
+def test_integers_of_images_are_divided_by_255_where_the_space_has_0_to_1():
+    own = {
+        "255": gym.spaces.Box(0, 255, (16, 16, 3), np.float32),
+        "bytes": gym.spaces.Box(0, 255, (16, 16, 3), np.uint8),
+        "unit": gym.spaces.Box(0, 1, (16, 16, 3), np.float32),
+    }
+    images = {key: np.full((1, 16, 16, 3), 51) for key in own}  # as a table of another tool may have them
+    vectors = Flattener(gym.spaces.Dict(own))(images, 1).reshape(3, -1)
+    np.testing.assert_allclose(vectors, np.repeat([[51], [0.2], [0.2]], 768, axis=1), rtol=1e-6)
+
+
 def test_rllibs_connector_leaves_images_as_they_are():
     space = gym.spaces.Dict(eye=IMAGE, x=ACTIONS)
     connector = FlattenObservations(space, ACTIONS)

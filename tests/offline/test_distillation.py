@@ -224,6 +224,15 @@ def test_rows_of_another_environment_are_refused(rows, teacher, folder):
         check_before(config, {"default_policy": teacher}, (env.observation_space, env.action_space))
 
 
+def test_bytes_where_the_environment_shows_floats_up_to_255_are_refused(rows, teacher, tmp_path):
+    folder = write(tmp_path, {"obs": np.zeros((len(rows["obs"]), 16, 16, 3), np.uint8), "teacher_q": rows["teacher_q"]})
+    spaces = (gym.spaces.Box(0, high, (16, 16, 3), dtype) for high, dtype in ((255, np.uint8), (255, np.float32)))
+    same, other = ((space, make_q_module().action_space) for space in spaces)
+    check_before(recorded_config(folder, teacher).environment("CartPole-v1"), {}, same)
+    with pytest.raises(DataError, match=r"column 'obs': has images of bytes, which students take divided by 255, but"):
+        check_before(recorded_config(folder, teacher).environment("CartPole-v1"), {}, other)
+
+
 def test_labels_of_another_teacher_are_refused_by_their_fingerprint(rows, teacher, tmp_path):
     folder = write(tmp_path, rows, fingerprint="0" * 64, teacher="another.zip")
     with pytest.raises(DataError, match=r"'teacher_q': has labels of another teacher, 'another.zip' with the finger"):

@@ -333,6 +333,40 @@ def test_bytes_that_became_floats_are_refused():
         Labeller(teacher())({"obs": np.full((1, 4), 1e300)})
 
 
+def sees_first_pixels(space: gym.Space, *, scaled: bool | None) -> Teacher:
+    """A teacher whose Q-values are pixels as it sees them; `scaled` as of `Images`, None without a pipeline."""
+    return Teacher.from_callable(
+        lambda obs: obs[:, 0, 0, :2],
+        observation_space=gym.spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32)),
+        action_space=ACTIONS,
+        pipeline=None if scaled is None else ObservationPipeline(space, (Images(space.shape, scaled=scaled),)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "scaled", "given", "seen", "written"),
+    [
+        (gym.spaces.Box(0, 255, (16, 16, 3), np.float32), None, np.uint8(200), 200, np.float32(200)),
+        (gym.spaces.Box(0, 1, (16, 16, 3), np.bool_), True, np.uint8(1), 1, np.uint8(255)),
+        (gym.spaces.Box(0, 1, (16, 16, 3), np.bool_), True, np.uint8(255), 1, np.uint8(255)),  # labelled once
+        (gym.spaces.Box(0, 255, (16, 16, 3), np.uint8), False, np.float32(0.2), 51, np.uint8(51)),
+        (gym.spaces.Box(0, 255, (16, 16, 3), np.uint8), True, np.float32(0.2), 0.2, np.float32(0.2)),
+        (gym.spaces.Box(0, 255, (16, 16, 3), np.uint8), False, np.uint8(51), 51, np.uint8(51)),
+    ],
+)
+def test_images_are_seen_and_written_on_the_scale_of_the_environment(space, scaled, given, seen, written):
+    labelled = Labeller(sees_first_pixels(space, scaled=scaled))({"obs": np.full((3, *space.shape), given)})
+    np.testing.assert_allclose(labelled["teacher_q"], seen)
+    assert labelled["obs"].dtype == written.dtype
+    np.testing.assert_allclose(labelled["obs"], written)
+
+
+def test_floats_above_1_are_no_bytes_for_any_teacher():
+    policy = sees_first_pixels(gym.spaces.Box(0, 255, (16, 16, 3), np.uint8), scaled=False)
+    with pytest.raises(DataError, match=r"row 0: has images of floats up to 200, but the teacher takes bytes, or fl"):
+        Labeller(policy)({"obs": np.full((3, 16, 16, 3), 200.0, np.float32)})
+
+
 def test_a_teacher_that_writes_into_its_inputs_leaves_observations_as_they_were():
     def q(obs: torch.Tensor) -> torch.Tensor:
         obs -= 1.0

@@ -19,7 +19,8 @@ _MAX_LINE = 2_000  # characters
 
 def say(message: str) -> None:
     """Print one line on stderr, above a progress line."""
-    print(one_line(message, limit=_MAX_LINE), file=sys.stderr)  # which rich has put its own file in place of
+    if sys.stderr is not None:  # None: the process was started without
+        print(one_line(message, limit=_MAX_LINE), file=sys.stderr)  # which rich has put its own file in place of
 
 
 @contextmanager
@@ -70,5 +71,5 @@ def line(*, shown: bool = True) -> Iterator[Callable[[str], None]]:
 
 
 def watched() -> bool:
-    """Return whether stderr is a terminal. With FORCE_COLOR, rich takes a file for one, too."""
-    return sys.stderr.isatty()
+    """Return whether stderr is a terminal, and not closed. With FORCE_COLOR, rich takes a file for one, too."""
+    return sys.stderr is not None and sys.stderr.isatty()

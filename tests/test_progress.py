@@ -17,6 +17,12 @@ print("done")
 """
 
 
+def test_without_stderr_nothing_is_shown():
+    code = "from rllib_kd.terminal import say; say('lost')" + SHOW
+    command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
+    assert subprocess.run(command, capture_output=True, check=True, timeout=300).stdout == b"done\n"
+
+
 def shown_on_a_terminal(code, columns):
     """What a script writes to a terminal of so many columns: raw, and the lines without control sequences."""
     ours, theirs = pty.openpty()

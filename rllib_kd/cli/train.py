@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rllib_kd.cli.app import app, echo, log_level, one_or_all, set_log_level, without_key
+from rllib_kd.cli.app import app, echo, given_options, log_level, one_or_all, set_log_level, without_key
 from rllib_kd.cli.options import (
     Algo,
     CheckpointAtEnd,
@@ -159,7 +159,7 @@ def train(
         callbacks=(ProgressLine(checked.stop), *_loggers(checked, wandb_key, wandb_project, wandb_run_name)),
     )
     if experiment.name is not None or not resume:
-        check_options(checked, options)
+        check_options(checked, options, given_options(context))
     local = LocalRay(ray_num_cpus, ray_num_gpus, ray_num_nodes, ray_object_store_memory, dashboard=ray_ui)
     with (
         nullcontext(checked) if experiment.name is not None else named(checked, options) as checked,

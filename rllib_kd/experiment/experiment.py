@@ -47,7 +47,7 @@ from rllib_kd.offline.labelled_files import absolute_uris
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.names import absolute_teachers, is_described
 from rllib_kd.terminal import say
-from rllib_kd.text import did_you_mean, stable_text
+from rllib_kd.text import did_you_mean, plain, stable_text
 
 
 @dataclass
@@ -121,6 +121,7 @@ class Experiment:
             compare_episodes=self.compare_episodes,
             trial_resources={name: max(r.get(name, 0.0) for r in requests) for name in set().union(*requests)},
             settings=written,
+            configured={} if self.config is None else _configured(base),
             title=f"{cls.__name__}-{short_name(_place_of(first))}",
             subject=about,
         )
@@ -139,7 +140,14 @@ class CheckedExperiment:
     trial_resources: dict[str, float]  # {"CPU": 1.0, ...}
     title: str  # algorithm and environment
     settings: dict[str, Any] = field(default_factory=dict)  # as the user has written them, with absolute teachers
+    configured: dict[str, Any] = field(default_factory=dict)  # what its config itself sets, before these settings
     subject: str = ""  # beginning of the experiment's default name
+
+
+def _configured(config: AlgorithmConfig) -> dict[str, Any]:
+    """Return in JSON's terms what a config sets to other values than the defaults of its class."""
+    settings, defaults = plain(config.to_dict()), plain(type(config)().to_dict())
+    return {name: value for name, value in settings.items() if name not in defaults or value != defaults[name]}
 
 
 def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:

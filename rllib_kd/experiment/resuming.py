@@ -114,6 +114,23 @@ def check_unchanged(began_with: Mapping[str, Any], flags: Mapping[str, Any], def
         )
 
 
+def check_same_config(began_with: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that a command that resumes has the config with which the experiment began, such as that of its file.
+
+    Args:
+        began_with: what the config set to other values than its defaults, as from `plain()`.
+        now: the same of the config now.
+
+    Raises:
+        ValueError: a setting has another value; the message names each.
+    """
+    if words := differences(began_with, dict.fromkeys(began_with, "the default") | dict(now)):
+        raise ValueError(
+            f"A resumed experiment keeps its original settings, but its config has changed: {words}. Change it back, "
+            "or begin a new experiment from a checkpoint: --restore CHECKPOINT --experiment-name NAME."
+        )
+
+
 def differences(began_with: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     """Name the values that differ from those at the beginning, each with both: "keep was 0.9 and is 0.97".
 

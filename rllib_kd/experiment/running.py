@@ -7,7 +7,7 @@ import errno
 import inspect
 import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -36,6 +36,7 @@ from rllib_kd.experiment.names import newest, own_folder
 from rllib_kd.experiment.resuming import (
     StopAt,
     begin_with,
+    check_same_config,
     check_unchanged,
     check_unfinished,
     have_stopped,
@@ -49,7 +50,7 @@ from rllib_kd.teachers.loading import OpenedCheckpoint
 from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
 
-_STOP = "--stop"
+_STOP, _CONFIG = "--stop", "config"
 _LOG_LEVEL = "log_level"  # a setting that any command may change: also one that resumes
 
 #: The options that Tune keeps from the start of an experiment.
@@ -98,8 +99,14 @@ class RunOptions:
                 local_folder(path, None)  # before Ray starts
 
 
-def check_options(experiment: CheckedExperiment, options: RunOptions) -> None:
+def check_options(experiment: CheckedExperiment, options: RunOptions, given: Collection[str] = ()) -> None:
     """Check the options as far as that is possible before Ray starts.
+
+    Args:
+        experiment: the experiment.
+        options: its options.
+        given: names of options that were written out, so that a resumed run is asked for them even if they are the
+            defaults.
 
     Raises:
         ValueError: the same as `run()` would raise after the start of Ray.
@@ -109,7 +116,11 @@ def check_options(experiment: CheckedExperiment, options: RunOptions) -> None:
     if options.resume:
         _check_resumable(folder := folder_of(experiment, options))
         defaults = _flags(dataclasses.replace(experiment, settings={}, num_samples=1), RunOptions())
-        check_unchanged(recorded(folder), _flags(experiment, options), defaults)
+        for name in map(_flag, given):
+            defaults.pop(name, None)
+        began_with = recorded(folder)
+        check_unchanged(began_with, _flags(experiment, options), defaults)
+        check_same_config(began_with.get(_CONFIG, experiment.configured), experiment.configured)
         return
     _scheduler(experiment, options)
     _checkpoint_config(options)
@@ -226,7 +237,7 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
         begin_with({})
         scheduler, checkpoints = _scheduler(experiment, options), _checkpoint_config(options)
         forget(folder)  # or --resume would continue an earlier run, as this one, until Tune has written a state
-        record(folder, {**_flags(experiment, options), _STOP: experiment.stop})
+        record(folder, {**_flags(experiment, options), _STOP: experiment.stop, _CONFIG: experiment.configured})
         metrics = [*experiment.stop, getattr(scheduler, "metric", None), checkpoints.checkpoint_score_attribute]
         tuner = tune.Tuner(
             experiment.trainable,
@@ -286,11 +297,15 @@ def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, A
 
 def _flags(experiment: CheckedExperiment, options: RunOptions) -> dict[str, Any]:
     """Return the options that Tune keeps from the start of an experiment, by flag; settings by their own names."""
-    kept = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _KEPT}
+    kept = {_flag(name): getattr(options, name) for name in _KEPT}
     if options.restore is not None:
         kept["--restore"] = absolute_uri(options.restore)
     settings = {name: value for name, value in experiment.settings.items() if name != _LOG_LEVEL}
     return {**settings, "--num-samples": experiment.num_samples, **kept}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _check_resumable(path: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import posixpath
@@ -33,7 +32,6 @@ _READERS: dict[str, type[ParquetReader] | type[NumpyReader]] = {
 
 #: Folders in which one of RLlib's EnvRunners has recorded: its index, and how often it had sampled.
 _RUN = re.compile(r"run-(\d{6})-(\d+)$")
-_ENDS = 2**16  # bytes at each end of a file, of which its digest is
 
 
 @dataclass(frozen=True)
@@ -113,29 +111,6 @@ def find_inputs(uri: str, *, obs_column: str = Columns.OBS) -> Inputs:
     if twice := [name for name, count in Counter(file.name for file in names).items() if count > 1]:
         raise DataError(f"Two files of '{uri}' would both be labelled as '{twice[0]}'. Rename one of them.")
     return Inputs(uri, tuple(names), reader, ignored=len(found) - len(files))
-
-
-def input_digest(filesystem: FileSystem, path: str, obs_column: str) -> str:
-    """Return a text that is equal for equal files, wherever they are and whenever they were written.
-
-    It is the SHA-256 of the column's name, of the size, and of the first and last 64 KiB: at its end, Parquet has
-    sizes and statistics of its columns, and `.npz` has their checksums.
-
-    Args:
-        filesystem: filesystem of the path.
-        path: path of the recorded file.
-        obs_column: name of the column of observations.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        with filesystem.open_input_file(path) as file:
-            size = file.size()
-            ends = file.read_at(_ENDS, 0), file.read_at(_ENDS, max(0, size - _ENDS))
-    except OSError as error:
-        raise DataError(f"cannot be read: {error}", file=path) from error
-    return hashlib.sha256(repr((obs_column, size, ends)).encode()).hexdigest()
 
 
 def check_apart(input_uri: str, output_uri: str) -> None:

@@ -27,9 +27,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.observations.masks import MASK
-from rllib_kd.offline.files import InputFile, Inputs, check_apart, find_inputs, input_digest, labelled_files
+from rllib_kd.offline.files import InputFile, Inputs, check_apart, find_inputs, labelled_files
 from rllib_kd.offline.labelling import Labeller
-from rllib_kd.offline.listing import filesystem_of
+from rllib_kd.offline.listing import digest_of, filesystem_of
 from rllib_kd.offline.reading import Contents, Reader, num_rows, part_of
 from rllib_kd.offline.schema import DataError, LabelledSchema, open_parquet
 from rllib_kd.offline.writing import remove_parts, write_file
@@ -177,7 +177,7 @@ def _checked(
     done = {file: rows for file, rows in zip(inputs.files, counts, strict=True) if f"{folder}/{file.name}" in there}
 
     def check(file: InputFile) -> None:
-        own = replace(schema, input_digest=input_digest(source, file.path, obs_column))
+        own = replace(schema, input_digest=digest_of(source, file.path, obs_column))
         _rows_of_finished(target, f"{folder}/{file.name}", own, done[file])
 
     for _ in _mapped(check, list(done)):
@@ -403,7 +403,7 @@ class LabelFiles:
             )
 
     def _label(self, path: str, target: str) -> int:
-        digest = input_digest(self._source, path, self._plan.obs_column)
+        digest = digest_of(self._source, path, self._plan.obs_column)
         schema = replace(self._plan.schema, input_digest=digest)
         if self._target.get_file_info(target).is_file:  # by an actor that was lost after it, or by another job
             return _rows_of_finished(self._target, target, schema)

@@ -15,7 +15,7 @@ from pyarrow.fs import FileSystem, FileType
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.checkpoints.uris import absolute_uri
-from rllib_kd.offline.listing import PARQUET, files_below, filesystem_of, without_repeats
+from rllib_kd.offline.listing import PARQUET, digest_of, files_below, filesystem_of, without_repeats
 from rllib_kd.offline.reading import ROW, check_unchanged
 from rllib_kd.offline.schema import FRAMES_BEFORE, DataError, LabelledSchema, open_parquet, to_columns
 
@@ -54,13 +54,15 @@ class LabelledFiles:
         uris = [uris] if isinstance(uris, str) else list(uris)
         self._paths = without_repeats(found for uri in uris for found in _find(uri, filesystem))
         self.chunks: list[Chunk] = []
+        self._digests: list[str] = []
         self._first_rows: dict[tuple[int, int], int] = {}  # of each row group, by file and index; and behind the last
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # which wait for a network, if there is one
             footers = pool.map(lambda place: _read_footer(*place), self._paths)
-            for index, (own, sizes) in enumerate(footers):
+            for index, (own, sizes, digest) in enumerate(footers):
                 if index == 0:
                     self.schema = own
                 self.schema.check_same(own, self._paths[index][1])
+                self._digests.append(digest)
                 self.chunks += [Chunk(index, i, size) for i, size in enumerate(sizes) if size]
                 self._first_rows |= {(index, i): first for i, first in enumerate(accumulate(sizes, initial=0))}
         if not self.chunks:
@@ -82,9 +84,9 @@ class LabelledFiles:
         return self._paths[0][1]
 
     def fingerprint(self) -> str:
-        """Return a text that is equal for files of equal names and sizes, wherever the folder is."""
+        """Return a text that is equal for files of equal names and contents, wherever the folder is."""
         names = [path.rsplit("/", 1)[-1] for _, path in self._paths]
-        return hashlib.sha256(repr((names, self.chunks)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((names, self._digests)).encode()).hexdigest()[:16]
 
     def path_of(self, chunk: Chunk) -> str:
         """Return the path of a chunk's file."""
@@ -116,11 +118,11 @@ def rows_of_piece(schema: LabelledSchema) -> int:
     return max(1, min(PIECE_ROWS, PIECE_BYTES // schema.row_bytes))
 
 
-def _read_footer(filesystem: FileSystem, path: str) -> tuple[LabelledSchema, list[int]]:
-    """Return the schema of a file, and the rows of each of its row groups."""
+def _read_footer(filesystem: FileSystem, path: str) -> tuple[LabelledSchema, list[int], str]:
+    """Return the schema of a file, the rows of each of its row groups, and its digest."""
     with open_parquet(filesystem, path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-        return LabelledSchema.from_arrow(file.schema_arrow, path), sizes
+        return LabelledSchema.from_arrow(file.schema_arrow, path), sizes, digest_of(filesystem, path)
 
 
 def absolute_uris(places: Any) -> Any:

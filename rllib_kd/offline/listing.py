@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from rllib_kd.offline.schema import DataError
 
 #: End of the names of labelled files.
 PARQUET = ".parquet"
+_ENDS = 2**16  # bytes at each end of a file, of which its digest is
 
 
 def filesystem_of(uri: str) -> tuple[FileSystem, str]:
@@ -87,3 +89,26 @@ def _check_links(folder: str) -> None:
             path = Path(parent, name)
             if path.is_symlink() and any(path.samefile(above) for above in path.parents):
                 raise DataError(f"'{path}' is a link to a folder that it is in: '{path.resolve()}'. Remove it.")
+
+
+def digest_of(filesystem: FileSystem, path: str, obs_column: str = "") -> str:
+    """Return a text that is equal for equal files, wherever they are and whenever they were written.
+
+    It is the SHA-256 of the column's name, of the size, and of the first and last 64 KiB: at its end, Parquet has
+    sizes and statistics of its columns, and `.npz` has their checksums.
+
+    Args:
+        filesystem: filesystem of the path.
+        path: path of the recorded file.
+        obs_column: name of the column of observations, if the digest is to depend on it.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with filesystem.open_input_file(path) as file:
+            size = file.size()
+            ends = file.read_at(_ENDS, 0), file.read_at(_ENDS, max(0, size - _ENDS))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error}", file=path) from error
+    return hashlib.sha256(repr((obs_column, size, ends)).encode()).hexdigest()

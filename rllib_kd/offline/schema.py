@@ -99,7 +99,7 @@ class LabelledSchema:
         support: support of `teacher_probs`, if there is this column.
         num_features: length of `teacher_features`, if there is this column.
         num_frames: frames of a stack that are stored one by one, newest last; 1: observations are stored whole.
-        input_digest: `input_digest()` of the file that was labelled; empty if there was none, or if it is unknown.
+        input_digest: `digest_of()` of the file that was labelled; empty if there was none, or if it is unknown.
 
     Raises:
         DataError: a field is out of its range.

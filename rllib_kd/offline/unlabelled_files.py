@@ -12,7 +12,7 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd.offline.files import find_inputs
 from rllib_kd.offline.labelled_files import PIECE_BYTES, PIECE_ROWS, Chunk, LabelledFiles
-from rllib_kd.offline.listing import filesystem_of, without_repeats
+from rllib_kd.offline.listing import digest_of, filesystem_of, without_repeats
 from rllib_kd.offline.parquet import ParquetReader
 from rllib_kd.offline.reading import ROW, Contents, Reader, check_unchanged, num_rows
 from rllib_kd.offline.schema import METADATA, DataError, LabelledSchema, open_parquet
@@ -33,6 +33,7 @@ class UnlabelledFiles:
     def __init__(self, uris: Sequence[str]):
         self._files: list[tuple[Any, str, Reader]] = without_repeats(found for uri in uris for found in _find(uri))
         self._num_rows: list[int] = []
+        self._digests: list[str] = []
         self.chunks: list[Chunk] = []
         first: Contents | None = None
         for index, (filesystem, path, reader) in enumerate(self._files):
@@ -43,6 +44,7 @@ class UnlabelledFiles:
             if rows is None:  # it is known at the end alone
                 rows = sum(map(num_rows, reader.batches(filesystem, path, PIECE_ROWS)))
             self._num_rows.append(rows)
+            self._digests.append(digest_of(filesystem, path))
             if rows:
                 self.chunks.append(Chunk(index, -1, rows))
         if first is None or not self.chunks:
@@ -63,9 +65,9 @@ class UnlabelledFiles:
         return self._files[0][1]
 
     def fingerprint(self) -> str:
-        """Return a text that is equal for files of equal names and sizes, wherever the folder is."""
+        """Return a text that is equal for files of equal names and contents, wherever the folder is."""
         names = [path.rsplit("/", 1)[-1] for _, path, _ in self._files]
-        return hashlib.sha256(repr((names, self.chunks)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((names, self._digests)).encode()).hexdigest()[:16]
 
     def path_of(self, chunk: Chunk) -> str:
         """Return the path of a chunk's file."""

@@ -59,7 +59,9 @@ def test_a_run_that_comes_beside_an_earlier_one_says_so(tmp_path):
 def test_a_run_that_is_killed_when_it_begins_is_not_resumed_as_an_earlier_one(tmp_path, monkeypatch):
     """Its flags would be those of the new run, and its trials those of the earlier one."""
     folder, trainable = tmp_path / "mine", SimpleNamespace(get_default_config=DistillDQNConfig)
-    mine = SimpleNamespace(name="mine", trainable=trainable, num_samples=1, param_space={}, settings={}, stop={})
+    mine = SimpleNamespace(
+        name="mine", trainable=trainable, num_samples=1, param_space={}, settings={}, stop={}, configured={}
+    )
     folder.mkdir()
     (folder / "snapshot.zip").touch()
     (folder / "tuner.pkl").touch()
@@ -134,6 +136,48 @@ def test_before_ray_starts_a_command_is_compared_with_the_first_one(monkeypatch,
         return
     with pytest.raises(ValueError, match=named):
         check_options(replace(first, settings=settings), resumed)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ((), None),
+        (["storage_path", "resume"], None),
+        (["checkpoint_freq"], "--checkpoint-freq was 2 and is 0"),
+        (["num_samples"], "--num-samples was 3 and is 1"),
+    ],
+)
+def test_a_flag_that_is_given_counts_even_if_it_has_the_default(monkeypatch, tmp_path, given, named):
+    monkeypatch.setattr(running, "_check_resumable", lambda path: None)
+    first = CheckedExperiment("x", object, {}, STOP, 3, 0, {}, "")
+    record(f"{tmp_path}/x", running._flags(first, RunOptions(checkpoint_freq=2)))
+    resumed = replace(first, num_samples=1), RunOptions(storage_path=str(tmp_path), resume=True), given
+    if named is None:
+        check_options(*resumed)
+        return
+    with pytest.raises(ValueError, match=named):
+        check_options(*resumed)
+
+
+def test_a_file_that_has_changed_is_no_longer_the_experiment(monkeypatch, tmp_path):
+    monkeypatch.setattr(running, "_check_resumable", lambda path: None)
+
+    def written(lr, **training):
+        config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole")
+        return Experiment("x", "DistillDQN", config=config.training(lr=lr, **training)).checked()
+
+    first, options = written(0.25), RunOptions(storage_path=str(tmp_path), resume=True)
+    assert first.configured["lr"] == 0.25
+    assert first.configured.keys() >= {"env", "teacher"}
+    assert "gamma" not in first.configured
+    record(f"{tmp_path}/x", {**running._flags(first, options), running._CONFIG: first.configured})
+    check_options(written(0.25), options)
+    with pytest.raises(ValueError, match=r"has changed: lr was 0\.25 and is 0\.5, gamma was not set and is 0\.9\."):
+        check_options(written(0.5, gamma=0.9), options)
+    with pytest.raises(ValueError, match=r"config has changed: lr was 0\.25 and is 'the default'\."):
+        check_options(written(DistillDQNConfig().lr), options)
+    record(f"{tmp_path}/x", running._flags(first, options))  # by an older version
+    check_options(written(0.5), options)
 
 
 def spelled(place, folder):

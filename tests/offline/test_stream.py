@@ -467,3 +467,7 @@ def test_the_fingerprint_of_files_ignores_where_they_are(tmp_path):
     one, other = numbered(tmp_path / "a"), numbered(tmp_path / "b")
     assert one.fingerprint() == other.fingerprint() != numbered(tmp_path / "c", rows=10).fingerprint()
     assert dataclasses.asdict(one.schema) == dataclasses.asdict(other.schema)
+    obs = np.arange(NUMBERED, dtype=np.float32)[::-1, None]
+    again = LabelledFiles(write(tmp_path / "d", {"obs": obs, "teacher_q": np.zeros((NUMBERED, 2), np.float32)}))
+    assert again.chunks == one.chunks
+    assert again.fingerprint() != one.fingerprint()  # recorded once more, as many rows under the same name

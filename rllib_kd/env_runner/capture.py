@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from ray import cloudpickle
 
 from rllib_kd import _rllib
-from rllib_kd.environments.making import layers
+from rllib_kd.environments.failures import layers
 from rllib_kd.random_state import policy_generator
 from rllib_kd.text import plain, stable_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,18 @@ def failure(env: Any, error: BaseException, *, doing: str) -> EnvFailedError:
     methods = [frame.function for frame in frames if frame.function in ("reset", "step", "render", "__init__")]
     users = [frame.function for frame in frames if is_users(frame) and frame.function in methods]
     return EnvFailedError(f"The environment '{name_of(env)}' raised in {(users or [doing])[-1]}(): {described(error)}")
+
+
+def layers(env: Any) -> Iterator[Any]:
+    """Yield an environment or vector env, and what it wraps, from the outside in.
+
+    An attribute `env` may also be anything else, such as a map, or an object that has the environment itself as `env`.
+    """
+    seen: set[int] = set()
+    while id(env) not in seen and callable(getattr(env, "step", None)):
+        yield env
+        seen.add(id(env))
+        env = getattr(env, "__dict__", {}).get("env")
 
 
 def name_of(env: Any) -> str:

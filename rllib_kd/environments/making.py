@@ -6,7 +6,7 @@ import copy
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from ray.tune.registry import ENV_CREATOR
 
 from rllib_kd import _rllib
 from rllib_kd.environments import atari, pools
-from rllib_kd.environments.failures import described, name_of
+from rllib_kd.environments.failures import described, layers, name_of
 from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.own import (
     OwnEnvironment,
@@ -77,13 +77,6 @@ def time_limit_of(envs: Any) -> int | None:
     if limits or env.spec is None:
         return min(limits, default=None)
     return env.spec.max_episode_steps or atari.time_limit(env.spec, stack)
-
-
-def layers(env: Any) -> Iterator[Any]:
-    """Yield an environment or vector env, and what it wraps, from the outside in."""
-    while env is not None:
-        yield env
-        env = getattr(env, "__dict__", {}).get("env")
 
 
 def close(envs: Any) -> None:

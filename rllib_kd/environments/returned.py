@@ -10,7 +10,16 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers.vector import dict_info_to_list
 
-from rllib_kd.environments.failures import EnvFailedError, Frame, described, failure, frames_of, is_users, name_of
+from rllib_kd.environments.failures import (
+    EnvFailedError,
+    Frame,
+    described,
+    failure,
+    frames_of,
+    is_users,
+    layers,
+    name_of,
+)
 
 _MAX_SHOWN = 5  # components, and places in files, that a message names
 
@@ -259,11 +268,8 @@ def _sub_environment(envs: Any, index: int) -> Any:
 
 def _places(env: Any, doing: str, *changes: str) -> str:
     """Return where the user's environment and wrappers define these methods, innermost first, in brackets; or ''."""
-    layers = [env]
-    while (inner := vars(layers[-1]).get("env")) is not None:
-        layers.append(inner)
     methods = [*(name for name in ("step", "reset") if name in doing), *changes]
-    functions = [(name, getattr(type(layer), name, None)) for layer in reversed(layers) for name in methods]
+    functions = [(name, getattr(type(layer), name, None)) for layer in reversed(list(layers(env))) for name in methods]
     codes = [(name, code) for name, function in functions if (code := getattr(function, "__code__", None)) is not None]
     frames = [Frame(code.co_filename, code.co_firstlineno, name) for name, code in codes]
     places = [str(frame) for frame in frames if is_users(frame)][:_MAX_SHOWN]

@@ -341,6 +341,7 @@ class ObservationPipeline:
             obs = shown.obs if is_side_by_side else with_mask(self.observation_space, shown.obs, shown.mask)
             for stage_view in views:
                 obs = stage_view(Shown(obs, shown.first, shown.actions, shown.rewards, shown.mask))
-            return np.asarray(obs, np.float32)
+            inputs = np.asarray(obs, np.float32)
+            return inputs if min(inputs.strides, default=0) >= 0 else inputs.copy()  # PyTorch takes none in reverse
 
         return view

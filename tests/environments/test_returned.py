@@ -253,3 +253,32 @@ def test_a_comparison_names_the_environment(how):
 
     with pytest.raises(NotFiniteError, match=rf"'CartPole-v1' returned .* as .* of sub-environment 0: nan.*{__file__}"):
         play(lambda: Broken(gym.make("CartPole-v1")), RandomActions(2, seed=0), [0, 1])
+
+
+class Simulation:
+    """An object with the methods of an environment, which knows the environment that uses it."""
+
+    def __init__(self, env):
+        self.env = env
+
+    def step(self, action):
+        return None
+
+
+@pytest.mark.parametrize("what", ["a map", "a name", "the environment itself"])
+def test_an_attribute_env_may_be_anything(what):
+    class Own(Fine):
+        def __init__(self):
+            self.env = {"a map": np.zeros((5, 5)), "a name": "level-1"}.get(what, Simulation(self))
+            self.num_steps = 0
+
+        def step(self, action):
+            self.num_steps += 1
+            obs, *others, _, info = super().step(action)
+            return obs * (np.nan if self.num_steps > 3 else 1), *others, self.num_steps == 3, info
+
+    assert play(Own, RandomActions(2, seed=0), [0, 1])[0] == [0.0, 0.0]
+    env = Own()
+    env.num_steps = 3
+    with pytest.raises(NotFiniteError, match=rf"'Own' returned .*nan.*{__file__}:\d+, in step"):
+        play(lambda: env, RandomActions(2, seed=0), [0])

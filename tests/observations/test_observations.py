@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from ray import cloudpickle
 from ray.rllib.connectors.env_to_module.env_to_module_pipeline import EnvToModulePipeline
 from ray.rllib.connectors.env_to_module.frame_stacking import FrameStackingEnvToModule
@@ -12,7 +13,15 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from rllib_kd.checkpoints.connectors import is_default_connector, pipeline_of
 from rllib_kd.checkpoints.rllib import open_checkpoint
 from rllib_kd.environments.making import env_maker
-from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline, RLlibConnectors, Shown, StackFrames
+from rllib_kd.observations.pipeline import (
+    Flatten,
+    Function,
+    Normalize,
+    ObservationPipeline,
+    RLlibConnectors,
+    Shown,
+    StackFrames,
+)
 from tests.rllib_checkpoints import KINDS, build_dqn
 
 STAGES = {
@@ -101,6 +110,12 @@ def test_a_filter_of_rllib_keeps_the_type_of_its_observations(dtype):
     expected = connectors.connectors[0]._filters[None](obs, update=False).astype(np.float32)
     view = pipeline_of(connectors).start()
     np.testing.assert_allclose(view(Shown(obs, np.ones(5, dtype=bool))), expected, rtol=1e-6)
+
+
+def test_a_stage_may_reverse_an_axis():
+    pipeline = ObservationPipeline(gym.spaces.Box(-1, 1, (3,)), (Function(lambda obs: obs[:, ::-1]),))
+    inputs = pipeline.start()(Shown(np.array([[1, 2, 3]], np.float32), np.ones(1, bool)))
+    assert torch.from_numpy(inputs).tolist() == [[3, 2, 1]]
 
 
 def test_views_do_not_share_their_memory():

@@ -22,6 +22,7 @@ from ray.rllib.utils.annotations import override
 from rllib_kd.observations.frames import CONTEXT, VALID, pack
 from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.spaces import channels_last, is_byte_image
+from rllib_kd.offline.file_set import FileSet
 from rllib_kd.offline.fingerprint import agree, fingerprint, short
 from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.labelling import Labeller
@@ -30,7 +31,7 @@ from rllib_kd.offline.rows import LearnerColumns
 from rllib_kd.offline.schema import DataError
 from rllib_kd.offline.stream import HeldOutRows, Piece, RecordedFiles, Stream
 from rllib_kd.offline.subset import Subset
-from rllib_kd.offline.unlabelled_files import UnlabelledFiles, files_at
+from rllib_kd.offline.unlabelled_files import files_at
 from rllib_kd.public import public
 from rllib_kd.text import one_line
 from rllib_kd.wire import RANKING_COLUMN, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
@@ -62,7 +63,7 @@ def open_files(config: Any) -> RecordedFiles | None:
     return Subset(files, config.set_aside, 1.0) if config.set_aside else files
 
 
-def all_files(config: Any) -> LabelledFiles | UnlabelledFiles:
+def all_files(config: Any) -> FileSet:
     """Return the files of a config with `offline_data(input_=...)`, and what it sets aside, too.
 
     Raises:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,30 +14,15 @@ from pyarrow.fs import FileSystem, FileType
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.checkpoints.uris import absolute_uri
+from rllib_kd.offline.file_set import PIECE_BYTES, PIECE_ROWS, Chunk, FileSet
 from rllib_kd.offline.listing import PARQUET, digest_of, files_below, filesystem_of, without_repeats
 from rllib_kd.offline.reading import ROW, check_unchanged
 from rllib_kd.offline.schema import FRAMES_BEFORE, DataError, LabelledSchema, open_parquet, to_columns
 
 _FOOTERS_AT_ONCE = 16
-#: At most so many are read at once.
-PIECE_ROWS, PIECE_BYTES = 65_536, 64 * 2**20
 
 
-class Chunk(NamedTuple):
-    """A row group of a file, or all of it: the part that is read as a whole.
-
-    Args:
-        file: index of the file.
-        row_group: index of the row group in it; −1: the whole file.
-        num_rows: its rows, at least 1.
-    """
-
-    file: int
-    row_group: int
-    num_rows: int
-
-
-class LabelledFiles:
+class LabelledFiles(FileSet):
     """Files with one schema, whose footers have been read. Rows are read when they are asked for.
 
     Args:
@@ -50,47 +34,26 @@ class LabelledFiles:
         DataError: there is no file, or one is not of labelled rows, or differs from those before it.
     """
 
+    schema: LabelledSchema
+
     def __init__(self, uris: str | Sequence[str], filesystem: FileSystem | None = None):
         uris = [uris] if isinstance(uris, str) else list(uris)
-        self._paths = without_repeats(found for uri in uris for found in _find(uri, filesystem))
-        self.chunks: list[Chunk] = []
-        self._digests: list[str] = []
+        super().__init__(without_repeats(found for uri in uris for found in _find(uri, filesystem)))
         self._first_rows: dict[tuple[int, int], int] = {}  # of each row group, by file and index; and behind the last
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # which wait for a network, if there is one
-            footers = pool.map(lambda place: _read_footer(*place), self._paths)
+            footers = pool.map(lambda place: _read_footer(*place), self._places)
             for index, (own, sizes, digest) in enumerate(footers):
                 if index == 0:
                     self.schema = own
-                self.schema.check_same(own, self._paths[index][1])
+                self.schema.check_same(own, self._places[index][1])
                 self._digests.append(digest)
                 self.chunks += [Chunk(index, i, size) for i, size in enumerate(sizes) if size]
                 self._first_rows |= {(index, i): first for i, first in enumerate(accumulate(sizes, initial=0))}
         if not self.chunks:
             raise DataError(f"The files in {', '.join(map(repr, uris))} have no rows. Expected at least one.")
         self.columns = self.schema.columns
-        #: How many numbers an observation has.
         self.obs_numbers = math.prod(self.schema.obs_shape)
-        #: The most rows that `read()` yields at once.
         self.piece_rows = rows_of_piece(self.schema)
-
-    @property
-    def num_rows(self) -> int:
-        """Return the rows of all files."""
-        return sum(chunk.num_rows for chunk in self.chunks)
-
-    @property
-    def first_path(self) -> str:
-        """Return the path of the first file, for messages about the schema."""
-        return self._paths[0][1]
-
-    def fingerprint(self) -> str:
-        """Return a text that is equal for files of equal names and contents, wherever the folder is."""
-        names = [path.rsplit("/", 1)[-1] for _, path in self._paths]
-        return hashlib.sha256(repr((names, self._digests)).encode()).hexdigest()[:16]
-
-    def path_of(self, chunk: Chunk) -> str:
-        """Return the path of a chunk's file."""
-        return self._paths[chunk.file][1]
 
     def read(self, chunk: Chunk, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Yield the rows of a chunk in pieces, with those of the named columns that the files have, and `ROW`.
@@ -98,7 +61,7 @@ class LabelledFiles:
         Raises:
             DataError: the file is no longer there, has changed, is damaged, or has rows without a value.
         """
-        filesystem, path = self._paths[chunk.file]
+        filesystem, path = self._places[chunk.file]
         present = [name for name in names if name in self.schema.columns]
         if Columns.OBS in present and self.schema.num_frames > 1:
             present.append(FRAMES_BEFORE)

@@ -7,13 +7,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from rllib_kd.offline.labelled_files import Chunk, LabelledFiles
+from rllib_kd.offline.file_set import Chunk, FileSet
 from rllib_kd.offline.reading import num_rows, part_of
 from rllib_kd.offline.subset import Subset
-from rllib_kd.offline.unlabelled_files import UnlabelledFiles
 
 #: Files of recorded rows, with labels or without.
-RecordedFiles = LabelledFiles | UnlabelledFiles | Subset
+RecordedFiles = FileSet | Subset
 
 _HELD_OUT_CHUNKS = 8  # of which the last rows are held out
 

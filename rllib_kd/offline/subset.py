@@ -15,16 +15,15 @@ import numpy as np
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.offline.columns import Place, recorded
-from rllib_kd.offline.labelled_files import Chunk, LabelledFiles
+from rllib_kd.offline.file_set import Chunk, FileSet
 from rllib_kd.offline.reading import ROW, rows_of_columns
 from rllib_kd.offline.schema import DataError, LabelledSchema
-from rllib_kd.offline.unlabelled_files import UnlabelledFiles
 
 #: Consecutive rows that count as one unit where files do not name episodes.
 BLOCK_ROWS = 64
 
 
-def has_episodes(files: LabelledFiles | UnlabelledFiles) -> bool:
+def has_episodes(files: FileSet) -> bool:
     """Return whether the rows of files name their episodes: then these are the units, otherwise blocks of rows."""
     return Columns.EPS_ID in files.columns
 
@@ -60,7 +59,7 @@ class Subset:
         high: in (0, 1].
     """
 
-    def __init__(self, files: LabelledFiles | UnlabelledFiles, low: float, high: float):
+    def __init__(self, files: FileSet, low: float, high: float):
         self._files = files
         self._low, self._high = low, high
         self._chunks: list[Chunk] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,15 +9,16 @@ import numpy as np
 from pyarrow.fs import FileSystem
 from ray.rllib.core.columns import Columns
 
+from rllib_kd.offline.file_set import PIECE_BYTES, PIECE_ROWS, Chunk, FileSet
 from rllib_kd.offline.files import find_inputs
-from rllib_kd.offline.labelled_files import PIECE_BYTES, PIECE_ROWS, Chunk, LabelledFiles
+from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.listing import digest_of, filesystem_of, without_repeats
 from rllib_kd.offline.parquet import ParquetReader
 from rllib_kd.offline.reading import ROW, Contents, Reader, check_unchanged, num_rows
 from rllib_kd.offline.schema import METADATA, DataError, LabelledSchema, open_parquet
 
 
-class UnlabelledFiles:
+class UnlabelledFiles(FileSet):
     """Files with the same columns, of any kind that `rllib label` reads. Each is a chunk by itself.
 
     Args:
@@ -31,12 +31,12 @@ class UnlabelledFiles:
     schema: LabelledSchema | None = None
 
     def __init__(self, uris: Sequence[str]):
-        self._files: list[tuple[Any, str, Reader]] = without_repeats(found for uri in uris for found in _find(uri))
+        found: list[tuple[Any, str, Reader]] = without_repeats(found for uri in uris for found in _find(uri))
+        super().__init__([(filesystem, path) for filesystem, path, _ in found])
+        self._readers = [reader for _, _, reader in found]
         self._num_rows: list[int] = []
-        self._digests: list[str] = []
-        self.chunks: list[Chunk] = []
         first: Contents | None = None
-        for index, (filesystem, path, reader) in enumerate(self._files):
+        for index, (filesystem, path, reader) in enumerate(found):
             contents = reader.inspect(filesystem, path)
             first = first or contents
             first.check_same(contents, path)
@@ -54,34 +54,15 @@ class UnlabelledFiles:
         numbers = sum(first.sizes.values()) or 1
         self.piece_rows = max(1, min(PIECE_ROWS, PIECE_BYTES // (8 * numbers)))
 
-    @property
-    def num_rows(self) -> int:
-        """Return the rows of all files."""
-        return sum(chunk.num_rows for chunk in self.chunks)
-
-    @property
-    def first_path(self) -> str:
-        """Return the path of the first file, for messages about all."""
-        return self._files[0][1]
-
-    def fingerprint(self) -> str:
-        """Return a text that is equal for files of equal names and contents, wherever the folder is."""
-        names = [path.rsplit("/", 1)[-1] for _, path, _ in self._files]
-        return hashlib.sha256(repr((names, self._digests)).encode()).hexdigest()[:16]
-
-    def path_of(self, chunk: Chunk) -> str:
-        """Return the path of a chunk's file."""
-        return self._files[chunk.file][1]
-
     def read(self, chunk: Chunk, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield the rows of a file in pieces, with those of the named columns that it has, and `ROW`.
 
         Raises:
             DataError: the file is no longer there, has changed, or cannot be read.
         """
-        filesystem, path, reader = self._files[chunk.file]
+        filesystem, path = self._places[chunk.file]
         first = 0
-        for batch in reader.batches(filesystem, path, self.piece_rows):
+        for batch in self._readers[chunk.file].batches(filesystem, path, self.piece_rows):
             rows = np.arange(first, first := first + num_rows(batch))
             yield {name: column for name, column in batch.items() if name in names} | {ROW: rows}
         check_unchanged(first, self._num_rows[chunk.file], path)
@@ -94,7 +75,7 @@ def _find(uri: str) -> Iterator[tuple[FileSystem, str, Reader]]:
         yield filesystem, file.path, inputs.reader
 
 
-def files_at(uris: Sequence[str]) -> LabelledFiles | UnlabelledFiles:
+def files_at(uris: Sequence[str]) -> FileSet:
     """Return the recorded files at some paths or URIs, labelled or not, as the first one is.
 
     Raises:

@@ -5,17 +5,16 @@ Tune silently keeps everything else as it was when the experiment began.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import pyarrow.fs
 from ray import tune
 
 from rllib_kd.checkpoints.replay_files import local_folder
+from rllib_kd.checkpoints.run_json import read_json, write_json
 from rllib_kd.experiment.locations import location
 from rllib_kd.experiment.metrics import metric_at
 from rllib_kd.teachers.names import PACKAGED_TEACHERS
@@ -23,7 +22,6 @@ from rllib_kd.terminal import say
 from rllib_kd.text import plain
 
 _RECORD = "flags.json"  # in the experiment's folder
-_MAX_BYTES = 2**20
 #: Flags and settings that are paths.
 _PATHS = ("teacher", "--restore")
 _resumed_with: dict[str, float] = {}  # stop criteria of this process: Tune restores the criteria that it has pickled
@@ -72,23 +70,15 @@ def begin_with(stop: Mapping[str, float]) -> None:
 
 def record(uri: str, flags: Mapping[str, Any]) -> None:
     """Keep the flags that an experiment begins with in its folder."""
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-    filesystem.create_dir(path, recursive=True)
-    with filesystem.open_output_stream(f"{path}/{_RECORD}") as stream:
-        stream.write(json.dumps(plain(flags)).encode())
+    write_json(uri, _RECORD, plain(flags))
 
 
 def recorded(uri: str) -> dict[str, Any]:
     """Return the flags that an experiment began with; empty if none are kept."""
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-    info = filesystem.get_file_info(f"{path}/{_RECORD}")
-    if not info.is_file or info.size > _MAX_BYTES:
+    try:
+        flags = read_json(uri, _RECORD)
+    except ValueError:
         return {}
-    with filesystem.open_input_stream(info.path) as stream:
-        try:
-            flags = json.loads(stream.read())
-        except (ValueError, RecursionError):  # half written
-            return {}
     return flags if isinstance(flags, dict) else {}
 
 

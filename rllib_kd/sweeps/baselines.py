@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import gymnasium as gym
 import numpy as np
-import pyarrow.fs
 import torch
 
-from rllib_kd.checkpoints.uris import is_file
+from rllib_kd.checkpoints.run_json import read_json, write_json
 from rllib_kd.evaluation.playing import RandomActions, mask_view, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import SWEEP_SEED
@@ -54,9 +52,7 @@ def baselines_of(teacher: Teacher, make_env: Callable[[], gym.Env], seed: int) -
 
 def keep_baselines(uri: str, baselines: Baselines) -> None:
     """Write the episodes into a sweep's folder, which exists, for `kept_baselines()`."""
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-    with filesystem.open_output_stream(f"{path}/{_BASELINES}") as stream:
-        stream.write(json.dumps(asdict(baselines)).encode())
+    write_json(uri, _BASELINES, asdict(baselines))
 
 
 def kept_baselines(uri: str) -> Baselines | None:
@@ -65,13 +61,12 @@ def kept_baselines(uri: str) -> Baselines | None:
     Raises:
         ValueError: the file is damaged.
     """
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-    if not is_file(filesystem, f"{path}/{_BASELINES}"):
-        return None
     try:
-        with filesystem.open_input_stream(f"{path}/{_BASELINES}") as stream:
-            return Baselines(**json.loads(stream.read()))
-    except (ValueError, TypeError, RecursionError) as error:
+        kept = read_json(uri, _BASELINES)
+        return None if kept is None else Baselines(**kept)
+    except ValueError as error:
+        raise ValueError(f"{error} Start a new sweep, with another name.") from error
+    except TypeError as error:
         raise ValueError(f"'{uri}/{_BASELINES}' is damaged: {error}. Start a new sweep, with another name.") from error
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import pyarrow.fs
 
 from rllib_kd.certificates.agreement import AGREEMENT, agreement_dict, note_on
 from rllib_kd.certificates.certificate import RETURN_RATIO, RatioTest
 from rllib_kd.certificates.certification import MAX_EPISODES, Episodes, Tested, certify
 from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.certificates.held_out import HeldOut, RowGames
-from rllib_kd.checkpoints.uris import is_file, replace_remote_file
+from rllib_kd.checkpoints.run_json import read_json, write_json
 from rllib_kd.teachers.base import Teacher
 
 _EPISODES = "certification.json"  # in the sweep's folder
@@ -70,7 +68,7 @@ def certify_student(
     """
     games = Games(make_env, teacher, claim.seed) if rows is None else RowGames(rows)
 
-    kept = _read(uri)
+    kept = read_json(uri, _EPISODES) or {}
     last = kept.get("claim", vars(claim))
     confidences = kept.get("confidences", {last["checkpoint"]: last["confidence"]})
     _check_first_test(claim, confidences, has_rows=rows is not None)
@@ -82,7 +80,7 @@ def certify_student(
 
     def save(played: Sequence[Episodes]) -> None:
         content = {"claim": vars(claim), "confidences": confidences, "episodes": [one.as_dict() for one in played]}
-        _write(uri, content)
+        write_json(uri, _EPISODES, content)
 
     (tested,) = certify(
         1,
@@ -144,16 +142,3 @@ def content_of(claim: Claim, tested: Tested) -> dict[str, Any]:
         "certificate": tested.certificate.as_dict(),
         "certificate_returns": tested.returns_by_policy,
     }
-
-
-def _read(uri: str) -> dict[str, Any]:
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-    if not is_file(filesystem, f"{path}/{_EPISODES}"):
-        return {}
-    with filesystem.open_input_stream(f"{path}/{_EPISODES}") as stream:
-        return json.loads(stream.read())
-
-
-def _write(uri: str, content: Mapping[str, Any]) -> None:
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-    replace_remote_file(filesystem, f"{path}/{_EPISODES}", json.dumps(content).encode())

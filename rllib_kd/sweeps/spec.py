@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow.fs
-
+from rllib_kd.checkpoints.run_json import read_json, write_json
 from rllib_kd.checkpoints.run_names import SWEEP
 from rllib_kd.experiment.resuming import differences, is_equal
 from rllib_kd.offline.fingerprint import WEIGHTS, as_kept
@@ -26,10 +24,7 @@ def write_spec(uri: str, spec: Mapping[str, Any]) -> None:
         uri: path or URI of the folder, which is made if it is missing.
         spec: the sweep's options.
     """
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-    filesystem.create_dir(path, recursive=True)
-    with filesystem.open_output_stream(f"{path}/{SWEEP}") as stream:
-        stream.write(json.dumps(plain(spec), indent=1).encode())
+    write_json(uri, SWEEP, plain(spec), indent=1)
 
 
 def check_spec(uri: str, spec: Mapping[str, Any]) -> None:
@@ -67,16 +62,14 @@ def _changed(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _read(uri: str) -> dict[str, Any]:
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
     try:
-        with filesystem.open_input_stream(f"{path}/{SWEEP}") as stream:
-            begun = json.loads(stream.read())
-    except FileNotFoundError:
+        begun = read_json(uri, SWEEP)
+    except ValueError as error:
+        raise ValueError(f"{error} Start a new sweep, with another name.") from error
+    if begun is None:
         raise ValueError(
             f"'{uri}' contains another kind of run: a sweep keeps {SWEEP} there. Give the name of a sweep."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"'{uri}/{SWEEP}' is damaged: {error}. Start a new sweep, with another name.") from error
+        )
     if not isinstance(begun, dict):
         raise ValueError(f"'{uri}/{SWEEP}' is damaged: expected an object. Start a new sweep, with another name.")
     return begun

@@ -1,0 +1,40 @@
+"""JSON files that this package keeps in the folder of a run, which may be at a URI."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow.fs
+
+from rllib_kd.checkpoints.uris import is_file, replace_remote_file
+
+
+def write_json(folder: str, name: str, value: Any, *, indent: int | None = None) -> None:
+    """Write a file, at once, so that nobody finds half of it. The folder is made if it is missing.
+
+    Args:
+        folder: path or URI of the folder.
+        name: name of the file.
+        value: in JSON's terms.
+        indent: as in `json.dumps()`.
+    """
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
+    filesystem.create_dir(path, recursive=True)
+    replace_remote_file(filesystem, f"{path}/{name}", json.dumps(value, indent=indent).encode())
+
+
+def read_json(folder: str, name: str) -> Any:
+    """Return the value of a file; None if there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
+    if not is_file(filesystem, f"{path}/{name}"):
+        return None
+    with filesystem.open_input_stream(f"{path}/{name}") as stream:
+        try:
+            return json.loads(stream.read())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"'{folder}/{name}' is damaged: {error}.") from error

@@ -17,7 +17,6 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.models.utils import get_filter_config
 from ray.util import get_current_placement_group
 
 from rllib_kd import _rllib
@@ -134,7 +133,6 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
         check_tree_inputs(config, seen)
         check_recurrent_inputs(config, seen)
         check_quantized_inputs(config, seen)
-        _check_has_convolutions(config, seen)
     elif not isinstance(config, DistillationConfig) and has_mask(shown):
         logger.warning(_DQN_WITH_MASK)
 
@@ -168,22 +166,6 @@ def check_evaluation_environment(config: AlgorithmConfig, spaces: tuple[gym.Spac
                 f"training, '{name_of(config.env)}', it is {brief(own)}. Evaluate in an "
                 "environment with the same spaces, or leave `env` and `env_config` out there."
             )
-
-
-def _check_has_convolutions(config: DistillationConfig, space: gym.Space) -> None:
-    """Check that a student without a teacher has convolutions for its images: RLlib's own suit some sizes alone."""
-    is_shaped = bool(config.students) or config.student is not None or config.own_rl_module_spec is not None
-    is_shaped = is_shaped or bool(config.given_model_config.get("conv_filters"))
-    if config.teacher is not None or is_shaped or len(space.shape or ()) != 3:
-        return
-    try:
-        get_filter_config(space.shape)
-    except ValueError:
-        raise ValueError(
-            f"There are no default convolutions for images of the shape {space.shape}. Name channels, kernel and "
-            'stride of each layer in the model config: --config \'{"model_config": {"conv_filters": [[16, 3, 2], '
-            "[32, 3, 1]]}}', or rl_module(model_config={'conv_filters': ...})."
-        ) from None
 
 
 def check_teacher(

@@ -198,13 +198,14 @@ def _shape(
     if "compression" not in shape:
         return dict(shape)
     teacher = teachers[group_id].members[0]
+    observation_space = _inputs(config, teacher, spaces)
     if teacher.model_config is None:
+        widths = "'head_fcnet_hiddens': [64]" if len(observation_space.shape or ()) == 3 else "'fcnet_hiddens': [32]"
         raise ValueError(
             f"The teacher '{teacher.source}' is a tree or has a custom network, which cannot be scaled by "
             f"`compression`={shape['compression']:g} ({DEFAULT_COMPRESSION:g} where no student is set). Shape the "
-            "student: student={'fcnet_hiddens': [32]}."
+            f"student: student={{{widths}}}."
         )
-    observation_space = _inputs(config, teacher, spaces)
     check_spaces(observation_space, teacher.action_space)
     check_recurrent_inputs(config, observation_space)
     given = {name: value for name, value in shape.items() if name != "compression"}

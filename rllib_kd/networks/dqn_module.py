@@ -20,7 +20,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.utils.annotations import override
 
 from rllib_kd import _rllib
-from rllib_kd.networks.mixed import MixedDQNCatalog
+from rllib_kd.networks.mixed import MixedDQNCatalog, default_filters
 from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.parts import heads_of, is_chain, is_plain_linear, leaves_of
 from rllib_kd.networks.recurrent import USE_LSTM, catalog_of
@@ -79,13 +79,17 @@ def student_module_spec(
 
 
 def suit_images(spec: RLModuleSpec) -> None:
-    """Let RLlib's DQN module have convolutions for the images among its inputs, if a vector has some of these.
+    """Let RLlib's DQN module have convolutions for images of any size, alone or among the numbers of a vector.
 
     A linear one, and one with a catalog of the user's, stay as they are.
     """
-    is_plain = spec.module_class is DefaultDQNTorchRLModule and spec.catalog_class in (None, DQNCatalog)
-    if is_plain and isinstance(spec.observation_space, MixedBox):
+    if spec.module_class is not DefaultDQNTorchRLModule or spec.catalog_class not in (None, DQNCatalog):
+        return
+    space, model_config = spec.observation_space, spec.model_config
+    if isinstance(space, MixedBox):
         spec.catalog_class = MixedDQNCatalog
+    elif len(getattr(space, "shape", None) or ()) == 3 and not (model_config or {}).get("conv_filters"):
+        spec.model_config = {**(model_config or {}), "conv_filters": default_filters(space)}
 
 
 def _module_spec(model_config: Mapping[str, Any]) -> RLModuleSpec:

@@ -15,6 +15,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.models.base import ENCODER_OUT, Encoder
 from ray.rllib.core.models.configs import CNNEncoderConfig, MLPEncoderConfig, ModelConfig
 from ray.rllib.core.models.torch.base import TorchModel
+from ray.rllib.models.utils import get_filter_config
 from ray.rllib.utils.annotations import override
 from torch import nn
 
@@ -24,19 +25,32 @@ _SMALL_ENOUGH = 6  # pixels of the longer side, at which no further convolution 
 _FEWEST_CHANNELS, _MOST_CHANNELS = 16, 128
 
 
-def default_filters(space: MixedBox) -> list[list[int]]:
+def default_filters(space: gym.Space) -> list[list[Any]]:
     """Return channels, kernel and stride of the convolutions, for any size of images.
 
-    Each halves the image, and doubles the channels. For 64 pixels a side they are RLlib's defaults. Those for 42, 84
-    and 96 pixels are made to stand right before the outputs: their last layer has 256 channels, and before an MLP as
-    many as 31,000 numbers.
+    Of images alone they are RLlib's defaults, if it has some for their size. Otherwise each halves the image, and
+    doubles the channels, as RLlib's do for 64 pixels a side. Its others would not suit images beside numbers: those for
+    42, 84 and 96 pixels are made to stand right before the outputs. Their last layer has 256 channels, and before an
+    MLP as many as 31,000 numbers.
     """
-    side, channels = max(max(height, width) for _, height, width, _ in space.images), _FEWEST_CHANNELS
+    if not isinstance(space, MixedBox):
+        assert space.shape is not None
+        if (of_rllib := _filters_of_rllib(space.shape)) is not None:
+            return of_rllib
+    sides = [shape[:2] for _, *shape in space.images] if isinstance(space, MixedBox) else [space.shape[:2]]
+    side, channels = max(map(max, sides)), _FEWEST_CHANNELS
     filters: list[list[int]] = []
     while side > _SMALL_ENOUGH or not filters:
         filters.append([channels, 4, 2])
         side, channels = math.ceil(side / 2), min(2 * channels, _MOST_CHANNELS)
     return filters
+
+
+def _filters_of_rllib(shape: tuple[int, ...]) -> list[list[Any]] | None:
+    try:
+        return get_filter_config(shape)
+    except ValueError:
+        return None
 
 
 class VectorPart(NamedTuple):

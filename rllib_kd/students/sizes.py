@@ -10,7 +10,6 @@ from typing import Any
 import gymnasium as gym
 import torch
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
-from ray.rllib.models.utils import get_filter_config
 
 from rllib_kd.networks.dqn_module import count_parameters, student_module_spec
 from rllib_kd.networks.mixed import default_filters
@@ -112,9 +111,8 @@ def compress(
     """
     architecture = dataclasses.asdict(DefaultModelConfig()) | dict(teacher_model_config)
     architecture = {key: architecture[key] for key in _ARCHITECTURE_KEYS}
-    if len(observation_space.shape or ()) == 3 and not architecture["conv_filters"]:
-        architecture["conv_filters"] = get_filter_config(observation_space.shape)
-    if isinstance(observation_space, MixedBox) and not architecture["conv_filters"]:
+    has_images = len(observation_space.shape or ()) == 3 or isinstance(observation_space, MixedBox)
+    if has_images and not architecture["conv_filters"]:
         architecture["conv_filters"] = default_filters(observation_space)
     if architecture["conv_filters"] and architecture["conv_kernel_initializer"] is None:
         architecture |= _DEEP_INITIALIZERS

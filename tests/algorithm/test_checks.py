@@ -56,12 +56,6 @@ def valid() -> DistillDQNConfig:
             "'CartPole-v1' cannot be made: TypeError",
         ),
         (lambda c: c.rl_module(model_config={"fcnet_hiddens": ["x"]}), "expected a list of integers"),
-        (
-            lambda c: c.environment(
-                observation_space=gym.spaces.Box(0, 255, (7, 7, 3), np.uint8), action_space=gym.spaces.Discrete(2)
-            ).distillation(teacher=None, td_coeff=1.0),
-            r"no default convolutions for images of the shape \(7, 7, 3\)",
-        ),
     ],
 )
 def test_build_algo_refuses_what_is_known_to_be_wrong_before_ray_starts(no_ray, change, message):

@@ -111,6 +111,19 @@ def test_any_size_has_convolutions(shape):
     assert len(default_filters(space)) >= 2
 
 
+@pytest.mark.parametrize("shape", [(7, 7, 3), (40, 40, 3), (84, 84, 4), (90, 160, 3)])
+def test_images_alone_have_convolutions_of_rllib_or_ours(shape):
+    module = student_module_spec(
+        {**DistillDQNConfig().model_config, "head_fcnet_hiddens": [5]}, gym.spaces.Box(0.0, 1.0, shape), ACTIONS
+    ).build()
+    assert module.compute_q_values({"obs": torch.zeros(2, *shape)})["qf_preds"].shape == (2, 3)
+    is_of_rllib = shape[0] == 84
+    assert (module.model_config["conv_filters"][0] == [16, 4, 2]) != is_of_rllib
+    given = {**DistillDQNConfig().model_config, "conv_filters": [[3, 4, 3]], "head_fcnet_hiddens": [5]}
+    module = student_module_spec(given, gym.spaces.Box(0.0, 1.0, shape), ACTIONS).build()
+    assert module.model_config["conv_filters"] == [[3, 4, 3]]
+
+
 def test_rllibs_own_module_stays_its_own_elsewhere():
     spec = student_module_spec({}, gym.spaces.Box(-1.0, 1.0, (4,)), ACTIONS)
     assert spec.catalog_class is None

@@ -137,6 +137,32 @@ def stage_name(name: Name) -> str | None:
     return name.name if known else None
 
 
+def check_connectors_of_agents(names: Iterable[Name], folder: str) -> None:
+    """Check that the connectors of several agents leave their observations as any player gives them to the networks.
+
+    Args:
+        names: names of the connectors.
+        folder: their folder, for messages.
+
+    Raises:
+        CheckpointError: one of them is a filter, or a custom class.
+    """
+    changing = [
+        str(name)
+        for name in names
+        if stage_name(name) == "MeanStdFilter"
+        or not (stage_name(name) or name.module.startswith("ray.rllib.connectors."))
+    ]
+    if changing:
+        raise CheckpointError(
+            f"'{folder}' was refused: its connectors {one_line(', '.join(changing), limit=300)} change what "
+            "several agents observe, and are not read. The policy would get observations that differ from those of its "
+            "training. Let a wrapper of the environment normalise, in training and play; or copy the policy's folder "
+            "out of the checkpoint, and load the copy by load_teacher(path, pipeline=ObservationPipeline(space, "
+            "(Normalize(mean, std, clip),)))."
+        )
+
+
 def is_flattening(name: Name) -> bool:
     """Return whether a known connector makes one vector of observations."""
     return stage_name(name) in _FLATTENING

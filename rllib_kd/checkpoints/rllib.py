@@ -24,6 +24,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_kd import limits
 from rllib_kd.checkpoints.connectors import (
     ConnectorSpec,
+    check_connectors_of_agents,
     connector_stages,
     is_default,
     is_flattening,
@@ -33,7 +34,7 @@ from rllib_kd.checkpoints.connectors import (
     stage_name,
 )
 from rllib_kd.checkpoints.manifest import MODULES
-from rllib_kd.checkpoints.pickles import CheckpointError, Name, ReadBudget, Tag, read_pickle
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, ReadBudget, Tag, as_checkpoint_error, read_pickle
 from rllib_kd.checkpoints.uris import first_file, is_folder, list_folder, open_uri, read_file, uri_of
 from rllib_kd.checkpoints.values import build, build_entries
 from rllib_kd.networks.layers import CostMeter
@@ -90,6 +91,7 @@ class RLlibCheckpoint:
         module_path: folder of the RLModule.
         algorithm_path: folder of the Algorithm; None if only the RLModule was saved.
         trusted: whether code in its pickles may be run.
+        agents_path: folder of the Algorithm of several agents, whose connectors are not read; None for other policies.
     """
 
     uri: str
@@ -97,6 +99,7 @@ class RLlibCheckpoint:
     module_path: str
     algorithm_path: str | None
     trusted: bool
+    agents_path: str | None = None
     _budget: ReadBudget = field(  # of all that is read of it as data
         default_factory=lambda: ReadBudget(num_bytes=limits.MAX_FILE + limits.MAX_SMALL_FILE), compare=False, repr=False
     )
@@ -152,9 +155,12 @@ class RLlibCheckpoint:
             module: the network, for connectors that need it.
 
         Raises:
-            CheckpointError: it cannot be read, or has connectors that cannot be built without running their code.
+            CheckpointError: it cannot be read, or has connectors that cannot be built without running their code; or
+                the policy is one of several agents, whose connectors change its observations.
         """
-        folder = self._connectors("env_to_module")
+        if agents_folder := self._connectors("env_to_module", self.agents_path):
+            check_connectors_of_agents([name for name, _ in self._read_names(agents_folder)[1]], agents_folder)
+        folder = self._connectors("env_to_module", self.algorithm_path)
         if folder is None:
             return None
         if self.trusted:
@@ -186,7 +192,7 @@ class RLlibCheckpoint:
         Raises:
             CheckpointError: there are other module-to-env connectors than RLlib's default ones.
         """
-        folder = self._connectors("module_to_env")
+        folder = self._connectors("module_to_env", self.algorithm_path)
         if folder is None:
             return True
         return normalizes_actions(self._read_connectors(folder)[1])
@@ -259,21 +265,26 @@ class RLlibCheckpoint:
         content = self._read_tags(posixpath.join(self.algorithm_path, _CLASS_FILE))
         return content if isinstance(content, dict) else {}
 
-    def _connectors(self, kind: str) -> str | None:
-        if self.algorithm_path is None:
+    def _connectors(self, kind: str, algorithm_path: str | None) -> str | None:
+        if algorithm_path is None:
             return None
-        folder = posixpath.join(self.algorithm_path, _CONNECTORS.format(kind))
+        folder = posixpath.join(algorithm_path, _CONNECTORS.format(kind))
         return folder if is_folder(self.filesystem, folder) else None
+
+    def _read_names(self, folder: str) -> tuple[Any, list[tuple[Name, Any]]]:
+        """Return a pipeline's arguments, and the names of its connectors with their keyword arguments, all unbuilt."""
+        content = self._read_tags(posixpath.join(folder, _CLASS_FILE))
+        with as_checkpoint_error(lambda error: f"'{folder}' does not describe connectors: {error!r}."):
+            args, pipeline_kwargs = content["ctor_args_and_kwargs"]
+            if len(pipeline_kwargs["connectors"]) > limits.MAX_CONNECTORS:
+                raise ValueError(f"{len(pipeline_kwargs['connectors'])} connectors")
+            return args, [(_name_of(tag), kwargs) for tag, _, kwargs in pipeline_kwargs["connectors"]]
 
     def _read_connectors(self, folder: str) -> tuple[gym.Space, list[ConnectorSpec]]:
         """Return the space of the pipeline's inputs, and its connectors."""
         class_file = posixpath.join(folder, _CLASS_FILE)
-        content = self._read_tags(class_file)
-        try:
-            args, pipeline_kwargs = content["ctor_args_and_kwargs"]
-            if len(pipeline_kwargs["connectors"]) > limits.MAX_CONNECTORS:
-                raise ValueError(f"{len(pipeline_kwargs['connectors'])} connectors")
-            connectors = [(_name_of(tag), kwargs) for tag, _, kwargs in pipeline_kwargs["connectors"]]
+        args, connectors = self._read_names(folder)
+        with as_checkpoint_error(lambda error: f"'{class_file}' does not describe connectors: {error!r}."):
             own_kwargs = [
                 {key: kwargs[key] for key in kwargs if stage_name(name) and not key.startswith("input_")}
                 for name, kwargs in connectors
@@ -287,10 +298,6 @@ class RLlibCheckpoint:
             if sum(is_flattening(name) for name in names) > 1:  # each takes memory of its own
                 raise ValueError("several connectors that flatten observations")
             states = {name: self._read(posixpath.join(folder, name.name, "state.pkl")) for name in filters}
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"'{class_file}' does not describe connectors: {error!r}.") from error
         specs = [(name, kwargs, states.get(name, {})) for name, kwargs in zip(names, own_kwargs, strict=True)]
         return observation_space, specs
 
@@ -338,10 +345,12 @@ def open_checkpoint(
     name = posixpath.basename(module_path)
     for folder in (MODULES, posixpath.join(MODULES, name)):
         if module_path.endswith(f"/{folder}"):
-            whole = RLlibCheckpoint(uri, filesystem, module_path, module_path[: -len(folder) - 1], trust_checkpoint)
+            algorithm_path = module_path[: -len(folder) - 1]
+            whole = RLlibCheckpoint(uri, filesystem, module_path, algorithm_path, trust_checkpoint)
             # Policies of several agents have multi-agent connectors.
             if folder == MODULES or name == DEFAULT_MODULE_ID or whole.is_of_family(name):
                 return whole
+            return RLlibCheckpoint(uri, filesystem, module_path, None, trust_checkpoint, algorithm_path)
     return RLlibCheckpoint(uri, filesystem, module_path, None, trust_checkpoint)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from rllib_kd.checkpoints.pickles import Name
 from rllib_kd.networks.layers import Layer
 from rllib_kd.observations.pipeline import Flatten, Images, Stage
-from rllib_kd.observations.spaces import flat_size, image_shape, is_flattened, parts_of
+from rllib_kd.observations.spaces import flat_size, image_shape, is_flattened, is_float_image, parts_of
 from rllib_kd.teachers.stacks import mlp, nature_cnn, numbered, unused
 from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS, Q_VALUES, Outputs
@@ -136,7 +136,9 @@ def _read_extractor(
         if not is_box or len(observation_space.shape) != 3 or (normalizes_images and not is_image):
             raise ValueError(f"it has convolutions, but its observations are {observation_space}")
         channels, height, width = _channels_first(observation_space.shape)
-        images = Images((height, width, channels), scaled=normalizes_images)
+        images = Images((height, width, channels), scaled=is_image or is_float_image(observation_space))
+        if is_image and not normalizes_images:
+            tensors[f"{extractor}cnn.0.weight"] = 255 * tensors[f"{extractor}cnn.0.weight"]
         layers = nature_cnn([f"{extractor}cnn.{i}" for i in (0, 2, 4)], f"{extractor}linear.0", tensors)
         return layers, [images], (height, width, channels)
     if is_image:

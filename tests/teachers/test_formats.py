@@ -92,12 +92,28 @@ def test_images_that_it_does_not_take(tmp_path):
     assert not teacher.takes(gym.spaces.Box(0, 255, (84, 84, 3), np.uint8))
 
 
-def test_sb3_images_that_are_not_divided(tmp_path):
-    network, obs = nature_cnn(1, 2), frames(2, channels=1)
-    space = gym.spaces.Box(0, 255, (1, 84, 84), np.uint8)
+@pytest.mark.parametrize(
+    ("space", "divisor"),
+    [
+        (gym.spaces.Box(0, 255, (3, 84, 84), np.uint8), 1),
+        (gym.spaces.Box(0, 1, (3, 84, 84), np.float32), 255),
+        (gym.spaces.Box(-1, 1, (3, 84, 84), np.float32), None),
+    ],
+    ids=["bytes", "floats in [0, 1]", "other floats"],
+)
+def test_sb3_images_that_are_not_divided(tmp_path, space, divisor):
+    network, obs = nature_cnn(3, 2), frames(2, channels=3)
     weights = sb3_weights(network, has_images=True)
     teacher = load_teacher(sb3_zip(tmp_path / "a", weights, space, 2, policy_kwargs={"normalize_images": False}))
-    assert q_values(teacher, obs) == pytest.approx(say(network, obs), rel=1e-4, abs=1e-4)
+    floats = obs / np.float32(255)
+    if divisor is None:
+        assert q_values(teacher, 2 * floats - 1) == pytest.approx(say(network, 2 * floats - 1), rel=1e-4, abs=1e-4)
+        return
+    expected = say(network, obs / np.float32(divisor))
+    for shown in (obs, floats):  # in the form of training, and in the other one
+        for seen in (shown, np.moveaxis(shown, 1, -1)):
+            assert teacher.takes(gym.spaces.Box(0, 255 if shown is obs else 1, seen.shape[1:], seen.dtype))
+            assert q_values(teacher, seen) == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_what_rllib_has_no_module_for_loads_too(tmp_path):

@@ -112,6 +112,10 @@ def read_network(
     if isinstance(observation_space, gym.spaces.Dict):
         first = f"{linears[0]}.weight"
         tensors[first] = _in_order_of_parts(tensors[first], observation_space, layers, tensors)
+    elif layers == [{"op": "flatten"}]:  # an MLP of images
+        first = f"{linears[0]}.weight"
+        columns = _channels_last(tensors[first], observation_space.shape, shape)
+        tensors[first] = columns if policy_kwargs.get("normalize_images", True) else 255 * columns
     layers += mlp(linears, activation)
     if acting.has_quantiles:
         _average_quantiles(layers[-1], tensors, int(action_space.n))
@@ -141,8 +145,9 @@ def _read_extractor(
             tensors[f"{extractor}cnn.0.weight"] = 255 * tensors[f"{extractor}cnn.0.weight"]
         layers = nature_cnn([f"{extractor}cnn.{i}" for i in (0, 2, 4)], f"{extractor}linear.0", tensors)
         return layers, [images], (height, width, channels)
-    if is_image:
-        raise ValueError("it is an MLP with images as observations, which is not supported")
+    if is_image and np.all(observation_space.low == 0) and np.all(observation_space.high == 255):
+        channels, height, width = _channels_first(observation_space.shape)
+        return [{"op": "flatten"}], [Images((height, width, channels))], (height, width, channels)
     if not isinstance(observation_space, _VECTORS):
         raise ValueError(f"its observations are {observation_space}, which is not supported")
     shape = tuple(observation_space.shape or ())
@@ -199,9 +204,19 @@ def _of_pixels(columns: Tensor, part: gym.Space) -> Tensor:
     if shape is None:
         return columns
     assert part.shape is not None
-    if part.shape != shape:
-        columns = columns.unflatten(1, part.shape).movedim(1, -1).flatten(1)
+    columns = _channels_last(columns, part.shape, shape)
     return columns * 255 if part.dtype == np.uint8 else columns
+
+
+def _channels_last(columns: Tensor, own: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """Return columns `[units, numbers]` for images with channels last, of this shape.
+
+    Args:
+        columns: for images of the policy.
+        own: shape of these, with channels first or last.
+        shape: height, width, channels.
+    """
+    return columns if own == shape else columns.unflatten(1, own).movedim(1, -1).flatten(1)
 
 
 def _known(policy_kwargs: Mapping[str, Any], key: str, default: str, known: Any) -> str:

@@ -81,6 +81,27 @@ def test_q_values_are_those_of_the_original(tmp_path, kind):
         assert converted(teacher, np.moveaxis(obs, 1, -1)) == pytest.approx(original(model, obs), abs=1e-6)
 
 
+@pytest.mark.parametrize("policy_kwargs", [{}, {"normalize_images": False}], ids=["divided", "as they are"])
+@pytest.mark.parametrize(
+    "space",
+    [images(3, 8, 9), images(8, 9, 3), gym.spaces.Box(0, 99, (8, 9, 3), np.uint8)],
+    ids=["channels first", "channels last", "no image there"],
+)
+def test_mlps_see_images_as_those_of_the_original(tmp_path, space, policy_kwargs):
+    kwargs = {"net_arch": [8], **policy_kwargs}
+    model = DQN("MlpPolicy", Anything(space), buffer_size=8, policy_kwargs=kwargs, seed=0)
+    model.save(tmp_path / "model.zip")
+    space.seed(0)
+    obs = np.stack([space.sample() for _ in range(5)])
+    expected = original(model, obs)
+    teacher = load_teacher(tmp_path / "model.zip")
+    assert teacher.takes(space)
+    assert converted(teacher, obs) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    if space.high.max() == 255:
+        floats = obs / np.float32(255)
+        assert converted(teacher, floats) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
 def test_vec_normalize_as_the_original_applies_it(tmp_path):
     envs = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]), clip_obs=1.5)
     model = DQN("MlpPolicy", envs, learning_starts=0, buffer_size=100, policy_kwargs={"net_arch": [8]}, seed=0)

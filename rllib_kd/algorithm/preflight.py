@@ -32,9 +32,10 @@ from rllib_kd.environments.own import is_in_file, is_registered_with_tune
 from rllib_kd.environments.returned import check_reset
 from rllib_kd.evaluation.playing import taken_apart
 from rllib_kd.observations.masks import LegalActions, check_mask_space, features_space, has_mask
-from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, is_byte_image, same_space
+from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.text import one_line, stable_text
+from rllib_kd.teachers.byte_images import warn_of_bytes
+from rllib_kd.text import stable_text
 
 logger = logging.getLogger(__name__)
 
@@ -218,12 +219,8 @@ def check_teachers_fit(
     seen = input_space(features_space(spaces[0]))
     if "env_to_module" in config.own_connectors and teacher.pipeline is None:
         seen = teacher.observation_space  # only the connectors know; EnvRunners check it
-    elif is_byte_image(spaces[0]) and teacher.model_config is None and not teacher.takes(spaces[0]):
-        logger.warning(
-            "The teacher '%s' gets images divided by 255, with channels last, as the student does. If it takes bytes, "
-            "load it by load_teacher(..., pipeline=ObservationPipeline(space, (Images(shape, scaled=False),))).",
-            one_line(teacher.source),
-        )
+    else:
+        warn_of_bytes(teacher, features_space(spaces[0]))
     check_teacher(teacher, spaces, config.env, seen=seen)
 
 

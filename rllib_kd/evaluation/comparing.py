@@ -32,6 +32,7 @@ from rllib_kd.observations.pipeline import View
 from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.public import public
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.byte_images import warn_of_bytes
 from rllib_kd.terminal import bar
 from rllib_kd.wire import LOG_PROBS
 
@@ -358,4 +359,7 @@ def check_players_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, An
                 f"{name} was made for observations {brief(own[0])} and actions {brief(own[1])}, but the environment "
                 f"has {brief(spaces[0])} and {brief(spaces[1])}. Choose the environment in which it was trained."
             )
+        q_network = network.network if isinstance(network, GreedyQ) else network
+        if isinstance(q_network, Teacher):
+            warn_of_bytes(q_network, spaces[0])
     return list(fitted.values())

@@ -17,7 +17,7 @@ from rllib_kd.numeric import is_integer
 from rllib_kd.observations.pipeline import Images, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork, as_numbers
-from rllib_kd.text import first_line
+from rllib_kd.text import first_line, one_line
 
 
 def teacher_of(
@@ -58,6 +58,37 @@ def teacher_of(
         stages = (Images(shape, scaled=False),) if len(shape) == 3 else ()
         pipeline = ObservationPipeline(gym.spaces.Box(0, 255, shape, np.uint8), stages)
     return Teacher(network, pipeline=pipeline, source=uri)
+
+
+def pipeline_of_bytes(teacher: Teacher, divisor: Any) -> ObservationPipeline:
+    """Return the pipeline from images of bytes to the inputs of a function, which takes floats `[B, ...]`.
+
+    Args:
+        teacher: teacher of the function, as `teacher_of()` returns it.
+        divisor: of the bytes, as the file's description has it: 255, for inputs in [0, 1], which may also come as
+            floats; or 1.
+
+    Raises:
+        CheckpointError: it is another divisor, or the function takes bytes or no images.
+    """
+    shape: tuple[int, ...] = teacher.input_space.shape or ()
+    source = teacher.source
+    if not is_integer(divisor) or divisor not in (1, 255):
+        raise CheckpointError(
+            f"The description of '{source}' has the divisor {one_line(repr(divisor), limit=100)}, expected 255 for a "
+            "network that was trained on pixels divided by 255, or 1 for one that takes bytes as they are."
+        )
+    if teacher.pipeline is not None:
+        raise CheckpointError(
+            f"The description of '{source}' has a divisor, but the model takes bytes: it divides them itself. Leave "
+            "the divisor out."
+        )
+    if len(shape) != 3:
+        raise CheckpointError(
+            f"The description of '{source}' has a divisor, which is for images, but its inputs have the shape "
+            f"{list(shape)}. Leave the divisor out."
+        )
+    return ObservationPipeline(gym.spaces.Box(0, 255, shape, np.uint8), (Images(shape, scaled=divisor == 255),))
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:

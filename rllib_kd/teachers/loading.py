@@ -18,7 +18,7 @@ from rllib_kd.public import public
 from rllib_kd.teachers import plain
 from rllib_kd.teachers.base import Teacher, outputs_of
 from rllib_kd.teachers.cleanrl import is_cleanrl, load_cleanrl
-from rllib_kd.teachers.described import described_network
+from rllib_kd.teachers.described import described_network, pipeline_of_bytes
 from rllib_kd.teachers.ensemble import ensemble_of
 from rllib_kd.teachers.names import PACKAGED_TEACHERS, PackagedTeacher, absolute_teacher_uri, check_description
 from rllib_kd.teachers.onnx import load_onnx
@@ -184,13 +184,16 @@ class OpenedCheckpoint:
             case "safetensors":
                 return load_safetensors(found.content, uri, found.description(), self._described(plain.KEYS))
         # Functions, whose outputs may be logits.
-        outputs = outputs_of(self._described(("outputs",)).get("outputs", "q_values"))
+        described = self._described(("outputs", "divisor"))
+        outputs = outputs_of(described.get("outputs", "q_values"))
         if found.origin == "onnx":
             loaded = load_onnx(found.content, uri)
         else:
             load = load_pt2 if found.origin == "pt2" else load_torchscript
             loaded = load(found.content, uri, found.description(), trust_checkpoint=self._trusted)
         loaded.outputs = outputs
+        if "divisor" in described:
+            loaded.pipeline = pipeline_of_bytes(loaded, described["divisor"])
         return loaded
 
     def _load_weights(self) -> Teacher:

@@ -168,12 +168,23 @@ def _read_vec_normalize(where: str, content: bytes, space: gym.Space) -> list[St
     if not norm_obs:
         return []
     statistics = state.get("obs_rms")
+    if isinstance(statistics, dict):
+        raise CheckpointError(
+            f"'{where}' normalises the parts of a Dict, each by statistics of its own, which is not supported. "
+            "Normalise each part in a wrapper of the environment, and move this file away."
+        )
     if not isinstance(statistics, Tag) or not isinstance(statistics.state, dict):
-        raise CheckpointError(f"'{where}' has statistics of several parts, expected those of one array.")
+        raise _unusable(where, "obs_rms", statistics, "the statistics of one array")
     if not isinstance(space, gym.spaces.Box) or is_byte_image(space):  # of images, Stable-Baselines3 saves floats
         raise CheckpointError(f"'{where}' normalises {space}, expected a Box that is no image of bytes.")
     mean, variance = (_numbers(build(statistics.state[key], where), f"obs_rms.{key}", where) for key in ("mean", "var"))
     epsilon, clip = (float(_numbers(build(state[key], where), key, where)) for key in ("epsilon", "clip_obs"))
+    if mean.shape == variance.shape and _is_stack(space.shape, mean.shape):
+        raise CheckpointError(
+            f"'{where}' normalises observations of the shape {mean.shape}, but the zip takes {space.shape}, as of "
+            "VecNormalize beneath a VecFrameStack, which is not supported. Normalise in a wrapper of the environment, "
+            "before the frames are stacked, and move this file away; or does it belong to another zip?"
+        )
     if mean.shape != space.shape or variance.shape != space.shape:
         raise CheckpointError(
             f"'{where}' normalises observations of the shape {mean.shape}, expected {space.shape}. Does it belong to "
@@ -192,6 +203,14 @@ def _read_vec_normalize(where: str, content: bytes, space: gym.Space) -> list[St
             bad = np.ravel(values)[~np.ravel(makes_sense)][:10].tolist()
             raise _unusable(where, name, ", ".join(map(str, bad)), expected)
     return [Normalize(mean, std, None if clip == np.inf else clip)]
+
+
+def _is_stack(shape: tuple[int, ...], frame: tuple[int, ...]) -> bool:
+    """Return whether arrays of a shape may be stacks of such frames, one behind the other along one axis."""
+    if len(shape) != len(frame):
+        return False
+    longer = [(all_of, one) for all_of, one in zip(shape, frame, strict=True) if all_of != one]
+    return len(longer) == 1 and longer[0][1] > 0 and longer[0][0] % longer[0][1] == 0
 
 
 def _numbers(value: Any, name: str, where: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from rllib_kd import load_teacher
 from rllib_kd.observations.pipeline import Shown
+from tests.formats import mlp, sb3_weights, sb3_zip
 from tests.teachers.test_sb3 import Anything
 
 
@@ -105,6 +106,32 @@ def test_a_folder_with_the_name_of_the_zip_has_its_own_statistics(tmp_path, zips
     path = put(zips, tmp_path, "dqn.zip", "plain.zip", own="dqn/vecnormalize.pkl")
     assert stages(path) == ["Normalize"]
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("space", "normalized", "match"),
+    [
+        (
+            gym.spaces.Dict(a=gym.spaces.Box(-1, 1, (3,)), b=gym.spaces.Box(-1, 1, (1,))),
+            None,
+            "normalises the parts of a Dict, .*each part in a wrapper",
+        ),
+        (
+            gym.spaces.Box(-1, 1, (4,)),
+            gym.spaces.Box(-1, 1, (2,)),
+            r"the shape \(2,\), but .* \(4,\), as of VecNormalize beneath a VecFrameStack.*in a wrapper",
+        ),
+        (gym.spaces.Box(-1, 1, (4,)), gym.spaces.Box(-1, 1, (3,)), "belong to another zip"),
+    ],
+    ids=["a Dict", "a stack", "another length"],
+)
+def test_statistics_that_are_not_supported_are_named(tmp_path, space, normalized, match):
+    path = sb3_zip(tmp_path / "a.zip", sb3_weights(mlp(4, 2)), space, 2)
+    VecNormalize(DummyVecEnv([lambda: Anything(normalized or space)])).save(tmp_path / "vecnormalize.pkl")
+    with pytest.raises(ValueError, match=match):
+        load_teacher(path)
+    (tmp_path / "vecnormalize.pkl").unlink()
+    assert stages(path) == (["Flatten"] if normalized is None else [])
 
 
 @pytest.mark.parametrize(

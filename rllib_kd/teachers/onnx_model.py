@@ -191,7 +191,8 @@ def _check_nodes(graph: Any, uri: str) -> None:
     for tensor in _tensors(graph):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise CheckpointError(
-                f"'{uri}' was refused: its weight '{tensor.name}' lies in another file. Save it in one file."
+                f"'{uri}' was refused: its weight '{tensor.name}' lies in another file. Save all in one file: "
+                "torch.onnx.export(..., external_data=False)."
             )
         if tensor.data_type not in NUMBERS:
             raise CheckpointError(f"'{uri}' was refused: its weight '{tensor.name}' holds no numbers.")

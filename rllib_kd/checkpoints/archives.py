@@ -34,6 +34,7 @@ _WEIGHT_NAMES = frozenset(
     }
 )
 
+_NUMPY_BYTES = Name("_codecs", "encode")  # in pickles of numpy's numbers
 _REMEDY = "Save the weights of the module alone, with torch.save(module.state_dict(), path)."
 _WEIGHT_FILES = re.compile(r"data\.pkl|data/\d+|byteorder|version")
 
@@ -124,6 +125,12 @@ def read_weights(content: bytes, where: str) -> Any:
     if len(pickles) != 1:
         raise CheckpointError(f"'{where}' contains {len(pickles)} pickles; one of weights was expected.")
     if others := names_in(archive.read(pickles[0]), where) - _WEIGHT_NAMES:
+        numpys = {name for name in others if name.module.partition(".")[0] == "numpy"}
+        if numpys and others <= numpys | {_NUMPY_BYTES}:
+            raise CheckpointError(
+                f"'{where}' was refused: it contains numbers or arrays of numpy, which weights do not need. Save "
+                "float(x) or x.tolist() instead; or save the weights alone, with torch.save(module.state_dict(), path)."
+            )
         raise CheckpointError(
             f"'{where}' was refused: it calls '{min(map(str, others))}', which weights do not need. {_REMEDY}"
         )

@@ -221,6 +221,15 @@ def test_a_module_that_was_saved_whole_is_told_how_to_be_saved(tmp_path):
         load(path)
 
 
+@pytest.mark.parametrize("value", [np.float64(3.2), np.arange(3)], ids=["number", "array"])
+def test_numbers_of_numpy_beside_weights_are_named(tmp_path, value):
+    weights = {"state_dict": mlp(4, 8, 2).state_dict(), "best": value}
+    with pytest.raises(CheckpointError, match=r"numbers or arrays of numpy, .*float\(x\) or x\.tolist\(\)"):
+        load(saved(tmp_path / "a.pth", weights))
+    weights["best"] = value.tolist()  # as the message says
+    assert load(saved(tmp_path / "b.pth", weights)).action_space.n == 2
+
+
 def test_an_ambiguous_order_is_asked_for(tmp_path):
     network = Net(enter=(4, 8), one=(8, 8), other=(8, 8), leave=(8, 2))
     path = saved(tmp_path / "a.pth", network)

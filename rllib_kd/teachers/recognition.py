@@ -9,7 +9,7 @@ import pyarrow.fs
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.archives import Archive, is_pt2, is_torchscript
-from rllib_kd.checkpoints.magic import file_kind
+from rllib_kd.checkpoints.magic import file_kind, is_legacy_torch
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.tune import Location
 from rllib_kd.checkpoints.uris import is_file, is_folder, read_file
@@ -74,6 +74,11 @@ def find(location: Location) -> FoundCheckpoint:
 
 def _check_head(head: bytes, uri: str) -> None:
     """Check that the first bytes of a file may be those of a teacher."""
+    if is_legacy_torch(head):
+        raise CheckpointError(
+            f"'{uri}' has PyTorch's format from before 1.6, which is not read. Save it in today's: "
+            "torch.save(torch.load(path, weights_only=True), path)."
+        )
     if file_kind(head) is None:
         raise _unknown(uri)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save
 
-from rllib_kd.checkpoints.magic import file_kind
+from rllib_kd.checkpoints.magic import file_kind, is_legacy_torch
 from rllib_kd.export.runners.flatten import parts_in
 
 
@@ -55,3 +57,11 @@ def test_a_header_longer_than_its_file_is_none():
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"import torch\n"])
 def test_other_files_are_of_no_kind(content):
     assert file_kind(content, len(content)) is None
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_files_of_pytorch_before_1_6(protocol):
+    file = io.BytesIO()
+    torch.save({"a": torch.ones(2)}, file, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+    assert is_legacy_torch(file.getvalue()[:64])
+    assert not is_legacy_torch(pickle.dumps({"a": 1}, protocol))

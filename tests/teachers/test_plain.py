@@ -230,6 +230,17 @@ def test_numbers_of_numpy_beside_weights_are_named(tmp_path, value):
     assert load(saved(tmp_path / "b.pth", weights)).action_space.n == 2
 
 
+def test_weights_in_the_former_format_are_told_how_to_be_saved(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save(mlp(4, 8, 2).state_dict(), path, _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        CheckpointError, match=r"before 1\.6, .* torch\.save\(torch\.load\(path, weights_only=True\), path"
+    ):
+        load(path)
+    torch.save(torch.load(path, weights_only=True), path)  # as the message says
+    assert load(path).action_space.n == 2
+
+
 def test_an_ambiguous_order_is_asked_for(tmp_path):
     network = Net(enter=(4, 8), one=(8, 8), other=(8, 8), leave=(8, 2))
     path = saved(tmp_path / "a.pth", network)

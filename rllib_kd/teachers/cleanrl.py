@@ -114,6 +114,7 @@ def _load(network: _Network, tensors: dict[str, Tensor], uri: str) -> Teacher:
     names = [*numbered(network.sequential, tensors), *([network.last] if network.last else [])]
     convolutions = [name for name in names if tensors[f"{name}.weight"].ndim == 4]
     if not convolutions:
+        _check_are_linear(network, names, tensors, uri)
         layers = [*mlp(names, network.activation), *expectation]
         _check_all_are_used(layers, tensors, uri)
         shape = tensors[f"{names[0]}.weight"].shape[1:]
@@ -165,15 +166,34 @@ def _check_is_nature_cnn(network: _Network, names: Sequence[str], tensors: Mappi
         )
 
 
+def _check_are_linear(network: _Network, names: Sequence[str], tensors: Mapping[str, Tensor], uri: str) -> None:
+    """Check that all layers are linear, with a bias: a LayerNorm, or a layer without a bias, is not CleanRL's."""
+    parts = {name: [f"{name}.{kind}" for kind in ("weight", "bias")] for name in names}
+    dims = {name: [tensors[part].ndim for part in own if part in tensors] for name, own in parts.items()}
+    if others := [name for name in names if dims[name] != [2, 1]]:
+        shown = one_line(", ".join(others), limit=200)
+        linears = [name for name in names if dims[name][0] == 2]
+        raise CheckpointError(
+            f"'{uri}' has weights of layers that CleanRL's networks do not have: {shown}. "
+            f"Those are linear, with a bias. If all layers are linear here, {_description(network, linears, uri)}. "
+            "Otherwise load the network by Teacher.from_callable(network, observation_space=..., action_space=...)"
+        )
+
+
+def _description(network: _Network, names: Sequence[str], uri: str) -> str:
+    """Return how to describe a network of another origin, whose layers have these names."""
+    described: dict[str, Any] = {"activation": "..."}
+    if network.outputs == LOG_PROBS:
+        described |= {"order": list(names), "outputs": "logits"}
+    return f"describe the network in '{one_line(description_name(uri))}' beside it: {json.dumps(described)}"
+
+
 def _check_activations(network: _Network, names: Sequence[str], widths: Sequence[int], uri: str) -> None:
     """Check that a Sequential has one activation between its linear layers, and warn of its kind.
 
     Layers of many other programs have the same names. No warning if they are as wide as CleanRL's.
     """
-    described: dict[str, Any] = {"activation": "..."}
-    if network.outputs == LOG_PROBS:
-        described |= {"order": list(names), "outputs": "logits"}
-    remedy = f"describe the network in '{one_line(description_name(uri))}' beside it: {json.dumps(described)}"
+    remedy = _description(network, names, uri)
     numbers = [name.removeprefix(network.sequential) for name in names if name != network.last]
     if numbers != [str(2 * i) for i in range(len(numbers))]:
         raise CheckpointError(

@@ -44,6 +44,28 @@ def test_layers_that_do_not_alternate_with_activations_are_not_cleanrls(tmp_path
         load_teacher(save_cleanrl(tmp_path / "a.pth", network))
 
 
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        (nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2)), r"network\.1"),
+        (nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 2, bias=False)), r"network\.0, network\.2"),
+    ],
+    ids=["a LayerNorm", "without biases"],
+)
+def test_layers_that_are_not_linear_ones_with_a_bias_are_not_cleanrls(tmp_path, network, named):
+    path = save_cleanrl(tmp_path / "a.pth", network)
+    with pytest.raises(
+        CheckpointError, match=rf"layers that CleanRL's .* have: {named}\. .*'a\.json' beside it: .*from_callable"
+    ):
+        load_teacher(path)
+    (tmp_path / "a.json").write_text('{"activation": "relu"}')  # as the message says
+    if "0" in named:
+        assert q_values(load_teacher(path), states(50)) == pytest.approx(say(network, states(50)), abs=1e-6)
+    else:
+        with pytest.raises(CheckpointError, match="only chains of linear layers can be read"):
+            load_teacher(path)
+
+
 def test_cleanrl_atari(tmp_path):
     network, obs = nature_cnn(4, 6), frames(3)
     teacher = load_teacher(save_cleanrl(tmp_path / "dqn_atari.cleanrl_model", network))

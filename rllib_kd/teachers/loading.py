@@ -11,6 +11,7 @@ from typing import Any
 from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd.checkpoints.archives import read_weights
+from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.rllib import RLlibCheckpoint, open_checkpoint
 from rllib_kd.checkpoints.tune import Location, resolve
 from rllib_kd.observations.pipeline import ObservationPipeline
@@ -26,7 +27,7 @@ from rllib_kd.teachers.plain import plain_teacher
 from rllib_kd.teachers.recognition import FoundCheckpoint, find
 from rllib_kd.teachers.rllib import load_rllib
 from rllib_kd.teachers.safetensors import load_safetensors
-from rllib_kd.teachers.sb3 import load_sb3
+from rllib_kd.teachers.sb3 import NAME_THE_ZIP, is_policy, load_sb3
 from rllib_kd.teachers.torchscript import load_pt2, load_torchscript
 
 
@@ -200,6 +201,10 @@ class OpenedCheckpoint:
         """Load a state dict: of CleanRL, whose networks are known, or of another network, which is described."""
         uri, network = self.location.uri, self._described(plain.KEYS)
         saved = read_weights(self._found.content, uri)
+        if not network and is_policy(saved):
+            raise CheckpointError(
+                f"'{uri}' is the policy of a zip of Stable-Baselines3, without its spaces. {NAME_THE_ZIP}"
+            )
         return load_cleanrl(saved, uri) if not network and is_cleanrl(saved) else plain_teacher(saved, network, uri)
 
     def _described(self, keys: Collection[str]) -> dict[str, Any]:

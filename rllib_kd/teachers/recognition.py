@@ -67,6 +67,8 @@ def find(location: Location) -> FoundCheckpoint:
     """
     uri, filesystem, path, _ = location
     if is_folder(filesystem, path):
+        if all(is_file(filesystem, posixpath.join(path, name)) for name in sb3.FILES):
+            raise CheckpointError(f"'{uri}' holds the files of a zip of Stable-Baselines3. {sb3.NAME_THE_ZIP}")
         return FoundCheckpoint("rllib", uri, b"", filesystem, path)
     content = read_file(filesystem, path, check_head=lambda head: _check_head(head, uri))
     return FoundCheckpoint(_origin(content, uri), uri, content, filesystem, path)

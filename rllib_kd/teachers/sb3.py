@@ -31,6 +31,7 @@ from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS
 
 FILES = frozenset({"data", "policy.pth"})  # by which a zip is recognised
+NAME_THE_ZIP = "Name the zip itself, as model.save() wrote it: that is read without being unpacked."
 #: What to do about a network of the user's own code.
 _LOAD_IT = "Load it by Stable-Baselines3, and use Teacher.from_callable(), for a policy with outputs='logits'."
 _FLOAT32 = np.finfo(np.float32)  # networks take no other numbers
@@ -72,6 +73,14 @@ def load_sb3(
             outputs=acting.outputs,
             source=uri,
         )
+
+
+def is_policy(saved: Any) -> bool:
+    """Return whether weights are a whole policy of Stable-Baselines3, as its zips have it beside other files."""
+    if not isinstance(saved, Mapping) or not all(isinstance(name, str) for name in saved):
+        return False
+    acting = acting_network(list(saved))
+    return acting is not None and len(acting.of(saved)) < len(saved)  # with target networks or a critic
 
 
 def _read_weights(archive: Archive, uri: str) -> tuple[dict[str, Tensor], ActingNetwork]:

@@ -23,7 +23,18 @@ from rllib_kd.observations.pipeline import Normalize, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, shared_teacher, states
-from tests.formats import CHECKPOINTS, frames, mlp, nature_cnn, q_values, say, sb3_weights, sb3_zip, serialized
+from tests.formats import (
+    CHECKPOINTS,
+    actor_critic_weights,
+    frames,
+    mlp,
+    nature_cnn,
+    q_values,
+    say,
+    sb3_weights,
+    sb3_zip,
+    serialized,
+)
 
 # --- Stable-Baselines3 ------------------------------------------------------------------------------------------------
 
@@ -155,6 +166,19 @@ def test_what_sb3_itself_wrote_with_its_vec_normalize(tmp_path, folder):
     (tmp_path / folder).mkdir(exist_ok=True)
     shutil.copy(source / "vecnormalize.pkl", tmp_path / folder)
     assert q_values(load_teacher(tmp_path / "a.zip"), obs) == pytest.approx(np.array(expected["q"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [sb3_weights(mlp(4, 8, 2)), actor_critic_weights(mlp(4, 8, 2, activation=nn.Tanh))],
+    ids=["DQN", "actor-critic"],
+)
+def test_an_unpacked_zip_of_sb3_is_recognised(tmp_path, weights):
+    with zipfile.ZipFile(sb3_zip(tmp_path / "a.zip", weights, CARTPOLE_OBS, 2)) as archive:
+        archive.extractall(tmp_path / "a")
+    for path, what in ((tmp_path / "a", "holds the files"), (tmp_path / "a/policy.pth", "is the policy")):
+        with pytest.raises(ValueError, match=rf"{what} of a zip of Stable-Baselines3.*Name the zip itself"):
+            load_teacher(path)
 
 
 def test_sb3_without_a_q_network_says_so(tmp_path):

@@ -12,7 +12,7 @@ from rllib_kd.cli.options import TEACHER_HELP, Address, Trust, option
 @app.command()
 def label(
     teacher: Annotated[list[str], option(TEACHER_HELP, metavar="PATH")],
-    input: Annotated[str, option("Recorded file or folder, path or URI.", metavar="URI")],
+    input: Annotated[list[str], option("Recorded file or folder, path or URI.", metavar="URI")],
     output: Annotated[str, option("Folder for the labelled files, path or URI.", metavar="URI")],
     obs_column: Annotated[str, option("Column of observations (default: obs).", metavar="NAME")] = "obs",
     also: Annotated[
@@ -47,11 +47,16 @@ def label(
     set_log_level(0)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     check_not_empty(address=address)
+    if len(input) > 1:
+        raise ValueError(
+            f"`rllib label` takes one --input, got {len(input)}. Name the folder that has all files, or label each by "
+            "a command of its own, with another --output."
+        )
     source = open_source(one_or_all(teacher) or [], trust_checkpoint=trust_checkpoint)
     env, _ = source.environment()
     job = LabelJob(
         source.network(),
-        input,
+        input[0],
         output,
         obs_column=obs_column,
         also=also or (),

@@ -121,8 +121,8 @@ class Teacher(Checkpointable):
             observation_space: space of one observation that it takes.
             action_space: Discrete, from 0.
             pipeline: pipeline from the environment's observations to the function, as in `load_teacher()`.
-            num_parameters: number of parameters, for the compression ratio, which is NaN without it; those of a
-                `torch.nn.Module` are counted.
+            num_parameters: number of parameters, for the compression ratio. None (default): those of a
+                `torch.nn.Module` are counted, and of another function the ratio is NaN.
             outputs: "q_values" (default), or "logits" of a policy, such as an actor-critic's.
 
         Raises:

@@ -30,7 +30,7 @@ class QNetwork(nn.Module):
             array. A `torch.nn.Module` is copied.
         observation_space: space of one observation.
         action_space: space of the actions.
-        num_parameters: number of the function's parameters, if it is not a `torch.nn.Module`; None if unknown.
+        num_parameters: number of the function's parameters; None: those of a `torch.nn.Module` are counted.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class QNetwork(nn.Module):
     @property
     def num_parameters(self) -> float:
         """Return the number of the function's parameters, of a tree of what it stores; NaN if unknown or none."""
-        if isinstance(self.function, nn.Module):
+        if self._num_parameters is None and isinstance(self.function, nn.Module):
             trees = (layer.num_parameters for layer in self.function.modules() if isinstance(layer, TreeLayer))
             return sum(parameter.numel() for parameter in self.parameters()) + sum(trees) or math.nan
         return self._num_parameters or math.nan

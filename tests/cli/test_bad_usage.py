@@ -52,6 +52,10 @@ BAD = {
         ["train", "--algo", "DistillDQN", "--env", "CartPole-v1", "--no-teacher", "--output", "x"],
         "`teacher`=None is not supported with `output`",
     ),
+    "two inputs to label": (
+        ["label", "--teacher", "cartpole", "--input", "a", "--input", "b", "--output", "c"],
+        "`rllib label` takes one --input, got 2",
+    ),
     "a teacher and none": ([*DISTIL, "--no-teacher"], "--no-teacher and --teacher exclude each other"),
     "no teacher for another algorithm": ([*RUN, "--no-teacher"], "DQNConfig has no setting 'teacher'"),
     "teacher for another algorithm": ([*RUN, "--teacher", "cartpole"], "DQNConfig has no setting 'teacher'"),

@@ -115,6 +115,13 @@ def test_how_much_smaller_than_none_a_student_is_is_unknown():
     assert np.isnan(compare(rule, make_q_module(), "CartPole-v1", num_episodes=1).compression)
 
 
+def test_a_number_of_parameters_that_is_given_counts():
+    spaces = {"observation_space": CARTPOLE_OBS, "action_space": CARTPOLE_ACTIONS}
+    table = torch.nn.BatchNorm1d(4, affine=False)  # a module of buffers alone
+    for function in (lambda obs: obs[:, :2], torch.nn.Sequential(table, torch.nn.AvgPool1d(2))):
+        assert Teacher.from_callable(function, num_parameters=777, **spaces).num_parameters == 777
+
+
 @pytest.mark.parametrize("number", ["58", -1, 5.5, True])
 def test_the_number_of_parameters_is_a_number(number):
     with pytest.raises(ValueError, match=r"`num_parameters` must be an integer of at least 0"):

@@ -44,6 +44,7 @@ from rllib_kd.numeric import check_integer
 from rllib_kd.observations.connectors import flatten_observations
 from rllib_kd.observations.spaces import has_texts, image_places, is_flattened
 from rllib_kd.offline.labelled_files import absolute_uris
+from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.names import absolute_teachers, is_described
 from rllib_kd.terminal import say
@@ -244,7 +245,7 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
         tried.add(place)
         if not isinstance(config, DistillDQNConfig):
             continue
-        if not isinstance(config.teacher, str | list) and not is_described(config.teacher):
+        if not isinstance(config.teacher, str | list | Teacher) and not is_described(config.teacher):
             continue
         name = repr(config.teacher)
         if name not in teachers:

@@ -23,6 +23,7 @@ from rllib_kd.experiment.experiment import CheckedExperiment
 from rllib_kd.experiment.locations import location
 from rllib_kd.experiment.progress_line import progress_words, with_last_returns
 from rllib_kd.report.comparisons import summary_table
+from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_members
 from rllib_kd.teachers.names import path_of
@@ -132,14 +133,18 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
     rows = config.get("input_", config.get("input"))  # RLlib's dicts of configs rename it
     if config.get("env") is None and rows not in (None, "sampler"):
         return ""  # there is nowhere to play
+    given = experiment.param_space.get("teacher")
+    is_loaded = any(isinstance(one, Teacher) for one in (given if isinstance(given, list) else [given]))
     if not experiment.compare_episodes:
         family = [f"/{MODULES}/{name}" for name in config.get("students") or ()]
         paths = [location(student.checkpoint) + inner for student in students for inner in family or [""]]
+        if is_loaded:
+            return f"compare in Python with: rllib_kd.compare(teacher, {paths[0]!r})"
         teachers = config["teacher"] if isinstance(config["teacher"], list) else [config["teacher"]]
         named = [word for teacher in teachers for word in ("--teacher", path_of(teacher))]
         return "compare with: " + shlex.join(["rllib", "compare", *named, *paths])
     names = short_names([student.path for student in students])
-    members = load_members(config["teacher"], trust_checkpoint=config["trust_checkpoint"])
+    members = load_members(given if is_loaded else config["teacher"], trust_checkpoint=config["trust_checkpoint"])
     comparisons = compare_all(
         as_configured(members, config["ensemble"], config["temperature"]),
         {

@@ -265,12 +265,17 @@ class ObservationPipeline:
 
     Args:
         observation_space: space of the environment's observations.
-        stages: the stages; without any, observations are unchanged. Images of floats in [0, 1] may always come as
-            bytes, or with channels first.
+        stages: the stages. Without any, observations are unchanged; those that networks take as one vector, such as of
+            a Dict, become one. Images of floats in [0, 1] may always come as bytes, or with channels first.
     """
 
     observation_space: gym.Space
     stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        space = features_space(self.observation_space)
+        if not self.stages and not isinstance(space, gym.spaces.Box) and is_flattened(space):
+            object.__setattr__(self, "stages", (Flatten(space),))
 
     @property
     def images(self) -> Images | None:

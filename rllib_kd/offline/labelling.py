@@ -137,8 +137,13 @@ class Labeller:
     def _of_box(self, obs: Any, place: Place) -> tuple[np.ndarray, np.ndarray]:
         space, expected = self._space, f"the teacher takes {brief(self._space)} of {self._space.dtype}"
         if not isinstance(obs, np.ndarray) or obs.dtype.kind not in "biuf":
-            kind = obs.dtype if isinstance(obs, np.ndarray) else f"parts {list(obs)[:10]}"
-            raise place.error(f"has {kind}; {expected}", Columns.OBS)
+            if isinstance(obs, np.ndarray):
+                raise place.error(f"has {obs.dtype}; {expected}", Columns.OBS)
+            raise place.error(
+                f"has parts {list(obs)[:10]}; {expected}. Load it with the space of the parts: load_teacher(..., "
+                "pipeline=ObservationPipeline(space))",
+                Columns.OBS,
+            )
         if obs.dtype.name not in (*OBS_DTYPES, "bool"):
             raise place.error(
                 f"has numbers of the type {obs.dtype}; expected one of {', '.join(OBS_DTYPES)}", Columns.OBS

@@ -28,6 +28,7 @@ from rllib_kd.networks.stacking import PlainMLP
 from rllib_kd.numeric import is_integer
 from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import ObservationPipeline, View
+from rllib_kd.observations.spaces import brief
 from rllib_kd.public import public
 from rllib_kd.teachers.function import Members, QNetwork
 from rllib_kd.teachers.recurrent import RecurrentView, first_outputs
@@ -276,7 +277,10 @@ class Teacher(Checkpointable):
                 "Wrap its environment: gymnasium.wrappers.TransformAction."
             )
         if shape is None:
-            raise ValueError(f"The network of '{source}' takes {self.input_space}, expected arrays of numbers.")
+            raise ValueError(
+                f"The network of '{source}' takes {brief(self.input_space)}, expected arrays of numbers. Let it take "
+                "one vector, and pass pipeline=ObservationPipeline(space), which makes it of the space's observations."
+            )
         if self.pipeline is not None:
             self.pipeline.check_feeds(self.input_space, self.source)
         try:

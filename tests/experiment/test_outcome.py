@@ -2,8 +2,16 @@
 
 from types import SimpleNamespace
 
+from rllib_kd import DistillDQNConfig, Teacher, compare
 from rllib_kd.experiment import outcome
+from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.outcome import comparison
+from tests.conftest import make_q_module
+
+
+def asked(compare_episodes, teacher="cartpole"):
+    config = DistillDQNConfig().distillation(teacher=teacher)
+    return SimpleNamespace(compare_episodes=compare_episodes, param_space=config)
 
 
 def test_trials_of_a_final_comparison_are_called_by_what_varies(monkeypatch):
@@ -23,14 +31,14 @@ def test_trials_of_a_final_comparison_are_called_by_what_varies(monkeypatch):
         )
         for i in range(2)
     ]
-    assert comparison(SimpleNamespace(compare_episodes=1), trials) == "table"
+    assert comparison(asked(1), trials) == "table"
     assert seen == {"compression=0.0": "/checkpoint_0", "compression=0.1": "/checkpoint_1"}
 
 
 def test_the_command_after_training_names_each_student_of_a_family():
     checkpoint = SimpleNamespace(filesystem=SimpleNamespace(type_name="local"), path="/c")
     config = {"teacher": "cartpole", "students": {"s4": {}, "lin": "linear"}}
-    command = comparison(SimpleNamespace(compare_episodes=0), [SimpleNamespace(checkpoint=checkpoint, config=config)])
+    command = comparison(asked(0), [SimpleNamespace(checkpoint=checkpoint, config=config)])
     modules = "/c/learner_group/learner/rl_module"
     assert command == f"compare with: rllib compare --teacher cartpole {modules}/s4 {modules}/lin"
 
@@ -38,5 +46,19 @@ def test_the_command_after_training_names_each_student_of_a_family():
 def test_the_command_after_training_has_the_path_of_a_described_teacher():
     checkpoint = SimpleNamespace(filesystem=SimpleNamespace(type_name="local"), path="/c")
     config = {"teacher": {"path": "/net.pth", "network": {"activation": "relu"}}}
-    command = comparison(SimpleNamespace(compare_episodes=0), [SimpleNamespace(checkpoint=checkpoint, config=config)])
+    command = comparison(asked(0), [SimpleNamespace(checkpoint=checkpoint, config=config)])
     assert command == "compare with: rllib compare --teacher /net.pth /c"
+
+
+def test_a_teacher_that_was_loaded_in_python_is_compared_there(tmp_path):
+    student = make_q_module().save_to_path(str(tmp_path / "student"))
+    checkpoint = SimpleNamespace(filesystem=SimpleNamespace(type_name="local"), path=student)
+    teacher = Teacher(make_q_module(seed=1))
+    settings = {"teacher": "its source", "env": "CartPole-v1", "env_config": {}}
+    trials = [SimpleNamespace(path="/r/x", checkpoint=checkpoint, config=settings)]
+    assert comparison(asked(0, teacher), trials) == f"compare in Python with: rllib_kd.compare(teacher, {student!r})"
+    config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher=teacher)
+    experiment = Experiment("x", "DistillDQN", config=config, compare_episodes=2).checked()
+    settings |= {"ensemble": config.ensemble, "temperature": config.temperature, "trust_checkpoint": False}
+    expected = compare(teacher, student, "CartPole-v1", num_episodes=2).student.return_mean
+    assert f"{expected:.1f}" in comparison(experiment, trials)

@@ -112,6 +112,17 @@ def test_a_filter_of_rllib_keeps_the_type_of_its_observations(dtype):
     np.testing.assert_allclose(view(Shown(obs, np.ones(5, dtype=bool))), expected, rtol=1e-6)
 
 
+def test_a_pipeline_without_stages_makes_vectors_of_parts():
+    space = gym.spaces.Dict(at=gym.spaces.Discrete(3), speed=gym.spaces.Box(-1, 1, (2,)))
+    obs = {"at": np.array([2, 0]), "speed": np.array([[0.5, 0.25], [0, 1]], np.float32)}
+    pipeline = ObservationPipeline(space)
+    np.testing.assert_array_equal(
+        pipeline.start()(Shown(obs, np.ones(2, bool))), [[0, 0, 1, 0.5, 0.25], [1, 0, 0, 0, 1]]
+    )
+    assert pipeline == ObservationPipeline(space, (Flatten(space),))
+    assert ObservationPipeline(space["speed"]).stages == ()
+
+
 def test_a_stage_may_reverse_an_axis():
     pipeline = ObservationPipeline(gym.spaces.Box(-1, 1, (3,)), (Function(lambda obs: obs[:, ::-1]),))
     inputs = pipeline.start()(Shown(np.array([[1, 2, 3]], np.float32), np.ones(1, bool)))

@@ -303,6 +303,18 @@ def test_teachers_that_do_not_divide_see_truth_values_as_the_environment_shows_t
         np.testing.assert_array_equal(labelled["obs"], np.full((2, *shape), 255, np.uint8))
 
 
+def test_parts_are_labelled_by_a_teacher_of_vectors_that_knows_their_space():
+    space = gym.spaces.Dict(at=gym.spaces.Discrete(3), speed=gym.spaces.Box(-1, 1, (2,)))
+    rows = {"obs": {"at": np.array([2, 0]), "speed": np.array([[0.5, 0.25], [0, 1]], np.float32)}}
+    given = {"observation_space": gym.spaces.Box(-np.inf, np.inf, (5,)), "action_space": ACTIONS}
+    policy = Teacher.from_callable(lambda obs: obs[:, -2:], **given, pipeline=ObservationPipeline(space))
+    np.testing.assert_array_equal(Labeller(policy)(rows)["teacher_q"], [[0.5, 0.25], [0, 1]])
+    with pytest.raises(DataError, match=r"Load it with the space of the parts: .*pipeline=ObservationPipeline\(space"):
+        Labeller(Teacher.from_callable(lambda obs: obs[:, -2:], **given))(rows)
+    with pytest.raises(ValueError, match=r"takes Dict\(.*Let it take one vector, and pass pipeline=ObservationPip"):
+        Teacher.from_callable(lambda obs: obs, observation_space=space, action_space=ACTIONS)
+
+
 @pytest.mark.parametrize("shape", [(16, 20, 3), (4, 16, 16)])
 def test_only_flat_observations_get_another_shape(shape):
     policy = Teacher.from_callable(

@@ -15,18 +15,19 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.models.base import ENCODER_OUT
 from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rllib_kd import _rllib
 from rllib_kd.export.recurrent import StepNetwork, describe_recurrent, state_sizes
 from rllib_kd.export.trees import tree_layer
 from rllib_kd.networks.dqn_module import QF_PREDS, FlattenEncoder
 from rllib_kd.networks.layers import Flat, Normalized, OneHot, Pixels, describe_layer
 from rllib_kd.networks.mixed import MixedEncoder
+from rllib_kd.networks.parts import heads_of, is_known
 from rllib_kd.networks.recurrent import recurrent_layer
 from rllib_kd.networks.trees.layer import TreeLayer, describe_tree
 from rllib_kd.networks.trees.module import TreeRLModule
@@ -39,6 +40,8 @@ from rllib_kd.teachers.torchscript import SHAPE_FILE
 #: Spaces of observations that are one array of numbers.
 _ARRAYS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
 STATE = "state"  # in the metadata of safetensors: the units of each part of a recurrent student's state, by name
+#: Encoders that have a description.
+_ENCODERS = (TorchMLPEncoder, TorchCNNEncoder, FlattenEncoder, MixedEncoder)
 PARTS = "observation_parts"  # the name of that description in the metadata, of formats that have some
 _COARSE = 1e-6  # of its std: larger errors of a filter's mean could be seen in Q-values
 
@@ -53,7 +56,7 @@ class _ExportedNetwork(nn.Module):
         super().__init__()
         self.preprocessing = preprocessing
         self.module = tree_layer(module) if isinstance(module, TreeRLModule) else module
-        self._plain_dueling = isinstance(module, DefaultDQNRLModule) and module.uses_dueling and module.num_atoms == 1
+        self._plain_dueling = _rllib.has_default_q_values(module) and module.uses_dueling and module.num_atoms == 1
 
     def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
         q_values = self._q_values(self.preprocessing(obs))
@@ -275,14 +278,14 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
     is_recurrent = recurrent_layer(module) is not None
     if is_recurrent:
         name_of_encoder, encoder = "encoder.tokenizer", module.encoder.tokenizer
-    is_known = isinstance(encoder, TorchMLPEncoder | TorchCNNEncoder | FlattenEncoder | MixedEncoder) or (
-        is_recurrent and encoder is None
-    )
-    if not isinstance(module, DefaultDQNRLModule) or not is_known:
+    has_encoder = type(encoder) in _ENCODERS or (is_recurrent and encoder is None)
+    if not _rllib.has_default_q_values(module) or not has_encoder:
         raise ValueError(
-            f"safetensors and C can hold students of RLlib's DQN module with an MLP or a CNN, got a "
-            f"{type(module).__name__} with a {type(encoder).__name__}. Use format='onnx' or 'torchscript'."
+            f"safetensors, C and web pages can hold students of RLlib's DQN module with an MLP or a CNN, and without a "
+            f"compute_q_values() of their own, got a {type(module).__name__} with a {type(encoder).__name__}. Use "
+            "format='onnx' or 'torchscript'."
         )
+    _check_parts(module)
     tensors: dict[str, Tensor] = {}
 
     def described(name: str) -> list[dict[str, Any]]:
@@ -308,6 +311,17 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
     else:
         layers += described("af")
     return layers, tensors
+
+
+def _check_parts(module: Any) -> None:
+    """Raise a ValueError that names a part of the network which computes something that its description would lack."""
+    for name in ("encoder", "af", "vf")[: 1 + len(heads_of(module))]:
+        for part in module.get_submodule(name).modules():
+            if not is_known(part):
+                raise ValueError(
+                    f"safetensors, C and web pages cannot hold {name}'s {type(part).__name__}, which has hooks, a "
+                    "forward() of its own, or a class of your own. Use format='onnx' or 'torchscript'."
+                )
 
 
 def _describe_leaves(name: str, net: nn.Module, tensors: dict[str, Tensor]) -> list[dict[str, Any]]:

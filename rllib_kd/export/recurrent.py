@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.models.base import ENCODER_OUT
 from torch import Tensor, nn
 
+from rllib_kd import _rllib
+from rllib_kd.networks.parts import is_known
 from rllib_kd.networks.recurrent import Memory, recurrent_layer
 
 #: Formats that hold recurrent students.
@@ -45,14 +46,15 @@ def check_recurrent_exportable(module: Any, *, format: str, int8: bool) -> None:
     """
     layer = recurrent_layer(module)
     if (
-        not isinstance(module, DefaultDQNTorchRLModule)
+        not _rllib.has_default_q_values(module)
         or layer is None
+        or not all(map(is_known, (module.encoder, layer)))
         or layer.num_layers != 1
         or module.num_atoms > 1
     ):
         raise ValueError(
-            f"Recurrent students can be exported if they are RLlib's DQN module with one LSTM or GRU, got a "
-            f"{type(module).__name__}. Distil it into one."
+            f"Recurrent students can be exported if they are RLlib's DQN module with one LSTM or GRU, without hooks "
+            f"and without a compute_q_values() of their own, got a {type(module).__name__}. Distil it into one."
         )
     if format not in RECURRENT_FORMATS:
         raise ValueError(

@@ -9,6 +9,8 @@ from ray.rllib.core.models.torch.heads import TorchMLPHead
 from ray.rllib.core.models.torch.primitives import TorchMLP
 from torch import nn
 
+#: Packages whose parts compute exactly what their class does, and no more.
+_PACKAGES = ("rllib_kd", "ray", "torch")
 #: Parts that pass their input from one of their own parts to the next.
 _CHAINS = (nn.Sequential, TorchMLP, TorchMLPEncoder, TorchMLPHead)
 
@@ -31,6 +33,12 @@ def is_chain(network: nn.Module) -> bool:
 def _passes_on(part: nn.Module) -> bool:
     """Return whether a part does what its class does, and if it has parts, calls them one after the other."""
     return "forward" not in vars(part) and (type(part) in _CHAINS or not list(part.children()))
+
+
+def is_known(part: nn.Module) -> bool:
+    """Return whether a part computes what its class does, without hooks, and whether the class is known."""
+    is_plain = not part._forward_hooks and not part._forward_pre_hooks and "forward" not in vars(part)
+    return is_plain and type(part).__module__.partition(".")[0] in _PACKAGES
 
 
 def is_plain_linear(layer: nn.Module) -> bool:

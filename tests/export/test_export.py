@@ -288,6 +288,43 @@ def test_a_subclass_of_rllibs_module_is_exported_as_it_computes(tmp_path):
     assert q_function(tmp_path / "s")(states(9)) == pytest.approx(2 * plain, abs=1e-5)
 
 
+class Careful(DefaultDQNTorchRLModule):
+    """A rule of the user's own, in states that the parity check has not: far out, the first action is best."""
+
+    def compute_q_values(self, batch):
+        q = super().compute_q_values(batch)[QF_PREDS]
+        return {QF_PREDS: q + 1e3 * (batch["obs"][:, :1] > 100.0) * torch.eye(3)[0]}
+
+
+def careful(**model_config):
+    module = network(**model_config).module
+    module.__class__ = Careful
+    return Teacher(module)
+
+
+@pytest.mark.parametrize("artifact_format", ["onnx", "torchscript"])
+def test_a_rule_of_the_users_own_is_in_the_file_of_a_dueling_student(tmp_path, artifact_format):
+    export(careful(dueling=True), tmp_path / "s", format=artifact_format, obs=states(9))
+    assert q_function(tmp_path / "s")(states(9) + 200)[:, 0] == pytest.approx(1e3, abs=200)
+
+
+def test_what_a_description_would_lack_is_refused(tmp_path):
+    hooked, other_sum = network(), network()
+    hooked.module.af.register_forward_hook(lambda module, inputs, q_values: 2.0 * q_values)
+    other_sum.module.compute_q_values = lambda batch: {}
+    for student, message in (
+        (careful(), "got a Careful with a TorchMLPEncoder"),
+        (other_sum, r"compute_q_values\(\) of their own"),
+        (hooked, "cannot hold af's TorchMLPHead, which has hooks"),
+    ):
+        for artifact_format, name in (("safetensors", "s"), ("c", "s.h")):
+            with pytest.raises(ValueError, match=message):
+                export(student, tmp_path / name, format=artifact_format, obs=states(3))
+    remembering = careful(use_lstm=True, lstm_cell_size=8, max_seq_len=5)
+    with pytest.raises(ValueError, match="got a Careful"):
+        export(remembering, tmp_path / "s", format="onnx", obs=states(3))
+
+
 def test_hooks_of_the_users_own_are_in_the_file(tmp_path):
     student = network()
     plain = student.q_values(torch.as_tensor(states(9))).numpy()

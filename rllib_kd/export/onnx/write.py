@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rllib_kd.export.artifact import require
 from rllib_kd.export.formats import (
@@ -24,11 +23,9 @@ from rllib_kd.export.formats import (
 from rllib_kd.export.onnx.graph import OPSET, OnnxGraph
 from rllib_kd.export.onnx.integers import QUANTIZATION, closest_onnx_integers
 from rllib_kd.export.onnx.layers import Value, add_cell, add_layers
+from rllib_kd.networks.parts import is_known
 from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher
-
-#: Packages whose modules compute exactly what the description of their layers contains.
-_KNOWN = ("rllib_kd", "ray", "torch")
 
 
 def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = None, takes_mask: bool = False) -> None:
@@ -62,7 +59,7 @@ def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = No
 
 def _from_description(student: Teacher, *, takes_mask: bool) -> Any | None:
     """Return the model made from the description of the layers, or None if the network has no description."""
-    if not all(map(_is_known, student.module.modules())):
+    if not all(map(is_known, student.module.modules())):
         return None
     try:
         layers, tensors = describe(student)
@@ -87,12 +84,6 @@ def _from_description(student: Teacher, *, takes_mask: bool) -> Any | None:
     for (name, units), value in zip(sizes.items(), after, strict=True):
         outputs[f"{name}_out"] = (value, (units,))
     return graph.model(outputs)
-
-
-def _is_known(part: nn.Module) -> bool:
-    """Return whether a module computes what its class does, and whether the class is known."""
-    hooks = (part._forward_hooks, part._forward_pre_hooks)
-    return type(part).__module__.partition(".")[0] in _KNOWN and not any(hooks) and "forward" not in vars(part)
 
 
 def _exported_by_torch(student: Teacher, *, takes_mask: bool) -> Any:

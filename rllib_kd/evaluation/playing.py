@@ -131,9 +131,28 @@ def mask_view(num_actions: int) -> View:
     return lambda shown: np.ones((len(shown.first), num_actions), dtype=bool) if shown.mask is None else shown.mask
 
 
-def some_illegal(masks: np.ndarray) -> np.ndarray | None:
-    """Return recorded masks `[N, A]` as truth values; None if every action is always legal."""
-    return None if masks.all() else masks.astype(bool)
+class MaskRecorder:
+    """A recorder of legal actions, and of whether an environment has masks at all.
+
+    Args:
+        num_actions: number of actions.
+    """
+
+    def __init__(self, num_actions: int):
+        self._view, self._has_masks = mask_view(num_actions), False
+
+    def start(self) -> View:
+        """Return a view, as `mask_view()`."""
+
+        def view(shown: Shown) -> np.ndarray:
+            self._has_masks |= shown.mask is not None
+            return self._view(shown)
+
+        return view
+
+    def masks_of(self, recorded: np.ndarray) -> np.ndarray | None:
+        """Return the recorded masks `[N, A]` as truth values; None if the environment has no masks."""
+        return np.asarray(recorded, bool) if self._has_masks else None
 
 
 def one_episode_each(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv:

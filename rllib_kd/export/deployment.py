@@ -18,7 +18,7 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, resolve_environment
-from rllib_kd.evaluation.playing import Act, mask_view, play, some_illegal
+from rllib_kd.evaluation.playing import Act, MaskRecorder, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.evaluation.sources import open_source
@@ -138,12 +138,14 @@ def deploy(
     check_exportable(network, format=format, int8=int8, prefix=prefix)
     (network,) = check_players_fit(make_env, {"The teacher" if out is None else "The student": network})
     view = artifact_view(network)
-    views = [view, lambda: mask_view(int(network.action_space.n))]
-    torch_returns, (states, masks) = play(make_env, GreedyQ(network), seeds, views=views, advance=advance)
+    recorder = MaskRecorder(int(network.action_space.n))
+    torch_returns, (states, masks) = play(
+        make_env, GreedyQ(network), seeds, views=[view, recorder.start], advance=advance
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = out if out is not None else Path(folder) / f"network{ending_of(format)}"
         exported = write_artifact(
-            network, path, format=format, obs=states, action_masks=some_illegal(masks), int8=int8, prefix=prefix
+            network, path, format=format, obs=states, action_masks=recorder.masks_of(masks), int8=int8, prefix=prefix
         )
         cost, returns = None, [math.nan]
         if exported.is_checked:

@@ -83,7 +83,7 @@ class Exported:
     max_difference: float | None  # of any Q-value, return units; None if unchecked
     max_difference_allowed: float | None  # None for int8, which is not held to one, and if unchecked
     agreement: float | None  # share of observations in which both choose the same action, in [0, 1]; None if unchecked
-    takes_mask: bool = False  # whether states had illegal actions, and the file is given the legal ones
+    takes_mask: bool = False  # whether the environment has masks, and the file is given the legal actions
 
     @property
     def is_checked(self) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from ray.rllib.core.columns import Columns
 
-from rllib_kd.evaluation.playing import some_illegal
 from rllib_kd.export.artifact import deployment_cost
 from rllib_kd.export.deployment import Deployment, check_file
 from rllib_kd.export.export import check_exportable, export
@@ -25,7 +24,9 @@ _MOST_CHUNKS = 100  # that are read: a data lake has thousands
 
 
 def recorded_states(uris: Sequence[str], student: Teacher) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return observations `[N, ...]`, N ≤ 10,000, spread over recorded files, and legal actions `[N, A]` or None.
+    """Return observations `[N, ...]`, N ≤ 10,000, spread over recorded files, and legal actions `[N, A]`.
+
+    The latter are None if the files have no column of masks.
 
     Args:
         uris: paths or URIs of labelled files, or of others that `rllib label` reads.
@@ -52,7 +53,7 @@ def recorded_states(uris: Sequence[str], student: Teacher) -> tuple[np.ndarray, 
         rows = np.linspace(0, len(obs) - 1, min(share, len(obs))).astype(int)
         pieces.append({name: piece[name][rows] for name in (Columns.OBS, MASK) if name in piece})
     joined = {name: np.concatenate([piece[name] for piece in pieces])[:_MOST_STATES] for name in pieces[0]}
-    return joined[Columns.OBS], some_illegal(joined[MASK]) if MASK in joined else None
+    return joined[Columns.OBS], joined[MASK].astype(bool) if MASK in joined else None
 
 
 def deploy_on_rows(

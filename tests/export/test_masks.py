@@ -3,13 +3,16 @@
 import json
 import subprocess
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from rllib_kd import load_teacher
 from rllib_kd.export.artifact import FORMATS, deployment_cost, latencies_ms, q_function
+from rllib_kd.export.deployment import deploy
 from rllib_kd.export.export import export
+from rllib_kd.export.recorded import recorded_states
 from rllib_kd.export.runners import c_runner
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import states
@@ -133,3 +136,26 @@ def test_a_mask_that_claims_to_be_huge_is_refused(obs, tmp_path):
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ValueError, match="was refused"):
         load_teacher(path)
+
+
+class AllLegal(gym.Env):
+    """Its masks are all ones in its short episodes."""
+
+    observation_space, action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32), gym.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.random(4, np.float32), {"action_mask": np.ones(3, np.int8)}
+
+    def step(self, action):
+        return self.np_random.random(4, np.float32), 0.0, False, True, {"action_mask": np.ones(3, np.int8)}
+
+
+def test_a_file_takes_masks_if_none_was_needed_so_far(obs, tmp_path):
+    done = deploy(network(), tmp_path / "s.onnx", lambda config: AllLegal(), format="onnx", num_episodes=2)
+    assert done.exported.takes_mask
+    assert [value.name for value in inputs_of(tmp_path / "s.onnx")] == ["obs", "action_mask"]
+    rows = {"obs": obs, "action_mask": np.ones((len(obs), 3), bool)}
+    np.savez(tmp_path / "rows.npz", **rows)
+    _, masks = recorded_states([str(tmp_path / "rows.npz")], network())
+    np.testing.assert_array_equal(masks, rows["action_mask"])

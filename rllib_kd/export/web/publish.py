@@ -15,7 +15,7 @@ from rllib_kd.environments.making import close, env_maker
 from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
-from rllib_kd.evaluation.playing import Act, mask_view, play, some_illegal
+from rllib_kd.evaluation.playing import Act, MaskRecorder, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.export.deployment import Deployment
@@ -110,8 +110,10 @@ def publish(
     networks = {"The student": student} | ({} if teacher is None else {"The teacher": teacher})
     student, *others = check_players_fit(make_env, networks)
     view = artifact_view(student)
-    views = [view, lambda: mask_view(int(student.action_space.n))]
-    torch_returns, (states, masks) = play(make_env, GreedyQ(student), seeds, views=views, advance=advance)
+    recorder = MaskRecorder(int(student.action_space.n))
+    torch_returns, (states, masks) = play(
+        make_env, GreedyQ(student), seeds, views=[view, recorder.start], advance=advance
+    )
     obs = checked_obs(states, input_shape(student))
     teacher = others[0] if others else None
     data = _data(student, teacher, view, played, seeds[:NUM_RECORDED])
@@ -122,7 +124,7 @@ def publish(
         lead += f" Its teacher is {name}, {how_many(teacher.num_parameters)} parameters."
     text = page(out.stem, lead, data)
     with PageStudent(text) as page_student:
-        exported = compared(student, page_student, obs, out, format="web", masks=some_illegal(np.asarray(masks)))
+        exported = compared(student, page_student, obs, out, format="web", masks=recorder.masks_of(masks))
         returns = [math.nan]
         if page_student.runs_javascript:
             returns, _ = play(make_env, _Page(page_student, view), seeds, advance=advance)

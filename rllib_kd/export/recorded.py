@@ -40,20 +40,27 @@ def recorded_states(uris: Sequence[str], student: Teacher) -> tuple[np.ndarray, 
     share = -(-_MOST_STATES // len(chunks))
     pieces: list[dict[str, np.ndarray]] = []
     for chunk in chunks:
-        piece: dict[str, Any] = next(files.read(chunk, (Columns.OBS, MASK)))
-        obs = piece[Columns.OBS]
-        if not isinstance(obs, np.ndarray) or obs.shape[1:] != input_shape(student):
-            found = getattr(obs, "shape", (0, "several parts"))[1:]
-            raise DataError(
-                f"an observation is {list(found)}, but the student takes {list(input_shape(student))}. Give the files "
-                "that it was trained on, as `rllib label` wrote them.",
-                file=files.path_of(chunk),
-                column=Columns.OBS,
-            )
-        rows = np.linspace(0, len(obs) - 1, min(share, len(obs))).astype(int)
-        pieces.append({name: piece[name][rows] for name in (Columns.OBS, MASK) if name in piece})
+        wanted, first = np.linspace(0, chunk.num_rows - 1, min(share, chunk.num_rows)).astype(int), 0
+        for piece in files.read(chunk, (Columns.OBS, MASK)):
+            obs = piece[Columns.OBS]
+            _check_shape(obs, student, files.path_of(chunk))
+            rows = wanted[(wanted >= first) & (wanted < first + len(obs))] - first
+            pieces.append({name: piece[name][rows] for name in (Columns.OBS, MASK) if name in piece})
+            first += len(obs)
     joined = {name: np.concatenate([piece[name] for piece in pieces])[:_MOST_STATES] for name in pieces[0]}
     return joined[Columns.OBS], joined[MASK].astype(bool) if MASK in joined else None
+
+
+def _check_shape(obs: Any, student: Teacher, path: str) -> None:
+    """Raise a DataError if the observations of a file `[N, ...]` are not those that the student takes."""
+    if not isinstance(obs, np.ndarray) or obs.shape[1:] != input_shape(student):
+        found = getattr(obs, "shape", (0, "several parts"))[1:]
+        raise DataError(
+            f"an observation is {list(found)}, but the student takes {list(input_shape(student))}. Give the files "
+            "that it was trained on, as `rllib label` wrote them.",
+            file=path,
+            column=Columns.OBS,
+        )
 
 
 def deploy_on_rows(

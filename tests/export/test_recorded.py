@@ -36,6 +36,16 @@ def test_states_are_of_all_parts_of_the_files(rows, labelled, tmp_path):
     assert {tuple(row) for row in some} >= {tuple(row) for row in rows["obs"][::500]}
 
 
+def test_states_are_of_the_whole_of_a_long_file(tmp_path):
+    rows = np.zeros((150_000, 4), np.float32)
+    rows[:, 0] = np.arange(len(rows))
+    np.savez(tmp_path / "a.npz", obs=rows)
+    obs, _ = recorded_states([str(tmp_path)], network())
+    assert len(obs) == 10_000
+    np.testing.assert_allclose(np.diff(obs[:, 0]), 15, atol=1)
+    assert obs[-1, 0] == len(rows) - 1
+
+
 @pytest.mark.parametrize("int8", [False, True])
 def test_the_file_is_compared_and_measured_and_plays_nothing(labelled, tmp_path, int8):
     student = network()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
 import logging
 import warnings
@@ -43,6 +44,8 @@ STATE = "state"  # in the metadata of safetensors: the units of each part of a r
 #: Encoders that have a description.
 _ENCODERS = (TorchMLPEncoder, TorchCNNEncoder, FlattenEncoder, MixedEncoder)
 PARTS = "observation_parts"  # the name of that description in the metadata, of formats that have some
+#: Words of the errors of torch.export about a network whose Python depends on the numbers that it gets.
+_BRANCHES = ("data-dependent", "dynamic control flow")
 _COARSE = 1e-6  # of its std: larger errors of a filter's mean could be seen in Q-values
 
 
@@ -211,8 +214,8 @@ def write_pt2(student: Teacher, file: Path, *, takes_mask: bool = False) -> None
     """Write the network as a program of `torch.export`, for batches of any size, with a mask on request."""
     network, inputs = exportable_network(student), example_inputs(student, takes_mask=takes_mask)
     with quiet(), torch.no_grad():
-        batch = torch.export.Dim("batch")
-        program = torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+        with refusing_branches():
+            program = _program(network, inputs)
         program.example_inputs = None  # a pickle, and larger than a small student
         for node in program.graph.nodes:
             for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
@@ -221,11 +224,45 @@ def write_pt2(student: Teacher, file: Path, *, takes_mask: bool = False) -> None
             torch.export.save(program, opened, extra_files=_notes(student))
 
 
+def _program(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch")
+    return torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+
+
+@contextlib.contextmanager
+def refusing_branches(*, others_pass: bool = False) -> Iterator[None]:
+    """Turn an error of torch.export about a network that decides in Python into a ValueError that has what to do.
+
+    Args:
+        others_pass: whether other errors are ignored, instead of raised as they are.
+    """
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # torch.export prints the graph as far as it came
+            yield
+    except Exception as error:
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__) is not None:
+            chain.append(cause)
+        if any(words in str(each).lower() for each in chain for words in _BRANCHES):
+            raise ValueError(
+                "The network decides in Python by the numbers that it gets (`if`, `while`, `float()`, `.item()`), "
+                "which a file cannot hold. Use operations of tensors instead, such as torch.where()."
+            ) from error
+        if not others_pass:
+            raise
+
+
 def write_torchscript(student: Teacher, file: Path, *, takes_mask: bool = False) -> None:
     """Write the network as a TorchScript program, with a mask of legal actions on request."""
-    network = exportable_network(student)
+    network, inputs = exportable_network(student), example_inputs(student, takes_mask=takes_mask)
     with quiet(), torch.no_grad():
-        script = torch.jit.freeze(torch.jit.trace(network, example_inputs(student, takes_mask=takes_mask)))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", torch.jit.TracerWarning)
+            script = torch.jit.freeze(torch.jit.trace(network, inputs))
+        if any("tensor to a Python" in str(warning.message) for warning in caught):
+            # The trace keeps one branch. What shapes decide is the same for all observations: torch.export takes it.
+            with refusing_branches(others_pass=True):
+                _program(network, inputs)
         traced = file.with_name(f"{file.name}.traced")
         torch.jit.save(script, traced, _extra_files=_notes(student))
     # Saved again without its source lines, which contain paths of this machine.

@@ -22,8 +22,19 @@ from rllib_kd.export.export import TOLERANCE, export
 from rllib_kd.export.formats import describe
 from rllib_kd.export.web.publish import publish
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.function import QNetwork
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
-from tests.export.students import LINEAR, MLPS, NETWORK_FORMATS, ONE_FILE, OTHERS, ROOT, linear_student, network
+from tests.export.students import (
+    LINEAR,
+    MLPS,
+    NETWORK_FORMATS,
+    ONE_FILE,
+    OTHERS,
+    ROOT,
+    THREE_ACTIONS,
+    linear_student,
+    network,
+)
 
 #: Every layer is in these; a format that traces PyTorch sees no difference in the others.
 TRACED = ("linear in pixels", "layer norm, elu", "silu, sigmoid", "dueling C51", "cnn with padding")
@@ -331,6 +342,33 @@ def test_hooks_of_the_users_own_are_in_the_file(tmp_path):
     student.module.af.register_forward_hook(lambda module, inputs, q_values: 2.0 * q_values)
     export(student, tmp_path / "s", format="onnx", obs=states(9))
     assert q_function(tmp_path / "s")(states(9)) == pytest.approx(2 * plain, abs=1e-5)
+
+
+class Deciding(nn.Module):
+    """Python decides by the shape of its inputs, or by their numbers."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.layer, self.by = nn.Linear(4, 3), by
+
+    def forward(self, obs):
+        if bool(obs.shape[1] > 5 if self.by == "shape" else (obs > 2).any()):
+            return -self.layer(obs)
+        return self.layer(obs) / float(obs.shape[1] if self.by == "shape" else 2)
+
+
+@pytest.mark.parametrize("artifact_format", [pytest.param("onnx", marks=pytest.mark.slow), "pt2", "torchscript"])
+def test_networks_that_decide_in_python_are_refused(tmp_path, capsys, artifact_format):
+    student = Teacher(QNetwork(Deciding("numbers"), CARTPOLE_OBS, THREE_ACTIONS))
+    with pytest.raises(ValueError, match=r"decides in Python by the numbers.*torch\.where"):
+        export(student, tmp_path / "s", format=artifact_format, obs=states(9))
+    assert not list(tmp_path.iterdir())
+    assert "forward" not in capsys.readouterr().err
+
+
+def test_networks_that_decide_by_shapes_are_exported(tmp_path):
+    student = Teacher(QNetwork(Deciding("shape"), CARTPOLE_OBS, THREE_ACTIONS))
+    assert export(student, tmp_path / "s", format="torchscript", obs=states(9)).max_difference < 1e-5
 
 
 def test_onnx_of_a_distribution_takes_an_empty_batch_and_has_integers(tmp_path):

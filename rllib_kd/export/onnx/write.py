@@ -18,6 +18,7 @@ from rllib_kd.export.formats import (
     input_shape,
     observation_parts,
     quiet,
+    refusing_branches,
     state_of,
 )
 from rllib_kd.export.onnx.graph import OPSET, OnnxGraph
@@ -96,7 +97,7 @@ def _exported_by_torch(student: Teacher, *, takes_mask: bool) -> Any:
     # A network of parts takes them as one argument.
     shapes: Any = {"obs": each, "more": (each,) * (len(names) - 1)} if state else dict.fromkeys(names, each)
 
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), refusing_branches():
         program = torch.onnx.export(
             network,
             example_inputs(student, takes_mask=takes_mask),

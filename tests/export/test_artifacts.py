@@ -85,7 +85,7 @@ def onnx_notes(path):
 
 
 def test_the_closer_of_two_ways_to_quantise_is_taken(cartpole_states, tmp_path, monkeypatch):
-    student = Teacher(make_q_module())
+    student = load_teacher("cartpole")
     static = export(student, tmp_path / "static.onnx", format="onnx", obs=cartpole_states, int8=True)
     # Scales from states that are nothing like those that come.
     real = onnx_integers._quantize_static
@@ -95,6 +95,16 @@ def test_the_closer_of_two_ways_to_quantise_is_taken(cartpole_states, tmp_path, 
     dynamic = export(student, tmp_path / "dynamic.onnx", format="onnx", obs=cartpole_states, int8=True)
     assert onnx_notes(static.path)["quantization"] == "static"
     assert onnx_notes(dynamic.path)["quantization"] == "dynamic"
+
+
+def test_scales_of_run_time_are_judged_one_observation_at_a_time(tmp_path):
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(1000, 4)) * np.exp(4 * rng.normal(size=(1000, 1)))  # a few are huge
+    for masks in (None, np.ones((1000, 3))):
+        done = export(network(), tmp_path / "s.onnx", format="onnx", obs=obs, action_masks=masks, int8=True)
+        assert onnx_notes(done.path)["quantization"] == "dynamic"
+        assert done.agreement > 0.98  # of fixed scales and of whole batches: below 0.9
+        assert done.num_observations == 300
 
 
 def test_onnx_has_exactly_the_weights_of_a_student_that_learned_for_8_bits(cartpole_states, tmp_path):

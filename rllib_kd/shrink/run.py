@@ -175,7 +175,12 @@ class Run:
                 self._train(trainer)
         candidates = self._candidates()
         if candidates:
-            self._certify(candidates)
+            try:
+                self._certify(candidates)
+            except ValueError as error:  # a return outside of stated bounds
+                if (best := self._best_of_all()) is not None:
+                    self._save(self._result(str(error)), best)
+                raise
         if self._tests and self._tests[-1].is_certified:
             return "", candidates[len(self._tests) - 1]
         how = {"keep": self.asked.keep, "more": self._more(), "measured": self.arena.measured}
@@ -289,10 +294,18 @@ class Run:
 
     def _after_iteration(self, trainer: Trainer | SpreadTrainer) -> None:
         self._show_training(trainer)
+        self._check_bounds(trainer.seen_returns)
         # Parts reach a number of env steps in any order: by their number, equal runs save after a round alone.
         may_save = self._budget.is_by_time or len(self.parts) < 2
         if may_save and self._budget.is_save_due(trainer.env_steps):
             self._save_training(trainer)
+
+    def _check_bounds(self, seen: np.ndarray) -> None:
+        """Raise a ValueError if a training episode had a return outside of stated bounds: no test could begin."""
+        try:
+            self._first_test(seen)
+        except ValueError as error:
+            raise ValueError(f"In a training episode, in which students also act at random: {error}") from error
 
     def _save_training(self, trainer: Trainer | SpreadTrainer) -> None:
         if trainer.env_steps == 0:

@@ -194,6 +194,24 @@ def test_bounds_that_teacher_or_random_policy_exceed_are_refused_before_training
     assert set(happened) == {"play"}
 
 
+def test_bounds_that_a_training_episode_exceeds_are_refused_in_the_iteration_that_saw_it(go):
+    happened = []
+    with pytest.raises(ValueError, match=r"training episode.*act at random.*got -10 to 5\. State wider bounds"):
+        go("narrow", World(happened.append), bounds=(-5.0, 200.0))
+    assert happened.count("train") == 1
+
+
+def test_bounds_that_the_certificate_exceeds_leave_the_student(go, monkeypatch):
+    def refuse(self, *args):
+        raise ValueError("State wider bounds")
+
+    happened = []
+    monkeypatch.setattr(WorldGames, "certificate_episodes", refuse)
+    with pytest.raises(ValueError, match="State wider bounds"):
+        go("narrow", World(happened.append), bounds=(-10.0, 200.0))
+    assert happened[-1] == "student"
+
+
 def test_a_run_that_is_too_short_for_any_certificate_ends_before_training(go, monkeypatch):
     monkeypatch.setattr(Checks, "_why_too_short", lambda self, returns, seconds: "It is too short.")
     happened = []

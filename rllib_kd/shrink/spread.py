@@ -130,9 +130,11 @@ class Worker:
 
     def restore(self, content: bytes, returns: Sequence[float]) -> tuple[int, list[float]]:
         """Continue from a result of `save()`; return as `iterate()` does."""
+        # Python before 3.10.12 and 3.11.4 has no filters. The archive is of this run's own making.
+        options: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         with tempfile.TemporaryDirectory() as folder:
             with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-                archive.extractall(folder, filter="data")
+                archive.extractall(folder, **options)
             self._trainer.restore(Path(folder) / "checkpoint", {"returns": list(returns)})
         return self._standing()
 

@@ -1,5 +1,6 @@
 """Training and episodes that several actors share, without Ray."""
 
+import tarfile
 from itertools import count
 from types import SimpleNamespace
 
@@ -306,3 +307,19 @@ def test_a_save_is_whole_or_not_there(monkeypatch, tmp_path):
     with pytest.raises(ZeroDivisionError):
         trainer.save(tmp_path / "training-201")
     assert not (tmp_path / "training-201").exists()
+
+
+def test_a_part_continues_from_its_archive_also_in_a_python_without_filters(monkeypatch):
+    restored, worker = [], Worker(None, None, None)
+    worker._own_trainer = SimpleNamespace(
+        save=lambda folder: folder.mkdir() or (folder / "file").write_text("weights"),
+        restore=lambda folder, state: restored.append(((folder / "file").read_text(), state)),
+        env_steps=50,
+        seen_returns=np.array([1.0, 2.0]),
+    )
+    content, returns = worker.save()
+    real = tarfile.TarFile.extractall
+    monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, folder: real(self, folder))
+    monkeypatch.delattr(tarfile, "data_filter")
+    assert worker.restore(content, returns) == (50, [1.0, 2.0])
+    assert restored == [("weights", {"returns": [1.0, 2.0]})]

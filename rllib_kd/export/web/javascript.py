@@ -24,7 +24,8 @@ let student;
 lines.on("line", (line) => {
   const asked = JSON.parse(line);
   if (student === undefined) {
-    student = require("vm").runInNewContext(asked.code + "; makeStudent(network)", { network: asked.network, atob });
+    const given = { network: asked.network, Buffer, atob: typeof atob === "undefined" ? undefined : atob };
+    student = require("vm").runInNewContext(asked.code + "; makeStudent(network)", given);
     return;
   }
   const found = asked.obs.map((observation, i) => student.qValues(observation, asked.masks && asked.masks[i]));

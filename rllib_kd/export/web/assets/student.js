@@ -3,7 +3,9 @@
 // A mask, a list of truth values, says which actions are legal: the Q-values of the others are -Infinity.
 
 function decodeFloats(text) {
-  return new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+  // Node before 16 has no atob.
+  const bytes = typeof atob === "undefined" ? Buffer.from(text, "base64") : Array.from(atob(text), (c) => c.charCodeAt(0));
+  return new Float32Array(Uint8Array.from(bytes).buffer);
 }
 
 function makeStudent(network) {

@@ -14,15 +14,17 @@ import torch
 from rllib_kd.export.artifact import FORMATS, deployment_cost, q_function
 from rllib_kd.export.c.write import c_network
 from rllib_kd.export.export import export
-from rllib_kd.export.formats import describe
+from rllib_kd.export.formats import describe, input_shape
 from rllib_kd.export.runners import c_runner, numpy_runner
 from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.networks.trees.arrays import Tree
 from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
+from tests.conftest import states
 from tests.export.c.networks import SANITIZERS, Together, has_sanitizers
 from tests.export.c.test_layers import NUM_REFUSED, extremes
+from tests.export.students import network
 from tests.networks.trees.trees import ACTIONS, INPUTS, near_ties, tree_module
 
 TREES = {
@@ -85,9 +87,20 @@ def test_huge_entries_of_a_tree_in_numpy_warn_of_nothing(tmp_path):
         q_function(tmp_path / "tree.safetensors")(np.full((1, 3), 3e38, np.float32))
 
 
+def test_no_name_in_c_is_another_one_behind_a_word():
+    """Otherwise headers whose prefixes differ by that word could not be in one program."""
+    trees = [(Teacher(tree_module(**TREES[name])), None) for name in ("many leaves", "oblique")]
+    names = set()
+    for student, obs in [(network(fcnet_hiddens=[4]), states(9)), *trees]:
+        text = c_network(*describe(student), input_shape(student), prefix="x", int8_obs=obs).header
+        names |= set(re.findall(r"\b[xX]_(\w+)", text))
+    assert {"lastlinear", "linear", "plaintree", "tree"} <= names
+    assert not [(name, other) for name in names for other in names if name.endswith(f"_{other}")]
+
+
 @needs_c
 def test_c_computes_no_floats_for_a_tree_that_compares_entries(tmp_path):
-    for name, function in (("many leaves", "plain_tree"), ("oblique", "tree")):
+    for name, function in (("many leaves", "plaintree"), ("oblique", "tree")):
         text = c_network(*describe(Teacher(tree_module(**TREES[name]))), (3,)).header
         assert f"student_{function}(observation, q_values" in text
         (body,) = re.findall(rf"static void student_{function}\(.*?^}}$", text, re.DOTALL | re.MULTILINE)

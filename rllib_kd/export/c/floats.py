@@ -166,9 +166,9 @@ static void p_expectation(const float *x, float *y, const float *atoms, int32_t 
     }
 }
 """,
-    "plain_tree": """\
+    "plaintree": """\
 /* A tree: at each node an entry of x and a threshold. Numbers are compared alone: no floating point is computed. */
-static void p_plain_tree(const float *x, float *y, const int16_t *first, const float *threshold, const int16_t *left,
+static void p_plaintree(const float *x, float *y, const int16_t *first, const float *threshold, const int16_t *left,
         const int16_t *right, const float *values, int32_t inner, int32_t count)
 {
     int32_t node = 0, i;
@@ -235,7 +235,7 @@ class FloatSteps:
         """Add the calls of a step."""
         buffers = [self._places[value.buffer] for value in (*step.sources, step.target)]
         is_plain = step.op == "tree" and not any(step.layer["operation"])
-        self._call("plain_tree" if is_plain else step.op, [*buffers, *self._arguments(step)])
+        self._call("plaintree" if is_plain else step.op, [*buffers, *self._arguments(step)])
         if step.op in ("linear", "conv2d"):
             self.functions.add("dot")
         if step.op in STATE_PARTS:

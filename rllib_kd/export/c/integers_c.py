@@ -66,7 +66,7 @@ static int32_t p_add_products(int32_t sum, const int8_t *weight, const int16_t *
 }
 """,
     "linear": _LINEAR.replace("NAME", "linear").replace("TYPE", "int16_t"),
-    "last_linear": _LINEAR.replace("NAME", "last_linear").replace("TYPE", "int32_t"),
+    "lastlinear": _LINEAR.replace("NAME", "lastlinear").replace("TYPE", "int32_t"),
     "conv2d": """\
 /* x [height][width][channels], row = width * channels; y [y_height][y_width][filters].
    weight [filters][patch_height][patch], patch = the patch's width * channels; down and along: strides in numbers. */
@@ -189,9 +189,9 @@ class _Calls:
 
     def add(self, each: IntegerStep) -> None:
         step = each.step
-        function = "last_linear" if step.target.buffer in self._last and each.function == "linear" else each.function
+        function = "lastlinear" if step.target.buffer in self._last and each.function == "linear" else each.function
         self.functions.add(function)
-        if function in ("linear", "last_linear", "conv2d"):
+        if function in ("linear", "lastlinear", "conv2d"):
             self.functions |= {"rescale", "add_products"}
         arguments = [self._places[value.buffer] for value in (*step.sources, step.target)]
         arguments += [self._arrays.add(numbers) for numbers in each.arrays.values()]

@@ -177,7 +177,8 @@ def main_program_of(file: Path, *options: str) -> Iterator[Callable[..., list[st
 
     Yields:
         The function from arguments of the program, and `records` `[N, ...]` as it reads them, to the lines that it
-        prints. It raises a RuntimeError if the program fails.
+        prints. It raises a RuntimeError if the program fails, and a ValueError if none can be run from the temporary
+        folder.
 
     Raises:
         ValueError: the compiler failed.
@@ -188,7 +189,10 @@ def main_program_of(file: Path, *options: str) -> Iterator[Callable[..., list[st
 
         def printed(*arguments: str, records: np.ndarray) -> list[str]:
             given = np.asarray(records, np.float32).tobytes()
-            done = subprocess.run([program, *arguments], input=given, capture_output=True)
+            try:
+                done = subprocess.run([program, *arguments], input=given, capture_output=True)
+            except OSError as error:
+                raise c_runner.cannot_run(folder, error) from error
             if done.returncode:
                 raise ProgramFailedError("The C program", done.stderr.decode(errors="replace"))
             return done.stdout.decode().splitlines()

@@ -172,6 +172,12 @@ def build(source: Path, out: Path, *options: str) -> None:
         raise ValueError(f"The C compiler '{command[0]}' failed for '{source.name}':\n{done.stderr[-2000:]}")
 
 
+def cannot_run(folder: str, error: OSError) -> ValueError:
+    """Return the error about a folder from which nothing that was compiled can be run, such as a `noexec` one."""
+    parent = Path(folder).parent
+    return ValueError(f"Programs cannot be run from '{parent}' ({error}). Set TMPDIR to another folder.")
+
+
 class CNetwork:
     """A header, compiled and loaded.
 
@@ -197,7 +203,10 @@ class CNetwork:
             source = Path(folder) / "library.c"
             source.write_text(with_prefix(code, self._prefix), encoding="utf-8")
             build(source, Path(folder) / "library.so", "-O2", "-shared", "-fPIC", *self._options)
-            return ctypes.CDLL(str(Path(folder) / "library.so"))
+            try:
+                return ctypes.CDLL(str(Path(folder) / "library.so"))
+            except OSError as error:
+                raise cannot_run(folder, error) from error
 
     def legal_actions(self, obs: np.ndarray, masks: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
         """Return actions `[B]` (int32; negative: refused) among the legal ones.

@@ -294,3 +294,19 @@ def test_numbers_are_read_back_as_they_are():
         text = literal(number)
         assert re.fullmatch(r"-?(\d+\.\d*(e[+-]?\d+)?|\d+e[+-]?\d+)f", text)  # an integer with an f is no number in C
         assert np.float32(text[:-1]).tobytes() == number.tobytes()
+
+
+def test_a_temporary_folder_without_programs_is_named(tmp_path, monkeypatch):
+    export(network(fcnet_hiddens=[2]), tmp_path / "s.h", format="c", obs=states(3))
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    with main_program_of(tmp_path / "s.h") as printed:
+        monkeypatch.setattr(subprocess, "run", refuse)
+        with pytest.raises(ValueError, match=r"Programs cannot be run from '/.*Set TMPDIR to another folder"):
+            printed(records=states(3))
+    monkeypatch.undo()
+    monkeypatch.setattr(c_runner.ctypes, "CDLL", refuse)
+    with pytest.raises(ValueError, match="Set TMPDIR to another folder"):
+        c_runner.CNetwork(str(tmp_path / "s.h"))

@@ -6,12 +6,14 @@ import json
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rllib_kd.checkpoints.runs import BEHAVIOR, Curve, whose
 from rllib_kd.public import public
+from rllib_kd.report.confusion import MAX_ACTIONS, is_large, written
 from rllib_kd.report.drawing import GLYPHS, VARIABLES, WIDTH, Points, colour_of, svg
 from rllib_kd.report.page import page, section
 from rllib_kd.report.plots import agreement_plot, confusion_plot, curves_plot, returns_plot, scatter
@@ -138,12 +140,19 @@ def _common(comparisons: Sequence[Comparison]) -> Comparison:
 def _figures(comparisons: Sequence[Comparison], curves: Mapping[str, Points]) -> dict[str, Any]:
     """Return all figures, with teacher and random policy once; values that are not finite are None, for JSON."""
     shared = ("env", "env_config", "num_episodes", "epsilon", "teacher", "random", "regret_unit")
-    dicts = [comparison.to_dict() for comparison in comparisons]
+    dicts = list(map(_as_dict, comparisons))
     students = [d["student"] | {k: v for k, v in d.items() if k not in (*shared, "student")} for d in dicts]
     figures = {key: dicts[0][key] for key in shared} | {"students": students}
     figures["curves"] = {name: [list(point) for point in curve] for name, curve in curves.items()}
     figures["curves_of"] = {name: whose(curve) for name, curve in curves.items()}
     return finite_or_none(figures)
+
+
+def _as_dict(comparison: Comparison) -> dict[str, Any]:
+    names = [f"confusion_on_{owner}_states" for owner in ("teacher", "student")]
+    large = {name: matrix for name in names if is_large(matrix := getattr(comparison, name))}
+    without: dict[str, Any] = {name: [] for name in large}
+    return replace(comparison, **without).to_dict() | {name: written(matrix) for name, matrix in large.items()}
 
 
 def _title(first: Comparison) -> str:
@@ -319,13 +328,20 @@ def _confusion_section(comparisons: Sequence[Comparison]) -> str:
         + "</div>"
         for i, comparison in enumerate(comparisons)
     )
+    num_actions = len(comparisons[0].confusion_on_teacher_states)
+    rest = (
+        f" Of the {num_actions:,} actions, the {MAX_ACTIONS} that are chosen most often are drawn, and figures.json "
+        "has the most frequent pairs."
+        if is_large(comparisons[0].confusion_on_teacher_states)
+        else ""
+    )
     return section(
         "confusion",
         "Which actions are confused",
         "How often the student chooses the column’s action in states in which the teacher chooses the row’s: the "
         "stronger the colour, the larger the share of the row (in percent and number of states, if cells have room). "
         "A perfect student has colour on the diagonal only. A row without colour is an action that the teacher never "
-        "chooses in these states.",
+        "chooses in these states." + rest,
         f'<div class="pair">{matrices}</div>',
         wide=True,
     )

@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rllib_kd.checkpoints.runs import BEHAVIOR, EXPLORING, whose
+from rllib_kd.report.confusion import drawn_actions
 from rllib_kd.report.drawing import (
     COLOURS,
     DASHES,
@@ -165,9 +168,11 @@ def confusion_plot(comparison: Comparison, i: int) -> Figure:
     figure, both = new_figure(2.9, columns=2)
     matrices = (comparison.confusion_on_teacher_states, comparison.confusion_on_student_states)
     for axes, matrix, owner in zip(both, matrices, ("teacher's", "student's"), strict=True):
-        actions = len(matrix)
-        for row, counts in enumerate(matrix):
-            total = sum(counts)
+        every_count = np.asarray(matrix)
+        shown = drawn_actions(every_count)
+        actions, totals = len(shown), every_count[shown].sum(-1)
+        for row, counts in enumerate(every_count[np.ix_(shown, shown)]):
+            total = totals[row]
             for column, count in enumerate(counts):
                 share = count / total if total else 0.0
                 # Never opaque, so that text in the foreground's colour can be read in every cell of either theme.
@@ -178,8 +183,9 @@ def confusion_plot(comparison: Comparison, i: int) -> Figure:
                     text = f"{100 * share:.1f} %\n({count:,})" if actions < 4 else f"{100 * share:.0f} %"
                     axes.text(column, row, text if total else "–", ha="center", va="center", fontsize=8)
         every = math.ceil(actions / 10)
-        axes.set_xticks(range(0, actions, every))
-        axes.set_yticks(range(0, actions, every))
+        places = range(0, actions, every)
+        axes.set_xticks(places, labels=shown[places])
+        axes.set_yticks(places, labels=shown[places])
         axes.set_xlim(-0.5, actions - 0.5)
         axes.set_ylim(actions - 0.5, -0.5)
         axes.set_aspect("equal")

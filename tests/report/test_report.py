@@ -8,12 +8,14 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from rich.cells import cell_len
 
 from rllib_kd.checkpoints.runs import Curve
 from rllib_kd.evaluation.result import Comparison, PolicyReport
 from rllib_kd.report.comparisons import summary_table, write_report
+from rllib_kd.report.confusion import drawn_actions
 
 HOSTILE = (
     "</text></svg><script>alert(1)</script><img src=\"http://evil.example/x\" onerror='x'> & $\\frac{ \x1b[31m\udc80 學"
@@ -319,6 +321,24 @@ def test_many_actions_and_students(tmp_path):
     matrix = [[row * column for column in range(18)] for row in range(18)]
     students = [comparison("s", confusion_on_teacher_states=matrix), *(comparison(f"s{i}") for i in range(8))]
     assert page(students, tmp_path).tags["svg"] == 4 + 9
+
+
+def test_reports_of_hundreds_of_actions_are_bounded(tmp_path):
+    matrix = np.zeros((700, 700), int)
+    matrix[7, 7], matrix[650, 3] = 5, 4
+    matrix += np.diag(np.arange(700) % 2)
+    shown = page([comparison(confusion_on_teacher_states=matrix.tolist())], tmp_path)
+    assert "Of the 700 actions, the 100 that are chosen most often are drawn" in shown.text
+    file = tmp_path / "new" / "folder" / "figures.json"
+    assert file.stat().st_size < 50_000
+    (student,) = json.loads(file.read_text(encoding="utf-8"))["students"]
+    found = student["confusion_on_teacher_states"]
+    assert (found["num_actions"], found["num_pairs"]) == (700, 351)
+    assert found["most_frequent"][:2] == [[7, 7, 6], [650, 3, 4]]
+    assert student["confusion_on_student_states"] == [[3, 1], [0, 0]]
+    drawn = drawn_actions(matrix)
+    assert len(drawn) == 100
+    assert {3, 7, 650} <= set(drawn.tolist())
 
 
 def test_what_cannot_stand_in_one_table(tmp_path):

@@ -294,7 +294,8 @@ class Run:
 
     def _after_iteration(self, trainer: Trainer | SpreadTrainer) -> None:
         self._show_training(trainer)
-        self._check_bounds(trainer.seen_returns)
+        if self.asked.bounds is not None:
+            self._check_bounds(trainer.seen_returns)
         # Parts reach a number of env steps in any order: by their number, equal runs save after a round alone.
         may_save = self._budget.is_by_time or len(self.parts) < 2
         if may_save and self._budget.is_save_due(trainer.env_steps):

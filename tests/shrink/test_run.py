@@ -90,7 +90,8 @@ class Tournament:
 def trained(tmp_path):
     def train(trainer, tournament, interrupted=None, rows=None, **limit):
         arena = SimpleNamespace(rows=rows, certifies_where_it_chooses=True)
-        run = Run(None, arena, None, sizes=[mlp(())], settings={}, progress=NoProgress(tmp_path), state={}, asked=None)
+        asked = SimpleNamespace(bounds=None)
+        run = Run(None, arena, None, sizes=[mlp(())], settings={}, progress=NoProgress(tmp_path), state={}, asked=asked)
         run._budget = Budget(**{"minutes": None, "env_steps": 1_000, **limit}, max_episodes=100)
         run._games = Games(None, None, 0)
         run._show = lambda text: None

@@ -122,8 +122,12 @@ CONFIG_ATTRIBUTES = {"is_atari": "_is_atari", "model_config": "_model_config"}
 
 
 def has_batch_size(config: Any) -> bool:
-    """Return whether `train_batch_size_per_learner` was set: if it was not, RLlib shows `train_batch_size`."""
-    return config._train_batch_size_per_learner is not None
+    """Return whether a batch size was set: that of each Learner, or another `train_batch_size` than the default.
+
+    RLlib's property `train_batch_size_per_learner` divides `train_batch_size` by the Learners if it was not set itself.
+    """
+    is_own = config._train_batch_size_per_learner is not None
+    return is_own or config.train_batch_size != type(config)().train_batch_size
 
 
 def freeze_statistics(connector: Any) -> None:

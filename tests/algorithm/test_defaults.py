@@ -7,6 +7,7 @@ import torch
 
 from rllib_kd import DistillDQNConfig
 from rllib_kd.algorithm.defaults import FOR_IMAGES, FOR_SEQUENCES, FOR_VECTORS, settle_defaults
+from rllib_kd.algorithm.settings import apply_settings
 from rllib_kd.learner import replay
 from rllib_kd.learner.replay import ColumnarReplay, default_capacity, make_replay
 from rllib_kd.teachers.base import Teacher
@@ -51,6 +52,21 @@ def test_what_is_set_stays_even_if_it_is_the_default_of_the_other_kind():
     config = DistillDQNConfig().training(**FOR_VECTORS)
     settle_defaults(config, (IMAGES, CARTPOLE_ACTIONS), {})
     assert {name: getattr(config, name) for name in FOR_VECTORS} == FOR_VECTORS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.training(train_batch_size=64),
+        lambda config: config.update_from_dict({"train_batch_size": 64}),
+        lambda config: apply_settings(config, {"train_batch_size": 64.0}),
+    ],
+)
+def test_a_batch_size_of_all_learners_counts_as_set(change):
+    for num_learners, expected in ((0, 64), (2, 32)):
+        config = change(DistillDQNConfig()).learners(num_learners=num_learners)
+        settle_defaults(config, (CARTPOLE_OBS, CARTPOLE_ACTIONS), {})
+        assert config.train_batch_size_per_learner == expected
 
 
 def rows(*shape, dtype=np.uint8):

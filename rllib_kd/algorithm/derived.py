@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from rllib_kd.learner.group import TD_COLUMNS
 from rllib_kd.learner.losses import POLICY_LOSSES
@@ -62,9 +64,18 @@ class DerivedValues:
 
     @property
     def given_model_config(self) -> dict[str, Any]:
-        """Return the argument of `rl_module(model_config=...)` as a dict; empty if there was none."""
+        """Return the argument of `rl_module(model_config=...)` as a dict; empty if there was none.
+
+        Fields of a `DefaultModelConfig` that have their defaults count as not given.
+        """
         given = self._model_config
-        return dict(given) if isinstance(given, Mapping) else dataclasses.asdict(given)
+        if isinstance(given, Mapping):
+            return dict(given)
+        defaults = dataclasses.asdict(DefaultModelConfig())
+        own = dataclasses.asdict(given)
+        return {
+            name: own[name] for name in own if name not in defaults or not np.array_equal(own[name], defaults[name])
+        }
 
     @property
     def members(self) -> dict[str, dict[str, Any]]:

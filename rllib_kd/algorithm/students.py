@@ -136,8 +136,7 @@ def shape_students(
         ValueError: the compression cannot be reached, or the teacher has no architecture that can be made narrower.
     """
     own = _python_numbers(config.given_model_config)
-    if own:
-        config.rl_module(model_config=own)
+    config.rl_module(model_config=own)
     if config.students:
         config.students = {
             name: _shape(config, shape, teachers, DEFAULT_MODULE_ID, spaces)

@@ -13,6 +13,7 @@ import pyarrow.fs
 import pytest
 import ray
 from ray.rllib.core import COMPONENT_RL_MODULE
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 
 from rllib_kd import DistillDQN, DistillDQNConfig, DistillEnvRunner
@@ -359,6 +360,18 @@ def test_students_are_shaped_by_their_teachers():
     assert config.compression is None
     shape_students(config, teachers)  # widths are there already
     assert config.given_model_config["fcnet_hiddens"] == [17, 17]
+
+
+@pytest.mark.parametrize("own", [{}, {"fcnet_activation": "relu"}, {"fcnet_hiddens": np.array([8])}])
+def test_defaults_of_rllibs_model_config_are_not_settings(own):
+    teachers = {"default_policy": Teacher(make_q_module(fcnet_hiddens=[64, 64]))}
+    shapes = []
+    for model_config in (own, DefaultModelConfig(**own)):
+        config = DistillDQNConfig().rl_module(model_config=model_config)
+        shape_students(config, teachers)
+        shapes.append(config.model_config)
+    assert shapes[0] == shapes[1]
+    assert shapes[0]["fcnet_hiddens"] == ([8] if "fcnet_hiddens" in own else [10, 10])
 
 
 @pytest.mark.parametrize("widths", [[np.int64(4)], np.array([4])], ids=["list", "array"])

@@ -97,7 +97,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             student_of = partial(make_student, modules, config, own_loss=own_loss, kind=kinds.student)
             trees = {name: module for name, module in modules.items() if isinstance(module, TreeRLModule)}
             networks = {name: module for name, module in modules.items() if name not in trees}
-            for members in stackable(networks, config, own_loss=own_loss):
+            is_ours = own_loss and not self._overrides("configure_optimizers_for_module")
+            for members in stackable(networks, config, is_ours=is_ours):
                 if len(members) == 1:
                     self.configure_optimizers_for_module(members[0], config)
                     optimizer = self.get_optimizer(members[0])
@@ -346,7 +347,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         if (restarts := self.config.num_copies) > 1 and not all(learner.is_one_batch for learner in learners):
             logger.warning(
                 "restarts=%d: these students are not one batch of matrices, so each copy costs nearly as much as one "
-                "student. Plain MLPs are, without TD, features, gradient clipping and a custom loss.",
+                "student. Plain MLPs are, without TD, features, gradient clipping and a loss or optimizer of your own.",
                 restarts,
             )
 
@@ -354,7 +355,10 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     @property
     def _overrides_loss(self) -> bool:
-        return type(self).compute_loss_for_module is not DistillDQNTorchLearner.compute_loss_for_module
+        return self._overrides("compute_loss_for_module")
+
+    def _overrides(self, hook: str) -> bool:
+        return getattr(type(self), hook) is not getattr(DistillDQNTorchLearner, hook)
 
     def _group_of(self, module_id: str) -> StudentGroup:
         return next(group for group in self.groups.values() if module_id in group.students)

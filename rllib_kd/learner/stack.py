@@ -255,15 +255,15 @@ class _Stack(StackedMLPs):
         return [student.averages for student in self._members]
 
 
-def stackable(modules: Mapping[str, Any], config: Any, *, own_loss: bool) -> list[list[str]]:
+def stackable(modules: Mapping[str, Any], config: Any, *, is_ours: bool) -> list[list[str]]:
     """Sort students, by module ID, into lists of those that can learn side by side.
 
     Args:
         modules: modules of the students of one teacher, by ID.
         config: config of the modules.
-        own_loss: whether the loss is this package's, which takes several students at once.
+        is_ours: whether loss and optimizer are this package's, which take several students at once.
     """
-    plain = own_loss and not config.uses_td and config.feature_coeff == 0.0 and config.grad_clip is None
+    plain = is_ours and not config.uses_td and config.feature_coeff == 0.0 and config.grad_clip is None
     stacks: dict[Any, list[str]] = {}
     for module_id, module in modules.items():
         is_mlp = stacking_key(module) is not None and learns_whole(module)

@@ -115,3 +115,24 @@ def test_a_loss_that_writes_into_its_batch_changes_it_for_no_other_student():
     learner.update([fragment()], num_gradient_steps=1)
     assert len(seen) == 2
     assert torch.equal(*seen)
+
+
+class Descends(DistillDQNTorchLearner):
+    def configure_optimizers_for_module(self, module_id, config=None):
+        params = self.get_parameters(self._module[module_id])
+        optimizer = torch.optim.SGD(params, lr=0.0)
+        self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params, lr_or_lr_schedule=0.0)
+
+
+@pytest.mark.parametrize(
+    ("model_config", "distillation"),
+    [
+        ({"fcnet_hiddens": [4]}, {"restarts": 2}),
+        ({"use_lstm": True, "fcnet_hiddens": [4], "lstm_cell_size": 4}, {"restarts": 2}),
+        ({}, {"students": {"a": {"fcnet_hiddens": [4]}, "b": {"fcnet_hiddens": [8]}}}),
+    ],
+)
+def test_every_student_has_the_optimizer_of_a_learner_class(model_config, distillation):
+    learner = make_learner(config_of(**distillation).rl_module(model_config=model_config), Descends)
+    assert [type(own.optimizer) for own in group_of(learner).learners] == [torch.optim.SGD] * 2
+    assert [own.optimizer for own in group_of(learner).learners] == list(learner._named_optimizers.values())

@@ -85,7 +85,7 @@ def test_students_with_frozen_or_shared_layers_learn_by_themselves():
     layers = linears_of(own["deep"])
     layers[1].weight = layers[0].weight
     config = SimpleNamespace(uses_td=False, feature_coeff=0.0, grad_clip=None)
-    assert sorted(map(len, stackable(own, config, own_loss=True))) == [1, 1, 4]
+    assert sorted(map(len, stackable(own, config, is_ours=True))) == [1, 1, 4]
 
 
 @pytest.mark.parametrize("dueling", [False, True])
@@ -105,9 +105,9 @@ def test_frozen_layers_stay_as_they_are(part, dueling):
     torch.testing.assert_close(frozen.state_dict(), before, rtol=0.0, atol=0.0)
 
 
-@pytest.mark.parametrize(("own_loss", "expected"), [(True, [6]), (False, [1] * 6)])
-def test_all_plain_students_of_a_teacher_are_one_learner(own_loss, expected):
-    lists = stackable(modules(), DistillDQNConfig(), own_loss=own_loss)
+@pytest.mark.parametrize(("is_ours", "expected"), [(True, [6]), (False, [1] * 6)])
+def test_all_plain_students_of_a_teacher_are_one_learner(is_ours, expected):
+    lists = stackable(modules(), DistillDQNConfig(), is_ours=is_ours)
     assert [len(names) for names in lists] == expected
 
 

@@ -162,6 +162,17 @@ def test_policies_to_train_must_be_names(config):
         config.multi_agent(policies_to_train=[["left", "right"]]).validate()
 
 
+def test_a_function_may_name_the_policies_to_train(config, small_teacher):
+    config.multi_agent(policies_to_train=lambda policy, batch=None: policy == "left")
+    with pytest.raises(
+        ValueError, match=r"with a teacher are \['left', 'right'\], but those to be trained are \['left'\]"
+    ):
+        config.validate()
+    config.distillation(teacher={"left": small_teacher}).validate()
+    with pytest.raises(ValueError, match=r"a function of a name and a batch, .* It raised TypeError"):
+        config.multi_agent(policies_to_train=lambda policy, batch: len(batch)).validate()
+
+
 @pytest.mark.slow
 def test_a_policy_without_a_teacher_acts_and_does_not_learn(config, build, small_teacher):
     config.multi_agent(policies_to_train=["left"]).distillation(teacher={"left": small_teacher})

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rllib_kd.algorithm.checks.learners import check_learner_class, check_learners, check_parallel_evaluation
 from rllib_kd.algorithm.checks.objects import check_objects
@@ -294,8 +294,7 @@ def check_multi_agent(config: DistillationConfig) -> None:
             f"In multi-agent settings each policy that learns needs a teacher of its own: "
             f".distillation(teacher={example}), with policies of {policies}. Got {got}."
         )
-    trained = policies if config.policies_to_train is None else config.policies_to_train
-    if not callable(trained) and (names := sorted(map(str, trained))) != sorted(config.teacher):
+    if (names := sorted(map(str, _trained(config.policies_to_train, policies)))) != sorted(config.teacher):
         raise ValueError(
             f"The policies with a teacher are {sorted(config.teacher)}, but those to be trained are "
             f"{names}. Set multi_agent(policies_to_train={sorted(config.teacher)})."
@@ -307,6 +306,19 @@ def check_multi_agent(config: DistillationConfig) -> None:
             "`student` and `students` are supported in single-agent settings only. Shape the students of several "
             "policies by `compression`, or by rl_module(...)."
         )
+
+
+def _trained(given: Any, policies: list[str]) -> list[str]:
+    """Return the policies that `policies_to_train` admits: a collection of names, a function of a name, or None."""
+    if not callable(given):
+        return policies if given is None else list(given)
+    try:
+        return [policy for policy in policies if given(policy, None)]  # as RLlib's Learner calls it
+    except Exception as error:  # of the user's code
+        raise ValueError(
+            "`policies_to_train` must be names of policies, or a function of a name and a batch, which is called once "
+            f"for each name, with None as the batch. It raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def check_replay_type(config: DistillationConfig) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from torch.optim.lr_scheduler import StepLR
 
 import rllib_kd
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
@@ -159,6 +160,15 @@ def test_bad_distillation_settings_are_refused(settings, message):
             r"students\['a'\]\['fcnet_hiddens'\] cannot be",
         ),
         (lambda c: c.distillation(value_gate="false", td_coeff=1.0), "'value_gate' cannot be .*expected true or false"),
+        (
+            lambda c: c.framework(torch_skip_nan_gradients=True),
+            r"does not read `torch_skip_nan_gradients`=True\. .* Lower lr, or leave it out\.",
+        ),
+        (lambda c: c.reporting(log_gradients=True), "does not read `log_gradients`=True"),
+        (lambda c: c.experimental(_torch_lr_scheduler_classes=[StepLR]), "does not read .* Set lr to a schedule"),
+        (lambda c: c.experimental(_torch_grad_scaler_class=int), r"does not read .* Set distillation\(bf16=True\)"),
+        (lambda c: c.training(noisy=True), "does not read `noisy`=True. Students explore by epsilon"),
+        (lambda c: c.training(hiddens=[5]), r"does not read `hiddens`=\[5\]\. Set rl_module\(.*'head_fcnet_hiddens'"),
         (lambda c: setattr(c, "temprature", 1.0), "no config field 'temprature'. Did you mean 'temperature'?"),
         (lambda c: c.update_from_dict({"lerning_rate": 1.0}), "no config field 'lerning_rate'"),
     ],

@@ -8,7 +8,12 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from rllib_kd.algorithm.checks.learners import check_learner_class, check_learners, check_parallel_evaluation
+from rllib_kd.algorithm.checks.learners import (
+    check_learner_class,
+    check_learners,
+    check_parallel_evaluation,
+    check_unread,
+)
 from rllib_kd.algorithm.checks.objects import check_objects
 from rllib_kd.algorithm.checks.offline import check_offline
 from rllib_kd.algorithm.checks.quantization import check_quantize
@@ -355,6 +360,7 @@ _ALONE: tuple[Callable[[DistillationConfig], None], ...] = (
     check_fields,
     check_api_stack,
     check_objects,
+    check_unread,
     check_words,
     check_numbers,
     check_schedules,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ray.rllib.algorithms.dqn import DQNConfig
+
 from rllib_kd.algorithm.checks.refused import refuse
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 
@@ -18,6 +20,26 @@ _UNCALLED = (
     "postprocess_gradients",
     "postprocess_gradients_for_module",
 )
+#: Settings of RLlib's that no code reads here, with what to do instead.
+_UNREAD = {
+    "torch_skip_nan_gradients": "A loss that is not finite ends the run. Lower lr",
+    "log_gradients": "Gradients are not measured. Set grad_clip if they are too large",
+    "_torch_lr_scheduler_classes": "Set lr to a schedule, like [[0, 1e-3], [100000, 1e-4]]",
+    "_torch_grad_scaler_class": "Set distillation(bf16=True), which needs no scaler",
+    "noisy": "Students explore by epsilon. Set it to a number or a schedule",
+    "hiddens": "Set rl_module(model_config={'head_fcnet_hiddens': [...]})",
+}
+
+
+def check_unread(config: DistillationConfig) -> None:
+    """Check that settings that nobody reads have RLlib's defaults.
+
+    Raises:
+        ValueError: one was set.
+    """
+    defaults = vars(DQNConfig())
+    settings = ((name, getattr(config, name) != defaults[name], remedy) for name, remedy in _UNREAD.items())
+    refuse(config, settings, lambda setting, remedy: f"DistillDQN does not read {setting}. {remedy}, or leave it out.")
 
 
 def check_learner_class(config: DistillationConfig) -> None:

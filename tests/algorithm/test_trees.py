@@ -47,15 +47,17 @@ def test_a_tree_in_a_model_config_is_the_whole_shape(other):
         config.validate()
 
 
-def test_distributions_and_several_learners_are_refused():
-    for change, reason in (
-        ({"num_atoms": 11}, "no return distributions. Set num_atoms=1"),
-        ({"num_learners": 2}, "Each Learner would grow its own tree"),
-    ):
-        config = tree_config()
-        (config.learners if "num_learners" in change else config.training)(**change)
-        with pytest.raises(ValueError, match=reason):
-            config.validate()
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: c.training(num_atoms=11), "no return distributions. Set num_atoms=1"),
+        (lambda c: c.learners(num_learners=2), "Each Learner would grow its own tree"),
+        (lambda c: c.reporting(min_train_timesteps_per_iteration=5), "an iteration would not end. Set min_sample_time"),
+    ],
+)
+def test_settings_of_rllib_that_a_tree_cannot_have_are_refused(change, reason):
+    with pytest.raises(ValueError, match=reason):
+        change(tree_config()).validate()
 
 
 def test_several_agents_are_refused():

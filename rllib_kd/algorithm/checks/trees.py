@@ -41,6 +41,11 @@ def check_trees(config: DistillationConfig) -> None:
         ("num_atoms", config.num_atoms > 1, "A tree has no return distributions. Set num_atoms=1"),
         ("num_learners", config.num_learners > 1, "Each Learner would grow its own tree. Set num_learners to 0 or 1"),
         (
+            "min_train_timesteps_per_iteration",
+            config.are_all_trees and bool(config.min_train_timesteps_per_iteration),
+            "Trees make no gradient steps, so that an iteration would not end. Set min_sample_timesteps_per_iteration",
+        ),
+        (
             "gap_weighting",
             config.gap_weighting and config.are_all_trees,
             "It weighs the rows of gradient steps. Set the tree's own weighting: {'tree': {'weighting': 'gap'}}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
@@ -40,6 +40,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
     A *group* is one teacher, one stream of states, and the students that learn from it. In multi-agent settings there
     is one group for each module with a teacher, named like the module; otherwise there is one.
     """
+
+    #: Settings that RLlib's own algorithms accept and do not read any more, but that count here.
+    READ_HERE: ClassVar = frozenset({"adam_epsilon"})
 
     # Longer than other functions: it is the list of all settings with their defaults.
     def __init__(self, algo_class: type | None = None):

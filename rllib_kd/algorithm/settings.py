@@ -44,7 +44,8 @@ RENAMED = {
     "input": "input_",
 }
 
-#: Settings that the new API stack does not read, although it accepts some of them, with their successors.
+#: Settings that the new API stack does not read, although it accepts some of them, with their successors. A config may
+#: have those that it reads nevertheless in `READ_HERE`.
 _GONE = {
     "hiddens": "set model_config: {'head_fcnet_hiddens': [...]}",
     "noisy": "leave it out",
@@ -90,7 +91,7 @@ _RANGES = {
     r"train_batch_size.*|minibatch_size|num_(envs_per_env_runner|epochs|atoms)|n_step": (1, math.inf, True),
     r"restarts|replay_buffer_config\['(capacity|batch_size_B|batch_length_T)'\]": (1, math.inf, True),
     r"(evaluation_)?num_(?!cpus|gpus).*|seed|.*_(freq|interval)": (0, math.inf, True),
-    r"num_.*|(.*_)?lr|.*_s|(min|max)_.*|grad_clip": (0, math.inf, False),
+    r"num_.*|(.*_)?lr|.*_s|(min|max)_.*|grad_clip|adam_epsilon": (0, math.inf, False),
     r".*": (-math.inf, math.inf, False),
 }
 
@@ -128,8 +129,8 @@ def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> Algo
     known = _fluent_arguments(type(config))
     for given, value in as_meant(type(config), settings).items():
         name = RENAMED.get(given, given)
-        if name in _GONE:
-            raise ValueError(f"The setting '{name}' no longer exists: {_GONE[name]}.")
+        if name in (gone := gone_settings(type(config))):
+            raise ValueError(f"The setting '{name}' no longer exists: {gone[name]}.")
         if name not in known:
             raise unknown_setting(type(config), name, known)
         method, type_hint = known[name]
@@ -162,10 +163,10 @@ def check_settings(config: AlgorithmConfig) -> None:
     Raises:
         ValueError: it would not accept a value.
     """
-    defaults = type(config)()
+    defaults, gone = type(config)(), gone_settings(type(config))
     for name, (_, type_hint) in _fluent_arguments(type(config)).items():
         value, default = _value_in(config, name), _value_in(defaults, name)
-        if name in _GONE or value is default or _equal(value, default):
+        if name in gone or value is default or _equal(value, default):
             continue
         if value is None and isinstance(default, Real) and not _MAY_BE_NONE.fullmatch(name):
             raise ValueError(f"The setting '{name}' cannot be None. Leave it out: its default is {default!r}.")
@@ -174,6 +175,11 @@ def check_settings(config: AlgorithmConfig) -> None:
             check_model_config(name, value)  # a module of the user's may have keys of its own
         elif name in ("model_config", "replay_buffer_config") and isinstance(value, Mapping):
             _check_keys(config, name, value)
+
+
+def gone_settings(cls: type[AlgorithmConfig]) -> dict[str, str]:
+    """Return the settings that are accepted but not read by an algorithm, each with what to do instead."""
+    return {name: instead for name, instead in _GONE.items() if name not in getattr(cls, "READ_HERE", ())}
 
 
 def check_model_config(where: str, model_config: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ from rllib_kd.learner.gradients import gradient_of
 from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.learning_rate import learning_rate_for
 from rllib_kd.learner.objective import Loss, Objective
-from rllib_kd.learner.optimizer_states import fitted
+from rllib_kd.learner.optimizer_states import fitted, keep_epsilon
 from rllib_kd.learner.optimizer_step import take_step, target_updates
 from rllib_kd.learner.sequences import kinds_of
 from rllib_kd.learner.stack import StackedStudents, members_of, stackable
@@ -256,6 +256,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             state = {**state, COMPONENT_OPTIMIZER: fitted(saved, self.groups.values())}
         super().set_state(state)
         for optimizer, schedule in self._optimizer_lr_schedules.items():
+            keep_epsilon(optimizer)
             if not schedule.use_schedule:  # the config's counts, not that of the state: PBT exchanges states
                 self._set_optimizer_lr(optimizer, lr=schedule.get_current_value())
         if COMPONENT_RL_MODULE in state:

@@ -35,6 +35,12 @@ def fitted(saved: Mapping[str, Any], groups: Iterable[StudentGroup]) -> dict[str
     return optimizers
 
 
+def keep_epsilon(optimizer: Any) -> None:
+    """Give an optimizer the ε with which it was made, as the config has it, instead of that of a restored state."""
+    for group in optimizer.param_groups if "eps" in optimizer.defaults else ():
+        group["eps"] = optimizer.defaults["eps"]
+
+
 def _without_feature_map(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a student's state without the parameters of a feature map, which are a group of their own."""
     module, *others = saved["state"]["param_groups"]

@@ -167,6 +167,7 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: c.reporting(log_gradients=True), "does not read `log_gradients`=True"),
         (lambda c: c.experimental(_torch_lr_scheduler_classes=[StepLR]), "does not read .* Set lr to a schedule"),
         (lambda c: c.experimental(_torch_grad_scaler_class=int), r"does not read .* Set distillation\(bf16=True\)"),
+        (lambda c: c.training(adam_epsilon=-1.0), "'adam_epsilon' cannot be -1.0: expected a number of at least 0"),
         (lambda c: c.training(noisy=True), "does not read `noisy`=True. Students explore by epsilon"),
         (lambda c: c.training(hiddens=[5]), r"does not read `hiddens`=\[5\]\. Set rl_module\(.*'head_fcnet_hiddens'"),
         (lambda c: setattr(c, "temprature", 1.0), "no config field 'temprature'. Did you mean 'temperature'?"),

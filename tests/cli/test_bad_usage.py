@@ -63,6 +63,7 @@ BAD = {
     "unknown setting of DQN": ([*RUN, "-c", '{"gama": 1}'], "Did you mean 'gamma'?"),
     "setting that is gone": ([*RUN, "-c", '{"exploration_config": {}}'], "set epsilon"),
     "setting that nobody reads": ([*RUN, "-c", '{"noisy": true}'], "no longer exists"),
+    "setting that DQN does not read": ([*RUN, "-c", '{"adam_epsilon": 1e-5}'], "no longer exists"),
     "unknown key within a setting": ([*RUN, "-c", '{"model_config": {"fcnet_hidden": [8]}}'], "'fcnet_hiddens'"),
     "unknown key of the replay": ([*RUN, "-c", '{"replay_buffer_config": {"capacty": 8}}'], "'capacity'"),
     "unknown key of the evaluation": ([*RUN, "-c", '{"evaluation_config": {"explor": true}}'], "'explore'"),

@@ -12,7 +12,7 @@ import yaml
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from rllib_kd import DistillDQN, DistillDQNConfig
-from rllib_kd.algorithm.settings import _GONE, _fluent_arguments, _types_in, _value_in, apply_settings, as_meant
+from rllib_kd.algorithm.settings import _fluent_arguments, _types_in, _value_in, apply_settings, as_meant, gone_settings
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.files import parse_settings, read_experiment
 from rllib_kd.experiment.variants import variants
@@ -90,7 +90,7 @@ EXAMPLES: dict[str, list[Any]] = {
 
 def names() -> list[str]:
     known = _fluent_arguments(DistillDQNConfig)
-    left_out = {*PYTHON_ALONE, *KEPT_ELSEWHERE, *_GONE}
+    left_out = {*PYTHON_ALONE, *KEPT_ELSEWHERE, *gone_settings(DistillDQNConfig)}
     return [name for name, (method, _) in known.items() if method in METHODS and name not in left_out]
 
 

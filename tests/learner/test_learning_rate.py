@@ -2,6 +2,7 @@
 
 import pytest
 
+from rllib_kd.algorithm.settings import apply_settings
 from rllib_kd.learner.learning_rate import learning_rate_for
 from tests.learner.learners import config_of, make_learner
 
@@ -29,3 +30,12 @@ def test_students_side_by_side_have_that_of_the_largest(grad_clip, rates):
     config = config_of("kl").training(lr=None, grad_clip=grad_clip)
     config.distillation(students={"small": {"fcnet_hiddens": [4]}, "wide": WIDE})
     assert rates_of(config) == rates
+
+
+def test_a_restored_optimizer_has_epsilon_and_learning_rate_of_the_config():
+    for family in ({}, {"restarts": 2}):
+        saved = make_learner(config_of("kl", **family)).get_state()
+        learner = make_learner(apply_settings(config_of("kl", **family), {"adam_epsilon": 1e-4, "lr": 0.5}))
+        learner.set_state(saved)
+        (optimizer,) = learner._named_optimizers.values()
+        assert (optimizer.param_groups[0]["eps"], optimizer.param_groups[0]["lr"]) == (1e-4, 0.5)

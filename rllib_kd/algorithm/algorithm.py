@@ -357,8 +357,14 @@ class DistillDQN(CheckpointedDQN):
             self._restarts.choose(players, self.learner_group, num_updates=num_updates, env_steps=env_steps)
 
     def get_copies(self) -> dict[str, RLModule]:
-        """Return the current modules by ID: all students of a family, and with restarts all copies. None is chosen."""
+        """Return the current modules by ID: all students of a family, and with restarts all copies. None is chosen.
+
+        One student is `{"default_policy": module}`; with several agents, there is the student of each teacher.
+        """
         self._sampling.show_newest_student()
+        if not self.config.members:
+            get_module = super().get_module
+            return {name: get_module(name) for name in self._students.names}
         return dict(self.env_runner.family.items())
 
     def prefer_students(self, names: Sequence[str]) -> None:

@@ -141,6 +141,7 @@ def test_get_module_is_the_student_with_its_newest_weights(cartpole_config, buil
         algo.get_module().get_state(),
         {name: value for name, value in student_weights(algo).items() if not name.startswith("_target")},
     )
+    assert algo.get_copies() == {"default_policy": algo.get_module()}
 
 
 def test_evaluation_is_the_greedy_student_in_a_group_of_its_own(cartpole_config, build):

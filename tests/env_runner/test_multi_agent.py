@@ -185,6 +185,7 @@ def test_a_policy_without_a_teacher_acts_and_does_not_learn(config, build, small
     for _ in range(4):
         result = algo.train()
     assert set(result["distillation"]["students"]) == {"left"}
+    assert algo.get_copies() == {"left": algo.get_module("left")}
     assert all((a == b).all() for a, b in zip(weights("right"), before, strict=True))
 
 

@@ -9,7 +9,7 @@ from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.defaults import settle_defaults
 from rllib_kd.algorithm.recorded import settle_recorded
 from rllib_kd.algorithm.students import shape_students
-from rllib_kd.algorithm.teachers import Teachers, without_networks
+from rllib_kd.algorithm.teachers import Teachers, has_networks, without_networks
 from rllib_kd.offline.stream import RecordedFiles
 
 _Config = TypeVar("_Config", bound=DistillationConfig)
@@ -33,6 +33,8 @@ def concrete_config(
     settle_defaults(config, spaces, teachers)
     shape_students(config, teachers, spaces)
     note_outputs(config, teachers)
+    loaded = [group_id for group_id, teacher in config.teachers.items() if has_networks(teacher)]
     config.set_teachers(lambda _, teacher: without_networks(teacher))
+    config.note_loaded_teachers(loaded)
     config.freeze()
     return config

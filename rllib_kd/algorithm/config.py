@@ -85,6 +85,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.patience: int | None = None
         #: Groups whose teachers give log-probabilities: not a setting, but set once the teachers are loaded.
         self._log_prob_groups: tuple[str, ...] = ()
+        #: Likewise, what stands in `teacher` for those that were loaded in Python, by group.
+        self._loaded_teachers: dict[str, Any] = {}
 
         # RLlib's own fields.
         self.num_envs_per_env_runner = 16
@@ -343,6 +345,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         if teacher is not NotProvided:
             self.teacher = teacher  # type: ignore[assignment]  # paths become strings at once
             self.set_teachers(lambda _, given: absolute_teachers(given))
+            self._loaded_teachers = {}
         for name, value in settings.items():
             if value is not NotProvided:
                 setattr(self, name, value)

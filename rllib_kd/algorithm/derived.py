@@ -53,6 +53,7 @@ class DerivedValues:
     student: str | Mapping[str, Any] | None
     init: str | None
     _log_prob_groups: tuple[str, ...]
+    _loaded_teachers: dict[str, Any]
     is_multi_agent: bool
     is_offline: bool
 
@@ -201,6 +202,14 @@ class DerivedValues:
         """Replace the teacher of each group by `change(group, teacher)`."""
         changed = {group_id: change(group_id, teacher) for group_id, teacher in self.teachers.items()}
         self.teacher = changed if is_by_policy(self.teacher) else changed.get(DEFAULT_MODULE_ID)
+
+    def note_loaded_teachers(self, groups: Collection[str]) -> None:
+        """Record for which groups the source of a teacher that was loaded in Python stands in `teacher` now."""
+        self._loaded_teachers = {group_id: self.teachers[group_id] for group_id in groups}
+
+    def is_teacher_lost(self, group_id: str) -> bool:
+        """Return whether only the source of a group's teacher, which was loaded in Python, stands in `teacher`."""
+        return group_id in self._loaded_teachers and self._loaded_teachers[group_id] == self.teachers[group_id]
 
     def set_outputs(self, outputs: Mapping[str, Outputs]) -> None:
         """Record what the labels of each group are, which its teacher determines."""

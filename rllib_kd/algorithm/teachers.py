@@ -125,6 +125,13 @@ class Teachers(Mapping[str, Teacher]):
         return bool(restored)
 
 
+def has_networks(teacher: Any) -> bool:
+    """Return whether a config's teacher, or a member of it, was loaded in Python."""
+    if isinstance(teacher, list | tuple):
+        return any(map(has_networks, teacher))
+    return isinstance(teacher, Teacher)
+
+
 def without_networks(teacher: Any) -> Any:
     """Return a config's teacher, in which loaded teachers are replaced by their sources.
 
@@ -140,6 +147,11 @@ def _load(config: DistillationConfig, group_id: str, storage: Any) -> Teacher:
     if isinstance(given, str) and given == TEACHER_IN_CHECKPOINT:
         return Teacher()
     try:
+        if config.is_teacher_lost(group_id):
+            raise ValueError(
+                f"This config is that of an algorithm whose teacher '{one_line(str(given))}' was loaded in Python, and "
+                "has only its source. Set the teacher again: .distillation(teacher=...)."
+            )
         members = load_members(given, trust_checkpoint=config.trust_checkpoint)
         loaded = as_configured(members, config.ensemble, config.temperature)
         return copy.deepcopy(loaded) if loaded is given else loaded  # a restored state replaces its network

@@ -16,8 +16,9 @@ from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 
-from rllib_kd import DistillDQN, DistillDQNConfig, DistillEnvRunner
+from rllib_kd import DistillDQN, DistillDQNConfig, DistillEnvRunner, load_teacher
 from rllib_kd.algorithm import algorithm, recorded
+from rllib_kd.algorithm.concrete import concrete_config
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, check_format, check_format_at
 from rllib_kd.algorithm.gradient_steps import ReplayRatio
@@ -408,6 +409,23 @@ def test_a_large_student_is_a_warning(caplog):
 def test_a_config_names_a_loaded_teacher_by_its_source():
     loaded = Teacher(make_q_module(), source="here")
     assert without_networks([loaded, "cartpole", (loaded,)]) == ["here", "cartpole", ["here"]]
+
+
+def test_an_algorithms_config_without_its_loaded_teacher_is_refused():
+    """Its source is no path, or lacks the pipeline."""
+    given = DistillDQNConfig().environment("CartPole-v1").distillation(teacher=load_teacher("cartpole"))
+    teachers = Teachers.load(given, None)
+    config = concrete_config(given, None, teachers, None)
+    again = config.copy(copy_frozen=False)
+    for stripped in (again, DistillDQNConfig.from_state(config.get_state())):
+        assert isinstance(stripped.teacher, str)
+        with pytest.raises(
+            ValueError, match=r"loaded in Python, and has only its source. Set the teacher again: \.dist"
+        ):
+            Teachers.load(stripped, None)
+    assert Teachers.load(again.distillation(teacher="cartpole"), None).are_loaded
+    of_path = given.copy().distillation(teacher=("cartpole", "cartpole"))
+    assert Teachers.load(concrete_config(of_path, None, teachers, None), None).are_loaded
 
 
 # --- The way of the weights -------------------------------------------------------------------------------------------

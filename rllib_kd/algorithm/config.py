@@ -367,6 +367,18 @@ class DistillationConfig(DerivedValues, DQNConfig):
             if evaluation is not None:
                 evaluation.validate()  # as RLlib will, but only when EnvRunners have been started
 
+    def of_module(self, module_id: str) -> Self:
+        """Return the config of a module: this one, or a copy with what is overridden for the module.
+
+        RLlib's `get_config_for_module()` keeps its copy, whatever is set in this config afterwards.
+        """
+        overrides = self.algorithm_config_overrides_per_module.get(module_id)
+        if not overrides:
+            return self
+        own = self.copy(copy_frozen=False)
+        own.algorithm_config_overrides_per_module = {}
+        return own.update_from_dict(overrides)
+
     def get_state(self) -> dict[str, Any]:
         """Return RLlib's state, and keep values of −1, which RLlib drops as deprecated: `v_min=-1.0` would be lost."""
         state, defaults = super().get_state(), vars(type(self)())

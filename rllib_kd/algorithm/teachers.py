@@ -153,7 +153,7 @@ def _load(config: DistillationConfig, group_id: str, storage: Any) -> Teacher:
                 "has only its source. Set the teacher again: .distillation(teacher=...)."
             )
         members = load_members(given, trust_checkpoint=config.trust_checkpoint)
-        loaded = as_configured(members, config.ensemble, config.temperature)
+        loaded = as_configured(members, config.ensemble, config.of_module(group_id).temperature)
         return copy.deepcopy(loaded) if loaded is given else loaded  # a restored state replaces its network
     except ValueError:
         # Tune rebuilds a trial from its config before it restores it, perhaps on another machine.

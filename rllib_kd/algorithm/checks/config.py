@@ -16,6 +16,7 @@ from rllib_kd.algorithm.checks.learners import (
 )
 from rllib_kd.algorithm.checks.objects import check_objects
 from rllib_kd.algorithm.checks.offline import check_offline
+from rllib_kd.algorithm.checks.policies import check_overrides
 from rllib_kd.algorithm.checks.quantization import check_quantize
 from rllib_kd.algorithm.checks.recurrent import check_recurrent
 from rllib_kd.algorithm.checks.refused import refuse
@@ -384,6 +385,7 @@ _TOGETHER: tuple[Callable[[DistillationConfig], None], ...] = (
     check_classes,
     check_learners,
     check_parallel_evaluation,
+    check_overrides,
 )
 
 

@@ -25,13 +25,13 @@ def check_labels(config: DistillationConfig, teachers: Mapping[str, Teacher]) ->
     Raises:
         ValueError: a setting needs Q-values, but a teacher is an actor-critic; or the other way round.
     """
-    for teacher in teachers.values():
+    for group_id, teacher in teachers.items():
         if not teacher.is_loaded:
             continue
         if teacher.is_recurrent:
             _check_needs_no_single_states(config, teacher)
         if teacher.outputs == LOG_PROBS:
-            _check_needs_no_q_values(config, teacher)
+            _check_needs_no_q_values(config.of_module(group_id), teacher)
         elif config.teacher_explores:
             raise ValueError(
                 f"`teacher_explores` lets a teacher draw its actions from its policy, but '{_name(teacher)}' has "

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import methodcaller
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -70,6 +70,10 @@ from rllib_kd.wire import Sample, receive_all
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LEARNERS = 600  # that one waits for another's gradients, before both fail
+_FIXED_POLICIES = (
+    "{}() is not supported: a checkpoint could not be resumed. Name all policies when the algorithm is built, in "
+    ".multi_agent(policies=...). Those without a teacher act, and do not learn."
+)
 _SECONDS_TO_STOP = 10.0  # for an EnvRunner to finish its current sample
 
 
@@ -326,6 +330,24 @@ class DistillDQN(CheckpointedDQN):
             if (group := self.eval_env_runner_group) is not None:
                 kill_the_hung(group, seconds=_SECONDS_TO_STOP)
         super().cleanup()
+
+    @override(DQN)
+    def add_module(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse RLlib's way to add a policy: groups, teachers and checkpoints are those of the config.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(_FIXED_POLICIES.format("add_module"))
+
+    @override(DQN)
+    def remove_module(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse RLlib's way to remove a policy, as in `add_module()`.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(_FIXED_POLICIES.format("remove_module"))
 
     # --- Queries ------------------------------------------------------------------------------------------------------
 

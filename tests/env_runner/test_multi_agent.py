@@ -340,3 +340,11 @@ def test_a_baseline_episode_that_does_not_end_is_cut_with_a_warning(cluster, con
     assert sorted(returns["left"]) == [20.0, 20.0, 100.0, 100.0]  # of two
     assert "2 episodes of the random policies had not ended after 50 steps" in caplog.text
     assert "step" not in vars(runner.env.envs[0])
+
+
+@pytest.mark.parametrize("method", ["add_module", "remove_module"])
+def test_policies_stay_those_of_the_config(method):
+    with pytest.raises(
+        ValueError, match=rf"^{method}\(\) is not supported: .* Name all policies when the algorithm is"
+    ):
+        getattr(DistillDQN.__new__(DistillDQN), method)("left")

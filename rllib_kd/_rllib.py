@@ -117,6 +117,7 @@ def has_default_q_values(module: Any) -> bool:
 
 # --- Connectors, configs and callbacks --------------------------------------------------------------------------------
 
+LR_SCHEDULERS, GRAD_SCALER = "_torch_lr_scheduler_classes", "_torch_grad_scaler_class"  # settings of `experimental()`
 #: Settings whose attribute of a config has another name.
 CONFIG_ATTRIBUTES = {"is_atari": "_is_atari", "model_config": "_model_config"}
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ray.rllib.algorithms.dqn import DQNConfig
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.checks.refused import refuse
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 
@@ -24,8 +25,8 @@ _UNCALLED = (
 _UNREAD = {
     "torch_skip_nan_gradients": "A loss that is not finite ends the run. Lower lr",
     "log_gradients": "Gradients are not measured. Set grad_clip if they are too large",
-    "_torch_lr_scheduler_classes": "Set lr to a schedule, like [[0, 1e-3], [100000, 1e-4]]",
-    "_torch_grad_scaler_class": "Set distillation(bf16=True), which needs no scaler",
+    _rllib.LR_SCHEDULERS: "Set lr to a schedule, like [[0, 1e-3], [100000, 1e-4]]",
+    _rllib.GRAD_SCALER: "Set distillation(bf16=True), which needs no scaler",
     "noisy": "Students explore by epsilon. Set it to a number or a schedule",
     "hiddens": "Set rl_module(model_config={'head_fcnet_hiddens': [...]})",
 }

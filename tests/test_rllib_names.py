@@ -102,6 +102,7 @@ REACHED_IN_MODULES = {
 OF_OTHERS = (
     *("_asdict", "_make", "_replace", "_exit", "_Unpickler"),
     "_max_episode_steps",
+    "_version",
     *("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
     *("_foreach_add_", "_foreach_lerp_", "_foreach_mul_", "_foreach_norm", "_fused_adam_"),
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_post_accumulate_grad_hooks"),

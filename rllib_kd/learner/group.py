@@ -334,6 +334,17 @@ class StudentGroup:
             batch[NORMALIZED_OBS] = self._obs_scale.normalize(batch[Columns.OBS])
         return batch
 
+    def note_weights(self) -> None:
+        """Take the weights of all modules for those that the Learner has set, as in `Student.note_weights()`."""
+        for learner in self.all_learners:
+            for student in members_of(learner):
+                student.note_weights()
+
+    def forget(self) -> None:
+        """Let all students learn from the weights of their modules, as in `Student.forget()`."""
+        for student in self.students.values():
+            student.forget()
+
     def get_state(self) -> dict[str, Any]:
         """Return the state without the modules, the optimizers and the replay."""
         return {

@@ -79,6 +79,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             if group.config.feature_coeff:
                 for student in group.students.values():
                     student.watch_features()  # now that the target networks are made, which are copies
+            group.note_weights()
         #: Weights of the distillation loss and of the TD loss, as of the last update.
         self.kd_coeff: float = self.config.kd_coeff_at(0)
         self.td_coeff: float = value_at(self.config.td_coeff, 0)
@@ -307,6 +308,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
         self._forget_training_weights()  # a whole checkpoint brings its own, in set_state()
         super().restore_from_path(path, **kwargs)
+        for group in self.groups.values():
+            group.note_weights()
 
     def agreement(self, rows: Any) -> dict[str, dict[str, float]]:
         """Return how each student agrees with its teacher on rows that it never learns from.
@@ -327,7 +330,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         """Give weights to modules by ID, outside of an update, until they get back their own, which are returned."""
         had: dict[str, Weights] = {name: weights_of(self.module[name], new) for name, new in weights.items()}
         for name, new in weights.items():
-            set_weights(self.module[name], new)
+            with self._group_of(name).students[name].unnoticed():
+                set_weights(self.module[name], new)
         return had
 
     def rest(self, names: Sequence[str]) -> None:
@@ -341,8 +345,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     def _forget_training_weights(self) -> None:
         for group in self.groups.values():
-            for student in group.students.values():
-                student.forget()
+            group.forget()
 
     def _warn_of_cost(self, learners: Sequence[Student | StackedStudents]) -> None:
         if (restarts := self.config.num_copies) > 1 and not all(learner.is_one_batch for learner in learners):

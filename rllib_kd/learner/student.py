@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -89,9 +90,12 @@ class Student:
         self._averages = averages
         # An untrained student starts at the mean of the normalised coordinates.
         self._starts_normalized = True
+        self._versions: list[int] = []  # PyTorch's counts of the writes to each parameter, as of `note_weights()`
 
     def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
-        """Put the weights that learn into the module."""
+        """Put the weights that learn into the module; if others have set its weights since the last time, these."""
+        if self._was_changed:
+            self.forget()
         if self._has_modes:
             self.module.train()
         if self.unrounded is not None:
@@ -125,6 +129,25 @@ class Student:
         self.scale, self.obs_scale, self._starts_normalized = None, None, False
         if self._has_modes:
             self.module.eval()  # as it acts and is measured
+        self.note_weights()
+
+    def note_weights(self) -> None:
+        """Take the module's weights for those that the Learner has set, beside which others may learn."""
+        self._versions = [param._version for param in self.params]
+
+    @contextmanager
+    def unnoticed(self) -> Iterator[None]:
+        """In this context, the Learner sets the module's weights, and those that learn stay."""
+        was_changed = self._was_changed
+        yield
+        if not was_changed:
+            self.note_weights()
+
+    @property
+    def _was_changed(self) -> bool:
+        """Return whether others, such as a callback, have set the module's weights since `note_weights()`."""
+        # A feature map, which may be newer, comes last.
+        return any(param._version != noted for param, noted in zip(self.params, self._versions, strict=False))
 
     @property
     def input_scale(self) -> Tensor | None:
@@ -206,6 +229,7 @@ class Student:
 
         self.training_weights, self.unrounded = weights("training_weights"), weights("unrounded")
         self._starts_normalized = state.get("starts_normalized", False)
+        self.note_weights()
 
     def _normalize(self) -> None:
         if self.scale is not None and not self._starts_normalized:

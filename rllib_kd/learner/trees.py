@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -66,6 +67,10 @@ class TreeStudent:
 
     def forget(self) -> None:
         """Do nothing: there are no weights beside those in the module."""
+
+    def unnoticed(self) -> AbstractContextManager[None]:
+        """Do nothing, as `forget()`."""
+        return nullcontext()
 
     def restore_feature_map(self, state: Mapping[str, Any]) -> None:
         """Do nothing: trees have no features that a teacher's could match."""

@@ -90,7 +90,8 @@ def test_a_member_of_a_family_learns_what_it_would_learn_alone(grad_clip, num_le
     for name, shape in FAMILY.items():
         own = config.copy(copy_frozen=False)
         alone = make_learner(own.rl_module(model_config={**own.given_model_config, **shape}))
-        alone.module["default_policy"].load_state_dict(first[name])
+        with student_of(alone).unnoticed():  # as they were drawn
+            alone.module["default_policy"].load_state_dict(first[name])
         group_of(alone).replay._generator.set_state(drawn)
         of_student = layout.of(name, {part: torch.from_numpy(value) for part, value in states.items()})
         columns = {key: column for key, column in data.items() if not key.startswith("state_")}

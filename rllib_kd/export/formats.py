@@ -36,6 +36,7 @@ from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import Flatten, Function, Images, Normalize, RLlibConnectors, StackFrames, Stage
 from rllib_kd.observations.spaces import image_shape, is_text, parts_of
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.described import TAKES_BYTES
 from rllib_kd.teachers.torchscript import SHAPE_FILE
 
 #: Spaces of observations that are one array of numbers.
@@ -274,10 +275,16 @@ def write_torchscript(student: Teacher, file: Path, *, takes_mask: bool = False)
 
 def _notes(student: Teacher) -> dict[str, str]:
     """Return files beside a program of PyTorch: the shape of its observations, and how vectors of them are made."""
-    notes = {SHAPE_FILE: json.dumps(input_shape(student))}
+    notes = {SHAPE_FILE: json.dumps(input_shape(student)), **bytes_note(student)}
     if (parts := observation_parts(student)) is not None:
         notes[PARTS] = json.dumps(parts)
     return notes
+
+
+def bytes_note(student: Teacher) -> dict[str, str]:
+    """Return the note that observations are images of bytes; empty if they are not."""
+    has_images = any(isinstance(stage, Images) for stage in inside_stages(student))
+    return {TAKES_BYTES: "true"} if has_images and student.observation_space.dtype == np.uint8 else {}
 
 
 def write_safetensors(student: Teacher, file: Path, *, takes_mask: bool = False) -> None:

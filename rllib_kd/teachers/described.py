@@ -19,6 +19,9 @@ from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork, as_numbers
 from rllib_kd.text import first_line, one_line
 
+#: Note in files of `export()` whose observations are images of bytes, which the network itself divides.
+TAKES_BYTES = "takes_bytes"
+
 
 def teacher_of(
     function: Any, shape: tuple[int, ...], uri: str, num_parameters: int | None = None, *, takes_bytes: bool = False

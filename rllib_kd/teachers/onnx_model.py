@@ -16,6 +16,7 @@ from onnx import TensorProto
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.teachers.described import TAKES_BYTES
 from rllib_kd.teachers.onnx_costs import MAX_VALUES, NUMBERS, count_numbers
 from rllib_kd.teachers.onnx_operators import OPERATORS, domain_of
 
@@ -30,6 +31,7 @@ class CheckedModel(NamedTuple):
     content: bytes  # as it is to be run
     num_parameters: int
     num_numbers: int  # that its operators make of one observation
+    takes_bytes: bool  # whether a note says that its floats are bytes
 
 
 def check_model(content: bytes, uri: str) -> CheckedModel:
@@ -44,7 +46,9 @@ def check_model(content: bytes, uri: str) -> CheckedModel:
         Exception: it is broken, in one of many ways.
     """
     _check_fields(content, uri)
-    model = _plain(onnx.load_model_from_string(content), uri)
+    model = onnx.load_model_from_string(content)
+    takes_bytes = any(note.key == TAKES_BYTES for note in model.metadata_props)
+    model = _plain(model, uri)
     domains = [domain_of(opset.domain) for opset in model.opset_import]
     if len(set(domains)) != len(domains):
         raise CheckpointError(f"'{uri}' was refused: it has several versions of the same operators.")
@@ -56,7 +60,7 @@ def check_model(content: bytes, uri: str) -> CheckedModel:
         raise CheckpointError(f"'{uri}' was refused: {error}.") from error
     weights = (tensor for tensor in model.graph.initializer if tensor.data_type != TensorProto.INT64)  # shapes
     num_parameters = sum(math.prod(tensor.dims) for tensor in weights)
-    return CheckedModel(model.SerializeToString(), num_parameters, num_numbers)
+    return CheckedModel(model.SerializeToString(), num_parameters, num_numbers, takes_bytes)
 
 
 class Outline:

@@ -14,7 +14,8 @@ from rllib_kd import Teacher, load_teacher
 from rllib_kd.algorithm.preflight import check_teachers_fit
 from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.policies import GreedyQ
-from rllib_kd.observations.pipeline import Images, ObservationPipeline
+from rllib_kd.export.export import export
+from rllib_kd.observations.pipeline import Images, ObservationPipeline, Shown
 from tests.formats import mlp, q_values
 
 SHAPE = (6, 5, 3)
@@ -125,3 +126,18 @@ def test_bytes_that_reach_a_function_of_floats_are_reported(caplog, check):
 def test_what_is_known_is_not_reported(caplog, check, teacher, space):
     check(teacher, space)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt2", "pt"])
+def test_files_of_our_own_say_that_they_take_bytes(tmp_path, caplog, ending):
+    formats = {"onnx": "onnx", "pt2": "pt2", "pt": "torchscript"}
+    student = function(0, 1, pipeline=ObservationPipeline(BYTES, (Images(SHAPE),)))
+    images = np.random.default_rng(0).integers(0, 256, (20, *SHAPE), dtype=np.uint8)
+    export(student, tmp_path / f"s.{ending}", format=formats[ending], obs=images)
+    loaded = load_teacher(tmp_path / f"s.{ending}", trust_checkpoint=True)
+    expected, got = (
+        each.q_values(torch.from_numpy(each.start()(Shown(images, np.ones(20, bool))))) for each in (student, loaded)
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    CHECKS["a comparison"](loaded, BYTES)
+    assert "gets bytes" not in caplog.text

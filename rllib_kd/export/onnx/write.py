@@ -12,6 +12,7 @@ import torch
 from rllib_kd.export.artifact import require
 from rllib_kd.export.formats import (
     PARTS,
+    bytes_note,
     describe,
     example_inputs,
     exportable_network,
@@ -43,7 +44,7 @@ def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = No
     """
     import onnx
 
-    notes: dict[str, str] = {}
+    notes = bytes_note(student)
     model = _from_description(student, takes_mask=takes_mask) or _exported_by_torch(student, takes_mask=takes_mask)
     if int8_obs is not None:
         file.write_bytes(model.SerializeToString())

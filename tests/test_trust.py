@@ -171,6 +171,6 @@ def test_notes_of_a_run_are_no_programs(tmp_path):
     (trial / "result.json").write_text("[" * 100_000 + "\n" + json.dumps(row))
     with zipfile.ZipFile(sb3_zip(tmp_path / "a.zip", sb3_weights(mlp(4, 8, 2)), CARTPOLE_OBS, 2)) as archive:
         archive.extractall(trial / "checkpoint_000000")
-    with pytest.raises(ValueError, match="is not an RLlib checkpoint"):
+    with pytest.raises(ValueError, match="holds the files of a zip of Stable-Baselines3"):
         evaluate(trial, "CartPole-v1", num_episodes=1)
     assert not mark.exists()

@@ -265,8 +265,8 @@ class ObservationPipeline:
 
     Args:
         observation_space: space of the environment's observations.
-        stages: the stages. Without any, observations are unchanged; those that networks take as one vector, such as of
-            a Dict, become one. Images of floats in [0, 1] may always come as bytes, or with channels first.
+        stages: the stages. Without any, observations are unchanged; the parts of a Dict or Tuple become one vector.
+            Images of floats in [0, 1] may always come as bytes, or with channels first.
     """
 
     observation_space: gym.Space
@@ -274,7 +274,7 @@ class ObservationPipeline:
 
     def __post_init__(self) -> None:
         space = features_space(self.observation_space)
-        if not self.stages and not isinstance(space, gym.spaces.Box) and is_flattened(space):
+        if not self.stages and isinstance(space, gym.spaces.Dict | gym.spaces.Tuple) and is_flattened(space):
             object.__setattr__(self, "stages", (Flatten(space),))
 
     @property

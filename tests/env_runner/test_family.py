@@ -35,7 +35,8 @@ def test_a_member_learns_what_it_would_learn_alone(cluster, loss, alpha):
     family = make_learner(config.copy(copy_frozen=False).distillation(students=twins))
     start = alone.module["default_policy"].get_state()
     for name in twins:
-        family.module[name].set_state(start)
+        with family.groups["default_policy"].students[name].unnoticed():  # as they were drawn
+            family.module[name].set_state(start)
     family.groups["default_policy"].replay._generator.set_state(
         alone.groups["default_policy"].replay._generator.get_state()
     )

@@ -61,10 +61,9 @@ def test_frames_are_stacked_outside(tmp_path):
 @pytest.mark.parametrize(
     ("space", "stages", "message"),
     [
-        (gym.spaces.Dict(a=CARTPOLE_OBS), (), "takes one array"),
+        (gym.spaces.Sequence(CARTPOLE_OBS), (), "takes one array"),
         (CARTPOLE_OBS, (FILTER, StackFrames(2)), "combines frame stacking with other connectors"),
         (CARTPOLE_OBS, (RLlibConnectors(None),), "custom connectors"),
-        (gym.spaces.Tuple((CARTPOLE_OBS,)), (), "takes one array"),
     ],
 )
 def test_connectors_that_no_file_can_hold(space, stages, message, tmp_path):

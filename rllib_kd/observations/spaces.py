@@ -239,7 +239,7 @@ def check_actions(action_space: gym.Space) -> None:
     if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
         raise ValueError(
             f"A Q-network needs discrete actions 0 to A − 1, but this environment's action space is {action_space}. "
-            "Wrap the environment."
+            "Wrap the environment: gymnasium.wrappers.TransformAction."
         )
 
 

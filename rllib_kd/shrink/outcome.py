@@ -238,7 +238,7 @@ def summary(result: Shrunk) -> str:
             share_text(student, result),
             ratio(student.validation_ratio),
             *([] if result.minimize == "parameters" else [cost_text(student, result.minimize)]),
-            cell(_in_short(student.certificate)),
+            cell(_in_short(student.certificate) or untested(student, result)),
         )
     table.caption = "* mean agreement with the teacher, which is not return"
     if result.rows is None:
@@ -254,9 +254,16 @@ def summary(result: Shrunk) -> str:
     return f"{text}\n{printable(result.folder)}/shrink.html, {CERTIFICATE}"
 
 
+def untested(student: ShrunkStudent, result: Shrunk) -> str:
+    """Return why a student was not tested, in two words: larger ones than the certified one rest, and learn no more."""
+    certified = result.certified
+    is_larger = certified is not None and student.num_parameters > certified.num_parameters
+    return "not needed" if is_larger else "not tested"
+
+
 def _in_short(certificate: Certificate | None) -> str:
     if certificate is None:
-        return "not tested"
+        return ""
     unit = certificate.measured.unit.removeprefix("held-out ")
     played = f"{ratio(_or_nan(certificate.return_ratio))} in {certificate.num_episodes:,} {unit}"
     if certificate.is_certified:

@@ -15,7 +15,7 @@ from rllib_kd.export.units import UNITS
 from rllib_kd.paths import replace_file
 from rllib_kd.report.drawing import FOREGROUND, MUTED, as_drawn, colour_of, new_figure, place_legend, svg, use_log_axis
 from rllib_kd.report.page import page, section
-from rllib_kd.shrink.outcome import CERTIFICATE, Shrunk, ShrunkStudent, cost_text, share_text
+from rllib_kd.shrink.outcome import CERTIFICATE, Shrunk, ShrunkStudent, cost_text, share_text, untested
 from rllib_kd.shrink.pictures import Strip
 from rllib_kd.text import for_html, number, printable, ratio
 
@@ -176,7 +176,7 @@ def _table(result: Shrunk) -> str:
             "–" if found is None else f"{found.num_episodes:,}",
             "–" if found is None or found.return_ratio is None else ratio(found.return_ratio),
         ]
-        reason = "not tested" if found is None else found.reason
+        reason = untested(student, result) if found is None else found.reason
         cells_html = "".join(f"<td>{text}</td>" for text in cells)
         name = ("★ " if student.is_certified else "") + student.label
         lines.append(

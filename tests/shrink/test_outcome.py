@@ -90,6 +90,13 @@ def test_one_screen():
     assert "\n/tmp/results/student\nrllib export /tmp/results/student --out /tmp/results/student.onnx\n" in str(FOUND)
 
 
+def test_larger_ones_than_the_certified_one_were_not_needed():
+    result = replace(FOUND, students=[*FOUND.students, student("d", 58, 0.1)])
+    rows = {line.split()[1]: line for line in str(result).splitlines() if "label" in line and "│" in line}
+    assert "not tested" in rows["a"]
+    assert "not needed" in rows["d"]
+
+
 def test_without_a_certificate_the_best_one_is_named_but_not_as_certified():
     assert NOT_FOUND.certified is None
     assert NOT_FOUND.best.name == "b"

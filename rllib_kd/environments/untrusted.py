@@ -46,12 +46,12 @@ def refusals(env: str | None, env_config: Mapping[Any, Any]) -> list[str]:
     for key, value in env_config.items():
         if key not in allowed:
             refused.append(f"'{key}'")
-        elif not allowed[key].admits(plain(value)):
+        elif not allowed[key].admits(without_numpy_scalars(value)):
             refused.append(f"'{key}' (only {allowed[key].what})")
     return refused
 
 
-def plain(value: Any) -> Any:
+def without_numpy_scalars(value: Any) -> Any:
     """Convert numpy scalars to Python numbers, also those in a list.
 
     Not in lists of lists: a few that share their parts may contain millions.

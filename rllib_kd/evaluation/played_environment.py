@@ -16,7 +16,7 @@ from rllib_kd.environments import atari, pools
 from rllib_kd.environments.familiar import is_familiar, record
 from rllib_kd.environments.making import check_gymnasium_id, names_class
 from rllib_kd.environments.own import is_registered, parsed, settled, short_name
-from rllib_kd.environments.untrusted import is_harmless, plain, refusals
+from rllib_kd.environments.untrusted import is_harmless, refusals, without_numpy_scalars
 from rllib_kd.evaluation.sources import Source, open_source, open_sources
 
 _SET_IT = "with --env-config (env_config=...)"
@@ -232,7 +232,7 @@ def _check_agreement(recorded: Mapping[str, PlayedEnvironment]) -> None:
 
 
 def _json_of(value: Any) -> Any:
-    value = plain(value)
+    value = without_numpy_scalars(value)
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, Mapping):

@@ -10,6 +10,8 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 _ADDRESS, _MAX_DEPTH = re.compile(r" at 0x[0-9a-f]+"), 3  # of an object in its repr; of objects in objects
@@ -59,8 +61,8 @@ def _plain(value: Any, depth: int, outer: tuple[int, ...]) -> Any:
         return f"{value.__module__}.{name}"
     if hasattr(value, "__array__") and hasattr(value, "dtype"):  # of numpy, or a tensor on any device
         return _numbers(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
-    text = _whole_repr(value)
-    if not _ADDRESS.search(text):
+    has_parts = is_dataclass(value) or isinstance(value, SimpleNamespace)  # sets in their reprs have any order
+    if not has_parts and not _ADDRESS.search(text := _whole_repr(value)):
         return text
     parts = vars(value) if hasattr(value, "__dict__") and depth < _MAX_DEPTH else {}
     own = {str(key): _plain(part, depth + 1, within) for key, part in parts.items()}

@@ -3,6 +3,8 @@
 import math
 import sys
 import unicodedata
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from rllib_kd.text import (
     means_and_intervals,
     number,
     one_line,
+    plain,
     printable,
     ratio,
     rendered,
@@ -61,6 +64,20 @@ def test_a_spreadsheet_executes_nothing():
     assert for_spreadsheet("=cmd|' /C calc'!A0") == "'=cmd|' /C calc'!A0"
     assert for_spreadsheet("\t=1") == "'\N{REPLACEMENT CHARACTER}=1"
     assert for_spreadsheet("kl") == "kl"
+
+
+@dataclass
+class Options:
+    """A user's own object in a config."""
+
+    rewards: set
+
+
+def test_sets_in_objects_have_an_order():
+    """That of a repr differs between processes."""
+    words = ["goal", "crash", "fuel", "lap", "off"]
+    for made in (Options(set(words)), SimpleNamespace(rewards=set(words))):
+        assert plain(made)["rewards"] == sorted(words)
 
 
 def test_tables_are_plain_text_on_a_terminal_too(monkeypatch):

@@ -232,9 +232,9 @@ million](minatar.md#more-env-steps) the last line is 0.985 (0.946 to 1.063), 1.0
 defaults, students of 3.6 % have 1.03 on Breakout (one seed, 50 games), and 0.83 and 0.95 on SpaceInvaders (150
 games), after 1.2 million env steps. With sticky actions (0.25), students of 25, 6.6 and 3.6 % have 1.46, 1.37 and 1.11
 on [Breakout](images.md#breakout), 0.90, 0.91 and 0.89 on [SpaceInvaders](images.md#spaceinvaders), and 1.06, 0.98 and
-0.97 on [Pong](images.md#pong), in one run each: 1.14, 1.09 and 0.99 on average. The crosses in the picture are Rusu et
-al. (2015): geometric means over ten Atari games of the student's score as a share of its teacher's, 1.083 at 25.3 %,
-1.017 at 6.7 % and 0.839 at 3.7 %."""
+0.97 on [Pong](images.md#pong), in one run each: geometric means of 1.12, 1.07 and 0.99. The crosses in the picture
+are Rusu et al. (2015): geometric means over ten Atari games of the student's score as a share of its teacher's, 1.083
+at 25.3 %, 1.017 at 6.7 % and 0.839 at 3.7 %."""
 
 _LANGUAGE = """## Language
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow.fs
 
-from rllib_kd.checkpoints.uris import is_file, replace_remote_file
+from rllib_kd import limits
+from rllib_kd.checkpoints.uris import replace_remote_file
 
 
 def write_json(folder: str, name: str, value: Any, *, indent: int | None = None) -> None:
@@ -31,8 +32,11 @@ def read_json(folder: str, name: str) -> Any:
         ValueError: the file is damaged.
     """
     filesystem, path = pyarrow.fs.FileSystem.from_uri(folder)
-    if not is_file(filesystem, f"{path}/{name}"):
+    file = filesystem.get_file_info(f"{path}/{name}")
+    if not file.is_file:
         return None
+    if file.size > limits.MAX_SMALL_FILE:
+        raise ValueError(f"'{folder}/{name}' is damaged: it has {file.size} bytes.")
     with filesystem.open_input_stream(f"{path}/{name}") as stream:
         try:
             return json.loads(stream.read())

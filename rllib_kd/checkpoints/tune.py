@@ -284,7 +284,8 @@ def _best_first(found: Sequence[_Scored], kind: int) -> list[_Scored]:
 
     def preference(place: int) -> tuple[float, int, int, int]:
         value, result, _ = found[place].returns[kind]
-        return value, trials.index(posixpath.dirname(found[place].path)), result, -place
+        is_evaluated = math.isfinite(value)  # or the newest is the best guess
+        return value, trials.index(posixpath.dirname(found[place].path)), result, -place if is_evaluated else place
 
     return [found[place] for place in sorted(range(len(found)), key=preference, reverse=True)]
 

@@ -145,10 +145,18 @@ class CheckedExperiment:
     subject: str = ""  # beginning of the experiment's default name
 
 
+#: A setting that any command may change, also one that resumes.
+LOG_LEVEL = "log_level"
+
+
 def _configured(config: AlgorithmConfig) -> dict[str, Any]:
     """Return in JSON's terms what a config sets to other values than the defaults of its class."""
     settings, defaults = plain(config.to_dict()), plain(type(config)().to_dict())
-    return {name: value for name, value in settings.items() if name not in defaults or value != defaults[name]}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name != LOG_LEVEL and (name not in defaults or value != defaults[name])
+    }
 
 
 def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:

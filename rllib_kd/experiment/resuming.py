@@ -114,7 +114,8 @@ def check_same_config(began_with: Mapping[str, Any], now: Mapping[str, Any]) -> 
     Raises:
         ValueError: a setting has another value; the message names each.
     """
-    if words := differences(began_with, dict.fromkeys(began_with, "the default") | dict(now)):
+    gone = [f"{name} was {value!r} and is not set" for name, value in began_with.items() if name not in now]
+    if words := ", ".join(filter(None, [differences(began_with, now), *gone])):
         raise ValueError(
             f"A resumed experiment keeps its original settings, but its config has changed: {words}. Change it back, "
             "or begin a new experiment from a checkpoint: --restore CHECKPOINT --experiment-name NAME."

@@ -29,7 +29,7 @@ from rllib_kd.checkpoints.replay_files import local_folder, resolve_filesystem
 from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, child_of, file_types
 from rllib_kd.checkpoints.whole import lacking
 from rllib_kd.environments.own import short_name
-from rllib_kd.experiment.experiment import CheckedExperiment, check_at_least, check_not_empty
+from rllib_kd.experiment.experiment import LOG_LEVEL, CheckedExperiment, check_at_least, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.metrics import MissingMetrics, checked_metric
 from rllib_kd.experiment.names import newest, own_folder
@@ -51,7 +51,6 @@ from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
 
 _STOP, _CONFIG = "--stop", "config"
-_LOG_LEVEL = "log_level"  # a setting that any command may change: also one that resumes
 
 #: The options that Tune keeps from the start of an experiment.
 _KEPT = (
@@ -300,7 +299,7 @@ def _flags(experiment: CheckedExperiment, options: RunOptions) -> dict[str, Any]
     kept = {_flag(name): getattr(options, name) for name in _KEPT}
     if options.restore is not None:
         kept["--restore"] = absolute_uri(options.restore)
-    settings = {name: value for name, value in experiment.settings.items() if name != _LOG_LEVEL}
+    settings = {name: value for name, value in experiment.settings.items() if name != LOG_LEVEL}
     return {**settings, "--num-samples": experiment.num_samples, **kept}
 
 

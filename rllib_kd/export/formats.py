@@ -215,8 +215,9 @@ def write_pt2(student: Teacher, file: Path, *, takes_mask: bool = False) -> None
     """Write the network as a program of `torch.export`, for batches of any size, with a mask on request."""
     network, inputs = exportable_network(student), example_inputs(student, takes_mask=takes_mask)
     with quiet(), torch.no_grad():
+        batch = torch.export.Dim("batch")
         with refusing_branches():
-            program = _program(network, inputs)
+            program = torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
         program.example_inputs = None  # a pickle, and larger than a small student
         for node in program.graph.nodes:
             for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
@@ -225,18 +226,15 @@ def write_pt2(student: Teacher, file: Path, *, takes_mask: bool = False) -> None
             torch.export.save(program, opened, extra_files=_notes(student))
 
 
-def _program(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch")
-    return torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+_DECIDES = (
+    "The network decides in Python by the numbers that it gets (`if`, `while`, `float()`, `.item()`), which a file "
+    "cannot hold. Use operations of tensors instead, such as torch.where()."
+)
 
 
 @contextlib.contextmanager
-def refusing_branches(*, others_pass: bool = False) -> Iterator[None]:
-    """Turn an error of torch.export about a network that decides in Python into a ValueError that has what to do.
-
-    Args:
-        others_pass: whether other errors are ignored, instead of raised as they are.
-    """
+def refusing_branches() -> Iterator[None]:
+    """Turn an error of torch.export about a network that decides in Python into a ValueError that has what to do."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # torch.export prints the graph as far as it came
             yield
@@ -245,12 +243,31 @@ def refusing_branches(*, others_pass: bool = False) -> Iterator[None]:
         while (cause := chain[-1].__cause__) is not None:
             chain.append(cause)
         if any(words in str(each).lower() for each in chain for words in _BRANCHES):
-            raise ValueError(
-                "The network decides in Python by the numbers that it gets (`if`, `while`, `float()`, `.item()`), "
-                "which a file cannot hold. Use operations of tensors instead, such as torch.where()."
-            ) from error
-        if not others_pass:
-            raise
+            raise ValueError(_DECIDES) from error
+        raise
+
+
+class _Unseen(Tensor):
+    """A tensor at whose numbers, and those made of them, Python must not look."""
+
+    class LookedAtError(Exception):
+        """It did."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("__bool__", "__float__", "__int__", "__index__", "item", "tolist"):
+            raise cls.LookedAtError
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def _check_is_one_branch(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse a network that decides by the numbers of its inputs. By shapes and constants it decides once for all."""
+    try:
+        network(*(each.as_subclass(_Unseen) for each in inputs))
+    except _Unseen.LookedAtError:
+        raise ValueError(_DECIDES) from None
+    except Exception:  # an operation that takes no subclass of tensors, about which nothing is known
+        return
 
 
 def write_torchscript(student: Teacher, file: Path, *, takes_mask: bool = False) -> None:
@@ -261,9 +278,7 @@ def write_torchscript(student: Teacher, file: Path, *, takes_mask: bool = False)
             warnings.simplefilter("always", torch.jit.TracerWarning)
             script = torch.jit.freeze(torch.jit.trace(network, inputs))
         if any("tensor to a Python" in str(warning.message) for warning in caught):
-            # The trace keeps one branch. What shapes decide is the same for all observations: torch.export takes it.
-            with refusing_branches(others_pass=True):
-                _program(network, inputs)
+            _check_is_one_branch(network, inputs)  # of which the trace keeps one
         traced = file.with_name(f"{file.name}.traced")
         torch.jit.save(script, traced, _extra_files=_notes(student))
     # Saved again without its source lines, which contain paths of this machine.

@@ -94,8 +94,7 @@ class Student:
 
     def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
         """Put the weights that learn into the module; if others have set its weights since the last time, these."""
-        if self._was_changed:
-            self.forget()
+        self._heed_others()
         if self._has_modes:
             self.module.train()
         if self.unrounded is not None:
@@ -207,8 +206,15 @@ class Student:
         """Forget the weights that learn: learning continues from those in the module, whose outputs are Q-values."""
         self.training_weights, self.unrounded, self._starts_normalized = None, None, False
 
+    def _heed_others(self) -> None:
+        """Forget the weights that learn if others have set those of the module."""
+        if self._was_changed:
+            self.forget()
+            self.note_weights()
+
     def get_state(self) -> dict[str, Any]:
         """Return the state that is neither the module's nor the optimizer's."""
+        self._heed_others()
         state: dict[str, Any] = {
             "training_weights": [_as_array(weight) for weight in self.training_weights or ()],
             "unrounded": [_as_array(weight) for weight in self.unrounded or ()],

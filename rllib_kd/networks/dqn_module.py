@@ -16,6 +16,7 @@ from ray.rllib.core.models.configs import ModelConfig
 from ray.rllib.core.models.torch.base import TorchModel
 from ray.rllib.core.models.torch.encoder import TorchMLPEncoder
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.utils.annotations import override
 
@@ -23,7 +24,7 @@ from rllib_kd import _rllib
 from rllib_kd.networks.mixed import MixedDQNCatalog, default_filters
 from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.parts import heads_of, is_chain, is_plain_linear, leaves_of
-from rllib_kd.networks.recurrent import USE_LSTM, catalog_of
+from rllib_kd.networks.recurrent import USE_LSTM, RecurrentDQNCatalog, catalog_of
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.trees.shape import TREE
 
@@ -83,13 +84,15 @@ def suit_images(spec: RLModuleSpec) -> None:
 
     A linear one, and one with a catalog of the user's, stay as they are.
     """
-    if spec.module_class is not DefaultDQNTorchRLModule or spec.catalog_class not in (None, DQNCatalog):
+    known = (None, DQNCatalog, RecurrentDQNCatalog)
+    if spec.module_class is not DefaultDQNTorchRLModule or spec.catalog_class not in known:
         return
-    space, model_config = spec.observation_space, spec.model_config
-    if isinstance(space, MixedBox):
+    space, given = spec.observation_space, spec.model_config
+    model_config = dataclasses.asdict(given) if isinstance(given, DefaultModelConfig) else given or {}
+    if isinstance(space, MixedBox) and spec.catalog_class is not RecurrentDQNCatalog:
         spec.catalog_class = MixedDQNCatalog
-    elif len(getattr(space, "shape", None) or ()) == 3 and not (model_config or {}).get("conv_filters"):
-        spec.model_config = {**(model_config or {}), "conv_filters": default_filters(space)}
+    elif len(getattr(space, "shape", None) or ()) == 3 and not model_config.get("conv_filters"):
+        spec.model_config = {**model_config, "conv_filters": default_filters(space)}
 
 
 def _module_spec(model_config: Mapping[str, Any]) -> RLModuleSpec:

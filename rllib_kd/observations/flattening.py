@@ -12,8 +12,8 @@ from rllib_kd.observations.spaces import (
     MOST_OF_FLOATS,
     Path,
     flat_size,
+    has_undivided_pixels,
     image_shape,
-    is_float_image,
     is_text,
     named,
     parts_of,
@@ -119,7 +119,7 @@ def _pixels(images: np.ndarray, num_rows: int, space: gym.Space) -> np.ndarray:
     """Return images with channels first or last as rows `[N, H · W · C]` with channels last; bytes in [0, 1]."""
     images = images.reshape(num_rows, *images.shape[-3:])
     rows = images if images.shape[1:] == image_shape(space) else np.moveaxis(images, 1, -1)
-    is_bytes = rows.dtype.kind in "iu" and (space.dtype == np.uint8 or is_float_image(space))
+    is_bytes = rows.dtype.kind in "iu" and space.dtype != np.bool_ and not has_undivided_pixels(space)
     if rows.dtype.kind == "f" and space.dtype == np.uint8 and rows.size and rows.max() > MOST_OF_FLOATS:
         raise ValueError(
             f"an image of floats has values up to {rows.max():.6g}, but its space has bytes: give bytes (uint8), or "

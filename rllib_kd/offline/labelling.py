@@ -183,9 +183,11 @@ class Labeller:
                     Columns.OBS,
                     row=wrong[0],
                 )
-            return np.rint(obs * 255).astype(np.uint8) if space.dtype == np.uint8 and not is_divided else obs
-        if space.dtype == np.bool_:  # 0 and 1, or 0 and 255, as labelled files have them
-            return obs.astype(bool) if obs.max(initial=0) <= 1 else obs
+            if space.dtype != np.uint8 or is_divided:
+                return obs
+            return (np.rint(obs * 255) if space.high.max() > 1 else obs).astype(np.uint8)
+        if space.dtype == np.bool_ and obs.dtype == np.uint8:  # 0 and 1, or 0 and 255, as labelled files have them
+            return obs > 0 if np.isin(obs, (0, 1, 255)).all() else obs
         return obs.astype(np.float32) if obs.dtype == np.uint8 and has_undivided_pixels(space) else obs
 
     def _fits(self, obs: np.ndarray) -> bool:

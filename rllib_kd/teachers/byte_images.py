@@ -7,7 +7,7 @@ import logging
 import gymnasium as gym
 import numpy as np
 
-from rllib_kd.observations.spaces import is_byte_image, is_float_image
+from rllib_kd.observations.spaces import is_byte_image
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.text import one_line
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 def warn_of_bytes(teacher: Teacher, space: gym.Space) -> None:
     """Warn if a teacher gets images of bytes, and nothing records in which form it was trained on them.
 
-    No warning for RLlib's own modules, and teachers with a pipeline or with inputs in [0, 1].
+    No warning for RLlib's own modules, and teachers with a pipeline or with bounds of their inputs.
 
     Args:
         teacher: a loaded teacher.
@@ -31,11 +31,11 @@ def warn_of_bytes(teacher: Teacher, space: gym.Space) -> None:
             "load it by load_teacher(..., pipeline=ObservationPipeline(space, (Images(shape, scaled=False),))).",
             one_line(teacher.source),
         )
-    elif space.dtype == np.uint8 and teacher.input_space.dtype != np.uint8 and not is_float_image(teacher.input_space):
+    elif space.dtype == np.uint8 and space.high.max() > 1 and np.isinf(teacher.input_space.high).any():
         logger.warning(
             "The teacher '%s' gets bytes from 0 to 255. If it was trained on pixels divided by 255, write "
             '{"divisor": 255} into the JSON beside an ONNX, .pt2 or TorchScript file; {"divisor": 1} confirms the '
-            "bytes. In Python: load_teacher(..., pipeline=ObservationPipeline(space, (Images(shape),))), and "
-            "Images(shape, scaled=False) to confirm.",
+            "bytes. In Python, give load_teacher() or Teacher.from_callable() pipeline=ObservationPipeline(space, "
+            "(Images(shape),)), or Images(shape, scaled=False) to confirm.",
             one_line(teacher.source),
         )

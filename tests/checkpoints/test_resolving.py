@@ -150,6 +150,10 @@ def test_the_best_checkpoint_is_the_one_that_was_evaluated(tmp_path, caplog):
         for checkpoint in ("checkpoint_000001", "checkpoint_000003"):
             shutil.rmtree(tmp_path / "run" / checkpoint)
         assert name_of(tmp_path / "run") == "checkpoint_000004"
+    write_trial(tmp_path / "late", evaluation=[None, None, None, 50.0])
+    shutil.rmtree(tmp_path / "late" / "checkpoint_000003")
+    (tmp_path / "late" / "checkpoint_000003").mkdir()  # half-written
+    assert name_of(tmp_path / "late") == "checkpoint_000002"
     assert ": it has the best mean return in evaluation (50.0)" in caplog.messages[0]
     assert "in evaluation (50.0, of the last one before it was saved)" in caplog.messages[1]
 

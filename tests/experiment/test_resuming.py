@@ -162,8 +162,9 @@ def test_a_flag_that_is_given_counts_even_if_it_has_the_default(monkeypatch, tmp
 def test_a_file_that_has_changed_is_no_longer_the_experiment(monkeypatch, tmp_path):
     monkeypatch.setattr(running, "_check_resumable", lambda path: None)
 
-    def written(lr, **training):
+    def written(lr, *, log_level="WARN", **training):
         config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole")
+        config.debugging(log_level=log_level)
         return Experiment("x", "DistillDQN", config=config.training(lr=lr, **training)).checked()
 
     first, options = written(0.25), RunOptions(storage_path=str(tmp_path), resume=True)
@@ -172,10 +173,12 @@ def test_a_file_that_has_changed_is_no_longer_the_experiment(monkeypatch, tmp_pa
     assert "gamma" not in first.configured
     record(f"{tmp_path}/x", {**running._flags(first, options), running._CONFIG: first.configured})
     check_options(written(0.25), options)
-    with pytest.raises(ValueError, match=r"has changed: lr was 0\.25 and is 0\.5, gamma was not set and is 0\.9\."):
+    with pytest.raises(ValueError, match=r"has changed: gamma was not set and is 0\.9, lr was 0\.25 and is 0\.5\."):
         check_options(written(0.5, gamma=0.9), options)
-    with pytest.raises(ValueError, match=r"config has changed: lr was 0\.25 and is 'the default'\."):
+    with pytest.raises(ValueError, match=r"config has changed: lr was 0\.25 and is not set\."):
         check_options(written(DistillDQNConfig().lr), options)
+    loud = replace(first, configured=written(0.25, log_level="INFO").configured)
+    check_options(loud, options)
     record(f"{tmp_path}/x", running._flags(first, options))  # by an older version
     check_options(written(0.5), options)
 

@@ -345,16 +345,16 @@ def test_hooks_of_the_users_own_are_in_the_file(tmp_path):
 
 
 class Deciding(nn.Module):
-    """Python decides by the shape of its inputs, or by their numbers."""
+    """Python decides by the shape of its inputs, by a constant, or by the numbers of its inputs."""
 
     def __init__(self, by):
         super().__init__()
         self.layer, self.by = nn.Linear(4, 3), by
+        self.register_buffer("gain", torch.tensor(2.0))
 
     def forward(self, obs):
-        if bool(obs.shape[1] > 5 if self.by == "shape" else (obs > 2).any()):
-            return -self.layer(obs)
-        return self.layer(obs) / float(obs.shape[1] if self.by == "shape" else 2)
+        seen = {"shape": lambda: obs.shape[1], "a constant": lambda: self.gain, "numbers": lambda: obs.max()}[self.by]()
+        return -self.layer(obs) if seen > 5 else self.layer(obs) / float(seen)
 
 
 @pytest.mark.parametrize("artifact_format", [pytest.param("onnx", marks=pytest.mark.slow), "pt2", "torchscript"])
@@ -366,8 +366,9 @@ def test_networks_that_decide_in_python_are_refused(tmp_path, capsys, artifact_f
     assert "forward" not in capsys.readouterr().err
 
 
-def test_networks_that_decide_by_shapes_are_exported(tmp_path):
-    student = Teacher(QNetwork(Deciding("shape"), CARTPOLE_OBS, THREE_ACTIONS))
+@pytest.mark.parametrize("by", ["shape", "a constant"])
+def test_networks_that_decide_once_for_all_are_exported(tmp_path, by):
+    student = Teacher(QNetwork(Deciding(by), CARTPOLE_OBS, THREE_ACTIONS))
     assert export(student, tmp_path / "s", format="torchscript", obs=states(9)).max_difference < 1e-5
 
 

@@ -25,13 +25,17 @@ def assert_same(learner, expected):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("loss", ["kl", "mse"])
 @pytest.mark.parametrize("num_before", [0, 2])
-def test_they_are_learned_from_as_they_are(loss, family, num_before):
+@pytest.mark.parametrize("is_saved", [False, True], ids=["at once", "saved before"])
+def test_they_are_learned_from_as_they_are(loss, family, num_before, is_saved):
     learner = make_learner(config_with(loss, family))
     given = weights_of_all(make_learner(config_with(loss, family).debugging(seed=1)))
     for _ in range(num_before):
         learner.update([fragment()], num_gradient_steps=3)
     for name, weights in given.items():
         learner.module[name].load_state_dict(weights)
+    if is_saved:
+        state, learner = learner.get_state(), make_learner(config_with(loss, family))
+        learner.set_state(state)
     for _ in range(2):
         learner.update([fragment()], num_gradient_steps=3)
     assert_same(learner, given)

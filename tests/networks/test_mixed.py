@@ -124,6 +124,14 @@ def test_images_alone_have_convolutions_of_rllib_or_ours(shape):
     assert module.model_config["conv_filters"] == [[3, 4, 3]]
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_students_of_images_that_remember_have_them_too(kind):
+    memory = {"use_lstm": True, "recurrent_layer_type": kind, "lstm_cell_size": 4, "max_seq_len": 5}
+    given = {**DistillDQNConfig().model_config, **memory}
+    module = student_module_spec(given, gym.spaces.Box(0.0, 1.0, (20, 20, 3)), ACTIONS).build()
+    assert module.model_config["conv_filters"] == [[16, 4, 2], [32, 4, 2]]
+
+
 def test_rllibs_own_module_stays_its_own_elsewhere():
     spec = student_module_spec({}, gym.spaces.Box(-1.0, 1.0, (4,)), ACTIONS)
     assert spec.catalog_class is None

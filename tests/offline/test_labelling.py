@@ -361,7 +361,9 @@ def sees_first_pixels(space: gym.Space, *, scaled: bool | None) -> Teacher:
         (gym.spaces.Box(0, 255, (16, 16, 3), np.float32), None, np.uint8(200), 200, np.float32(200)),
         (gym.spaces.Box(0, 1, (16, 16, 3), np.bool_), True, np.uint8(1), 1, np.uint8(255)),
         (gym.spaces.Box(0, 1, (16, 16, 3), np.bool_), True, np.uint8(255), 1, np.uint8(255)),  # labelled once
+        (gym.spaces.Box(0, 1, (16, 16, 3), np.bool_), None, np.uint8(255), 1, np.uint8(255)),
         (gym.spaces.Box(0, 255, (16, 16, 3), np.uint8), False, np.float32(0.2), 51, np.uint8(51)),
+        (gym.spaces.Box(0, 1, (16, 16, 3), np.uint8), False, np.float32(1), 1, np.uint8(1)),
         (gym.spaces.Box(0, 255, (16, 16, 3), np.uint8), True, np.float32(0.2), 0.2, np.float32(0.2)),
         (gym.spaces.Box(0, 255, (16, 16, 3), np.uint8), False, np.uint8(51), 51, np.uint8(51)),
     ],

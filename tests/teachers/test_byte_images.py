@@ -118,10 +118,20 @@ def test_bytes_that_reach_a_function_of_floats_are_reported(caplog, check):
         (function(), gym.spaces.Box(0, 255, SHAPE)),
         (function(), gym.spaces.Box(0, 1, SHAPE, np.bool_)),
         (function(0, 1), BYTES),
+        (function(0, 255), BYTES),
+        (function(), gym.spaces.Box(0, 1, SHAPE, np.uint8)),
         (function(0, 255, np.uint8), BYTES),
         (function(pipeline=ObservationPipeline(BYTES, (Images(SHAPE, scaled=False),))), BYTES),
     ],
-    ids=["floats", "truth values", "a function of [0, 1]", "a function of bytes", "with a pipeline"],
+    ids=[
+        "floats",
+        "truth values",
+        "a function of [0, 1]",
+        "a function of [0, 255]",
+        "bits",
+        "a function of bytes",
+        "with a pipeline",
+    ],
 )
 def test_what_is_known_is_not_reported(caplog, check, teacher, space):
     check(teacher, space)

@@ -381,7 +381,8 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, rllib):
     disk, enlarge = small_disk
-    command = train(disk, *until(15), "--checkpoint-freq", "1", at=ray_address())
+    # Several iterations for each state of the trials, which is kept once in a second.
+    command = train(disk, *until(15), "--checkpoint-freq", "1", at=ray_address(), min_time_s_per_iteration=0.4)
     full = subprocess.run(command, capture_output=True, text=True, check=False)
     assert full.returncode == 1
     assert len(full.stderr.splitlines()) <= 2

@@ -126,10 +126,10 @@ def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> Algo
         ValueError: a name that no fluent method takes, also in dicts with keys that RLlib defines, with the nearest
             known name; or a value of another type or out of range.
     """
-    known = _fluent_arguments(type(config))
+    known, gone = _fluent_arguments(type(config)), gone_settings(type(config))
     for given, value in as_meant(type(config), settings).items():
         name = RENAMED.get(given, given)
-        if name in (gone := gone_settings(type(config))):
+        if name in gone:
             raise ValueError(f"The setting '{name}' no longer exists: {gone[name]}.")
         if name not in known:
             raise unknown_setting(type(config), name, known)

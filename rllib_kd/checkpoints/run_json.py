@@ -12,7 +12,7 @@ from rllib_kd.checkpoints.uris import replace_remote_file
 
 
 def write_json(folder: str, name: str, value: Any, *, indent: int | None = None) -> None:
-    """Write a file, at once, so that nobody finds half of it. The folder is made if it is missing.
+    """Write a whole file in one step: nobody finds half of it. The folder is made if it is missing.
 
     Args:
         folder: path or URI of the folder.

@@ -264,9 +264,9 @@ def _choose(named: _Named, trials: Sequence[str], reader: _TrialsReader) -> Loca
             "CheckpointConfig(checkpoint_at_end=True) in Python."
         )
     kind = _kind(named, found)
-    candidates = found[::-1] if kind is None else _best_first(found, kind)
     if kind is None:
         _check_is_one_run(named, found)
+    candidates = found[::-1] if kind is None else _best_first(found, kind)
     whole = first_whole(named.filesystem, (scored.path for scored in candidates))
     chosen = next((scored for scored in candidates if scored.path == whole), candidates[0])
     if not asks_returns:

@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 
 from rllib_kd.algorithm.dead_learners import LearnerDiedError
+from rllib_kd.algorithm.teachers import has_networks
 from rllib_kd.checkpoints.manifest import MODULES
 from rllib_kd.checkpoints.run_names import short_names
 from rllib_kd.checkpoints.runs import GREEDY, Curve, read_curve
@@ -23,7 +24,6 @@ from rllib_kd.experiment.experiment import CheckedExperiment
 from rllib_kd.experiment.locations import location
 from rllib_kd.experiment.progress_line import progress_words, with_last_returns
 from rllib_kd.report.comparisons import summary_table
-from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_members
 from rllib_kd.teachers.names import path_of
@@ -134,7 +134,7 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
     if config.get("env") is None and rows not in (None, "sampler"):
         return ""  # there is nowhere to play
     given = experiment.param_space.get("teacher")
-    is_loaded = any(isinstance(one, Teacher) for one in (given if isinstance(given, list) else [given]))
+    is_loaded = has_networks(given)
     if not experiment.compare_episodes:
         family = [f"/{MODULES}/{name}" for name in config.get("students") or ()]
         paths = [location(student.checkpoint) + inner for student in students for inner in family or [""]]

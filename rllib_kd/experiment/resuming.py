@@ -22,6 +22,7 @@ from rllib_kd.terminal import say
 from rllib_kd.text import plain
 
 _RECORD = "flags.json"  # in the experiment's folder
+_BEGIN_ANEW = "begin a new experiment from a checkpoint: --restore CHECKPOINT --experiment-name NAME."
 #: Flags and settings that are paths.
 _PATHS = ("teacher", "--restore")
 _resumed_with: dict[str, float] = {}  # stop criteria of this process: Tune restores the criteria that it has pickled
@@ -100,7 +101,7 @@ def check_unchanged(began_with: Mapping[str, Any], flags: Mapping[str, Any], def
     if words := differences(began_with, {name: given[name] for name in known}):
         raise ValueError(
             f"A resumed experiment keeps its original settings, and only --stop may change: {words}. Leave this out, "
-            "or begin a new experiment from a checkpoint: --restore CHECKPOINT --experiment-name NAME."
+            f"or {_BEGIN_ANEW}"
         )
 
 
@@ -118,7 +119,7 @@ def check_same_config(began_with: Mapping[str, Any], now: Mapping[str, Any]) -> 
     if words := ", ".join(filter(None, [differences(began_with, now), *gone])):
         raise ValueError(
             f"A resumed experiment keeps its original settings, but its config has changed: {words}. Change it back, "
-            "or begin a new experiment from a checkpoint: --restore CHECKPOINT --experiment-name NAME."
+            f"or {_BEGIN_ANEW}"
         )
 
 

@@ -33,12 +33,14 @@ def default_filters(space: gym.Space) -> list[list[Any]]:
     42, 84 and 96 pixels are made to stand right before the outputs. Their last layer has 256 channels, and before an
     MLP as many as 31,000 numbers.
     """
-    if not isinstance(space, MixedBox):
+    if isinstance(space, MixedBox):
+        side = max(max(height, width) for _, height, width, _ in space.images)
+    else:
         assert space.shape is not None
         if (of_rllib := _filters_of_rllib(space.shape)) is not None:
             return of_rllib
-    sides = [shape[:2] for _, *shape in space.images] if isinstance(space, MixedBox) else [space.shape[:2]]
-    side, channels = max(map(max, sides)), _FEWEST_CHANNELS
+        side = max(space.shape[:2])
+    channels = _FEWEST_CHANNELS
     filters: list[list[int]] = []
     while side > _SMALL_ENOUGH or not filters:
         filters.append([channels, 4, 2])

@@ -238,7 +238,7 @@ def summary(result: Shrunk) -> str:
             share_text(student, result),
             ratio(student.validation_ratio),
             *([] if result.minimize == "parameters" else [cost_text(student, result.minimize)]),
-            cell(_in_short(student.certificate) or untested(student, result)),
+            cell(untested(student, result) if student.certificate is None else _in_short(student.certificate)),
         )
     table.caption = "* mean agreement with the teacher, which is not return"
     if result.rows is None:
@@ -261,9 +261,7 @@ def untested(student: ShrunkStudent, result: Shrunk) -> str:
     return "not needed" if is_larger else "not tested"
 
 
-def _in_short(certificate: Certificate | None) -> str:
-    if certificate is None:
-        return ""
+def _in_short(certificate: Certificate) -> str:
     unit = certificate.measured.unit.removeprefix("held-out ")
     played = f"{ratio(_or_nan(certificate.return_ratio))} in {certificate.num_episodes:,} {unit}"
     if certificate.is_certified:

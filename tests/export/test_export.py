@@ -300,7 +300,7 @@ def test_a_subclass_of_rllibs_module_is_exported_as_it_computes(tmp_path):
 
 
 class Careful(DefaultDQNTorchRLModule):
-    """A rule of the user's own, in states that the parity check has not: far out, the first action is best."""
+    """Adds a rule of the user's own: far from 0, where a parity check has no states, the first action is best."""
 
     def compute_q_values(self, batch):
         q = super().compute_q_values(batch)[QF_PREDS]

@@ -33,7 +33,7 @@ _UNREAD = {
 
 
 def check_unread(config: DistillationConfig) -> None:
-    """Check that settings that nobody reads have RLlib's defaults.
+    """Check that settings that no code reads here have RLlib's defaults.
 
     Raises:
         ValueError: one was set.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import ray
 import tree
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 logger = logging.getLogger(__name__)
 
 _SMALL = 100_000  # bytes that Ray would rather send along than store
+_SECONDS_FOR_ROOM = 60.0  # in which the driver learns from earlier samples
 
 
 class Sample(NamedTuple):
@@ -36,9 +39,25 @@ class Sample(NamedTuple):
 
 
 def hand_over(env_runner: Any, columns: Mapping[str, Any]) -> Any:
-    """Return columns for a Learner: a reference, or the columns themselves if it is in the same process."""
+    """Return columns for a Learner: a reference, or the columns themselves if it is in the same process.
+
+    Raises:
+        ray.exceptions.OutOfDiskError: the object store had no room in time, and the disk is too full to spill to.
+    """
     is_here = env_runner.worker_index == 0 and env_runner.config.num_learners == 0
-    return columns if is_here else ray.put(columns)
+    return columns if is_here else _put(columns)
+
+
+def _put(columns: Mapping[str, Any]) -> ray.ObjectRef:
+    """Put columns into the object store. Where Ray does not spill what is in it, wait until there is room."""
+    deadline = time.monotonic() + _SECONDS_FOR_ROOM
+    while True:
+        try:
+            return ray.put(columns)
+        except (ObjectStoreFullError, OutOfDiskError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def receive(columns: Any) -> Mapping[str, Any]:

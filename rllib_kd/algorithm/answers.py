@@ -1,4 +1,4 @@
-"""The answers of remote EnvRunners: results, failures of environments, or none."""
+"""The answers of remote EnvRunners: results, failures, or none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from rllib_kd import _rllib
-from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.failures import SamplingFailedError
 from rllib_kd.environments.returned import NotFiniteError
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ _SECONDS_LOST = 5.0  # in which every ping of an EnvRunner is answered as for on
 
 
 def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
-    """Return the answers of remote EnvRunners. Errors are logged, with the environment's reason.
+    """Return the answers of remote EnvRunners. Errors are logged, with their reason.
 
     Args:
         group: the EnvRunners.
@@ -30,7 +30,7 @@ def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
     Raises:
         NotFiniteError: an environment returned numbers that are not finite while baselines were played; a new one
             would, too.
-        EnvFailedError: an environment raised, and `fault_tolerance()` neither restarts nor ignores its EnvRunner.
+        SamplingFailedError: an EnvRunner failed, and `fault_tolerance()` neither restarts nor ignores it.
         ray.exceptions.RayError: an EnvRunner died, and is neither restarted nor ignored.
     """
     is_tolerant = _rllib.ignores_errors(group)
@@ -66,7 +66,7 @@ def call_all(
 
     Raises:
         TimeoutError: one does not answer, and is neither restarted nor ignored.
-        EnvFailedError: as `answers()`.
+        SamplingFailedError: as `answers()`.
     """
     if local_env_runner and group.local_env_runner is not None:
         function(group.local_env_runner)
@@ -86,10 +86,10 @@ def call_all(
     answers(group, results)
 
 
-def reason_in(error: Exception) -> EnvFailedError | None:
-    """Return the failure of an environment in a remote EnvRunner's error, or None."""
+def reason_in(error: Exception) -> SamplingFailedError | None:
+    """Return the reason in a remote EnvRunner's error, or None."""
     cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, EnvFailedError) else None
+    return cause if isinstance(cause, SamplingFailedError) else None
 
 
 def reason_of(results: Any) -> Exception:
@@ -130,16 +130,16 @@ class LostEnvRunners:
         """Note that one is alive."""
         self._since = None
 
-    def check(self, pings: Any, *, num_all: int, reasons: Sequence[EnvFailedError]) -> None:
+    def check(self, pings: Any, *, num_all: int, reasons: Sequence[SamplingFailedError]) -> None:
         """Check that an EnvRunner may come back.
 
         Args:
             pings: answers to pings of all EnvRunners, without those that did not come.
             num_all: number of EnvRunners.
-            reasons: failures of their environments.
+            reasons: why they failed.
 
         Raises:
-            RuntimeError: none may; an EnvFailedError if there is a reason.
+            RuntimeError: none may; a SamplingFailedError if there is a reason.
         """
         deaths = [answer for ping in pings if isinstance(answer := ping.get(), ray.exceptions.ActorDiedError)]
         if len(deaths) < num_all:
@@ -154,5 +154,5 @@ class LostEnvRunners:
             "fault_tolerance(restart_failed_env_runners=True, max_num_env_runner_restarts=...) sets how often it does."
         )
         if reasons:
-            raise EnvFailedError(f"{text} One had failed: {reasons[-1]}") from reasons[-1]
+            raise SamplingFailedError(f"{text} One had failed: {reasons[-1]}") from reasons[-1]
         raise RuntimeError(text) from deaths[-1]

@@ -11,7 +11,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LI
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import given_up
-from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.failures import SamplingFailedError
 from rllib_kd.environments.returned import NotFiniteError
 
 logger = logging.getLogger(__name__)
@@ -30,15 +30,15 @@ class Evaluations:
     def checked(self, evaluation: dict[str, Any], group: EnvRunnerGroup | None) -> dict[str, Any]:
         """Return the evaluation without stale results, and warn of EnvRunners that failed in it.
 
-        An environment that raises now and then is restarted. If environments end the first evaluation, or two in a
-        row, in all EnvRunners, they are assumed to fail always.
+        An environment that raises now and then is restarted. If failures end the first evaluation, or two in a row, in
+        all EnvRunners, they are assumed to come always.
 
         Args:
             evaluation: RLlib's results: the previous ones, or none, if all EnvRunners have failed.
             group: the evaluation's EnvRunners; None if it has none of its own.
 
         Raises:
-            EnvFailedError: environments have failed in all EnvRunners, repeatedly or in the first evaluation.
+            SamplingFailedError: all EnvRunners have failed, repeatedly or in the first evaluation.
             NotFiniteError: an environment returned numbers that are not finite; a new one would, too.
         """
         num_steps = evaluation.get(ENV_RUNNER_RESULTS, {}).get(NUM_ENV_STEPS_SAMPLED_LIFETIME)
@@ -65,13 +65,13 @@ class Evaluations:
         return {} if is_lost else evaluation
 
 
-def reasons_of_the_failed(group: EnvRunnerGroup) -> dict[int, EnvFailedError | None]:
-    """Return why the environments of the EnvRunners that RLlib has given up failed; None if that is unknown."""
+def reasons_of_the_failed(group: EnvRunnerGroup) -> dict[int, SamplingFailedError | None]:
+    """Return why the EnvRunners that RLlib has given up failed; None if that is unknown."""
     actors = _rllib.actor_manager(group).actors()
     return {worker_id: _reason(actors[worker_id]) for worker_id in given_up(group)}
 
 
-def _reason(actor: Any) -> EnvFailedError | None:
+def _reason(actor: Any) -> SamplingFailedError | None:
     ask = getattr(actor, "reason_of_failure", None)  # a user's EnvRunner may be RLlib's own
     try:
         return None if ask is None else ray.get(ask.remote(), timeout=_SECONDS_TO_ANSWER)

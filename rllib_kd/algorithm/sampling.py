@@ -21,7 +21,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import LostEnvRunners, answers, call_all, kill_the_hung, reason_in
 from rllib_kd.algorithm.dead_learners import ask_learners
 from rllib_kd.env_runner.capture import capture_sampling, put_back_sampling, restart_sampling
-from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.failures import SamplingFailedError
 from rllib_kd.random_state import capture_random_state, put_back_random_state
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, pack_weights
@@ -319,8 +319,8 @@ class SampleRequests:
         self._timeout_s = timeout_s
         self._sent_with: dict[ray.ObjectRef, int] = {}  # weights_seq_no by request under way
         self._has_sampled = False
-        self._num_failures: Counter[int] = Counter()  # of environments, by EnvRunner, since the last sample of any
-        self._failures: dict[int, EnvFailedError] = {}  # last error of its environment, by EnvRunner
+        self._num_failures: Counter[int] = Counter()  # by EnvRunner, since the last sample of any
+        self._failures: dict[int, SamplingFailedError] = {}  # the last one, by EnvRunner
         self._lost = LostEnvRunners()
 
     def __len__(self) -> int:
@@ -358,8 +358,8 @@ class SampleRequests:
             At least one sample, unless no EnvRunner is left, or none answers in time.
 
         Raises:
-            EnvFailedError: an environment raised, and `fault_tolerance()` neither restarts nor ignores its EnvRunner;
-                or all environments raised before there was any sample.
+            SamplingFailedError: an EnvRunner failed, and `fault_tolerance()` neither restarts nor ignores it; or all
+                failed before there was any sample, or again after they were restarted.
         """
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         samples: list[Sample] = []
@@ -393,8 +393,8 @@ class SampleRequests:
         """Ping EnvRunners that died without waiting; return whether one has answered since.
 
         Raises:
-            RuntimeError: all have died for some seconds, and Ray restarts none of them; an EnvFailedError if the
-                environment of one has raised.
+            RuntimeError: all have died for some seconds, and Ray restarts none of them; a SamplingFailedError if the
+                reason of one is known.
         """
         all_ids, healthy = set(self._manager.actor_ids()), set(self._group.healthy_env_runner_ids())
         if healthy:
@@ -412,7 +412,7 @@ class SampleRequests:
         return bool(answered)
 
     def _fetch_ready(self) -> list[Sample]:
-        """Fetch results as RLlib does, and report why an environment failed, which RLlib drops."""
+        """Fetch results as RLlib does, and report why an EnvRunner failed, which RLlib drops."""
         results = self._manager.fetch_ready_async_reqs(tags=_SAMPLE)
         for result in results:
             if result.ok:
@@ -423,8 +423,8 @@ class SampleRequests:
                 self._failures[result.actor_id] = reason
                 self._num_failures[result.actor_id] += 1
         samples = answers(self._group, results)
-        # An environment that raises now and then is restarted as often as the config admits. One that raises in all
-        # EnvRunners, and again in all after their restart, will not stop.
+        # What fails now and then is restarted as often as the config admits. What fails in all EnvRunners, and again in
+        # all after their restart, will not stop.
         tolerated = 1 if self._has_sampled else 0
         if self._failures and all(self._num_failures[index] > tolerated for index in self._manager.actor_ids()):
             raise next(iter(self._failures.values()))

@@ -23,7 +23,7 @@ import typer
 from rllib_kd.cli import label, play, serve, shrink, sweep, train  # noqa: F401 (importing them adds their commands)
 from rllib_kd.cli.app import app, clean_warnings_of_others, echo, fail, with_log_level
 from rllib_kd.cli.gone import refuse_what_is_gone
-from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.failures import SamplingFailedError
 from rllib_kd.export.failures import ProgramFailedError
 from rllib_kd.relay import printed_warnings
 from rllib_kd.workers.forking import ServerOfCommand, this_process_is_a_command
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
                 fail(f"{error.format_message()} See `{command} --help`.", code=2)
             except ValueError as error:
                 fail(str(error), code=2)
-            except (OSError, EnvFailedError, ProgramFailedError) as error:
+            except (OSError, SamplingFailedError, ProgramFailedError) as error:
                 fail(str(error), code=1)
             except Exception:  # unforeseen; its message, too, may quote a file
                 echo(traceback.format_exc().rstrip("\n"), err=True)

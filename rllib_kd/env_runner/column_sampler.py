@@ -40,7 +40,7 @@ from ray.rllib.utils.metrics import (
 from rllib_kd import _rllib
 from rllib_kd.checkpoints.connectors import is_default_connector
 from rllib_kd.environments import pools
-from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.failures import EnvFailedError, SamplingFailedError, described
 from rllib_kd.environments.returned import NotFiniteError, check_returned, explained
 from rllib_kd.observations.connectors import MaskApart, OneVector
 from rllib_kd.observations.flattening import with_text_arrays
@@ -68,13 +68,14 @@ NUM_NOT_FINITE_LIFETIME = {
 
 
 class ExplainsFailures:
-    """A mixin for EnvRunners that reports what the environment raised, and where, also to the calling process.
+    """A mixin for EnvRunners that reports what the environment, the teacher or a connector raised, and where.
 
     Numbers that are not finite are a failure, too; but in training their states are dropped, and a description of the
     first ones is kept: a run of days does not end because of a single NaN.
 
-    RLlib's EnvRunner raises an error without a message, and a remote one ends without reporting the reason. This one
-    answers with the reason first, and ends at the next request, with RLlib's delay; the config may restart it.
+    RLlib's EnvRunner raises an error without a message, and a remote one ends without reporting the reason, again and
+    again. This one answers with the reason first, and ends at the next request, with RLlib's delay; the config may
+    restart it.
     """
 
     config: Any
@@ -86,7 +87,7 @@ class ExplainsFailures:
     _metrics_num_try_env_step: Any
     #: The error message for the first numbers in training that were not finite; empty if there were none.
     not_finite: str = ""
-    _failure: EnvFailedError | None = None
+    _failure: SamplingFailedError | None = None
     _num_remade = 0  # environments in a row, of which none lasted for a whole episode or sample
     _is_training = False  # whether states of numbers that are not finite are dropped
 
@@ -190,16 +191,19 @@ class ExplainsFailures:
         check_returned(self.config.env, self.env, obs, rewards, doing=doing)
 
     def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call `func` as RLlib does, but answer with an environment's failure before this process ends."""
+        """Call `func` as RLlib does, but answer with the reason of a failure before this process ends."""
 
         def answer(env_runner: Any, *args: Any, **kwargs: Any) -> Any:
             if self._failure is not None:
                 raise self._failure
             try:
                 return func(env_runner, *args, **kwargs)
-            except EnvFailedError as reason:
+            except SamplingFailedError as reason:
                 self._failure = reason
-                return None
+            except Exception as error:
+                logger.exception("EnvRunner %s failed.", self.worker_index)
+                self._failure = SamplingFailedError(f"Sampling failed: {described(error)}")
+            return None
 
         was_whole = self._failure is None
         result = super().apply(answer, *args, **kwargs)  # type: ignore[misc]  # RLlib's
@@ -207,8 +211,8 @@ class ExplainsFailures:
             raise self._failure
         return result
 
-    def reason_of_failure(self) -> EnvFailedError | None:
-        """Return why the environment failed, or None: to be called before this process ends."""
+    def reason_of_failure(self) -> SamplingFailedError | None:
+        """Return why this EnvRunner failed, or None: to be called before this process ends."""
         return self._failure
 
     def ping(self) -> str:

@@ -1,4 +1,4 @@
-"""Failures of environments: the error and the line of the user's code that raised it, in one line."""
+"""Failures of environments and EnvRunners: the error and the line of the user's code that raised it, in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ _PACKAGES = ("site-packages", "dist-packages")
 _FRAME = re.compile(r'\s*File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)')
 
 
-class EnvFailedError(RuntimeError):
+class SamplingFailedError(RuntimeError):
+    """An EnvRunner has failed. The message has its error, and the line of the user's code."""
+
+
+class EnvFailedError(SamplingFailedError):
     """An environment has failed. The message names it, its method, its error, and the line of the user's code."""
 
 

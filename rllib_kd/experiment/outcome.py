@@ -15,7 +15,7 @@ from rllib_kd.algorithm.teachers import has_networks
 from rllib_kd.checkpoints.manifest import MODULES
 from rllib_kd.checkpoints.run_names import short_names
 from rllib_kd.checkpoints.runs import GREEDY, Curve, read_curve
-from rllib_kd.environments.failures import EnvFailedError, frames_in, users_line
+from rllib_kd.environments.failures import EnvFailedError, SamplingFailedError, frames_in, users_line
 from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.evaluation.comparing import compare_all
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
@@ -31,7 +31,8 @@ from rllib_kd.teachers.names import path_of
 #: Errors whose messages are complete without the traceback, by the names that a traceback gives them.
 _EXPLAINED = re.compile(
     "|".join(
-        rf"{re.escape(f'{e.__module__}.{e.__name__}')}: " for e in (EnvFailedError, NotFiniteError, LearnerDiedError)
+        rf"{re.escape(f'{e.__module__}.{e.__name__}')}: "
+        for e in (SamplingFailedError, EnvFailedError, NotFiniteError, LearnerDiedError)
     )
 )
 

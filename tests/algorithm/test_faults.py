@@ -11,12 +11,13 @@ from itertools import pairwise
 import gymnasium as gym
 import numpy as np
 import pytest
+import ray
 import torch
 from ray.rllib.env.env_runner import NUM_ENV_STEP_FAILURES_LIFETIME
 
 from rllib_kd import DistillDQNConfig, compare
 from rllib_kd.env_runner.column_sampler import NUM_STATES_DROPPED_LIFETIME
-from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.failures import EnvFailedError, SamplingFailedError
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.wire import TEACHER_Q
@@ -205,7 +206,7 @@ def test_training_ends_with_the_reason_when_all_are_dead_and_none_is_restarted(b
         while True:
             algo.train()
 
-    with pytest.raises(EnvFailedError, match=r"All 2 EnvRunners have died, .*the simulator has crashed"):
+    with pytest.raises(SamplingFailedError, match=r"All 2 EnvRunners have died, .*the simulator has crashed"):
         train()
 
 
@@ -275,6 +276,24 @@ def test_an_environment_that_raises_in_every_remote_env_runner_is_an_error_with_
     settings = config(1, **faulty("raise", workers=(1,)) | {"every": 1}).distillation(num_baseline_episodes=baselines)
     with pytest.raises(EnvFailedError, match=said):
         build(settings).train()
+
+
+class Unreachable(Teacher):
+    """A teacher that answers in this process alone."""
+
+    def q_values(self, obs):
+        if ray.get_runtime_context().get_actor_id() is not None:
+            raise ConnectionError("the teacher's service is gone")
+        return super().q_values(obs)
+
+
+@pytest.mark.slow
+def test_a_teacher_that_raises_in_every_remote_env_runner_is_an_error_with_its_reason(build):
+    teacher = load_teacher("cartpole")
+    teacher.__class__ = Unreachable
+    said = r"Sampling failed: ConnectionError: the teacher's service is gone \(.*:\d+, in q_values\)"
+    with pytest.raises(SamplingFailedError, match=said):
+        build(config(1).distillation(teacher=teacher)).train()
 
 
 @pytest.mark.slow

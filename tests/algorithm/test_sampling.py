@@ -17,7 +17,7 @@ from rllib_kd.algorithm import answers as answers_module
 from rllib_kd.algorithm.answers import call_all
 from rllib_kd.algorithm.sampling import SampleRequests
 from rllib_kd.env_runner.column_sampler import ExplainsFailures
-from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.failures import EnvFailedError, SamplingFailedError
 from rllib_kd.wire import Sample, pack_weights
 from tests.background import in_background, wait_for
 
@@ -324,7 +324,7 @@ def test_when_all_are_dead_and_none_is_restarted_it_is_an_error(cluster, monkeyp
         requests._failures[2] = EnvFailedError(reason)  # after all samples, which would show that it has recovered
     with pytest.raises(RuntimeError, match="All 2 EnvRunners have died, and Ray restarts none of them") as raised:
         wait_for(requests.ping_the_dead, seconds=30.0)
-    assert isinstance(raised.value, EnvFailedError) == bool(reason)
+    assert isinstance(raised.value, SamplingFailedError) == bool(reason)
     assert str(reason or "sets how often") in str(raised.value)
 
 

@@ -66,7 +66,8 @@ def check_recorded(
     if spaces is not None and schema is not None:
         shown = features_space(spaces[0])
         expected = (flat_size(shown),) if is_flattened(shown) else shown.shape
-        if schema.obs_shape != expected and not _is_same_image(schema.obs_shape, expected or ()):
+        as_shown = shown.shape if isinstance(shown, gym.spaces.Box) else None  # which becomes a vector as it is read
+        if schema.obs_shape not in (expected, as_shown) and not _is_same_image(schema.obs_shape, expected or ()):
             raise DataError(
                 f"has observations of the shape {list(schema.obs_shape)}, but the "
                 f"{'teacher takes' if config.env is None else 'environment shows'} {list(expected or ())}. Name the "

@@ -157,10 +157,11 @@ class Labeller:
                 raise place.error(f"has observations of the shape {list(obs.shape[1:])}; {expected}", Columns.OBS)
             obs = obs.reshape(len(obs), *(space.shape or ()))
         obs = self._as_shown(finite(obs, Columns.OBS, place), place)
+        written = obs[:, None] if obs.ndim == 1 else obs  # single numbers
         if obs.dtype != bool:
-            return obs, obs
+            return obs, written
         # Students take bytes of images divided by 255.
-        return obs, obs.view(np.uint8) * np.uint8(255 if obs.ndim == 4 else 1)
+        return obs, written.view(np.uint8) * np.uint8(255 if obs.ndim == 4 else 1)
 
     def _as_shown(self, obs: np.ndarray, place: Place) -> np.ndarray:
         """Return observations `[N, ...]`, of which images are as the environment shows them.

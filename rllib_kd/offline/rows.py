@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import numpy as np
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.observations.frames import VALID
-from rllib_kd.observations.masks import MASK
+from rllib_kd.observations.masks import MASK, features_space
+from rllib_kd.observations.spaces import input_space
 from rllib_kd.offline.columns import Place
 from rllib_kd.offline.labelling import Labeller
 from rllib_kd.offline.reading import ROW
@@ -46,6 +48,7 @@ class LearnerColumns:
         self._missing = wanted - set(schema.labels if schema is not None else ())
         further = tuple({TEACHER_PROBS, TEACHER_FEATURES} & self._missing)
         self._label = Labeller(teacher, also=further) if self._missing else None
+        self._of_images = len(input_space(features_space(teacher.observation_space)).shape or ()) == 3
 
     @staticmethod
     def in_files(names: Sequence[str]) -> tuple[str, ...]:
@@ -74,7 +77,7 @@ class LearnerColumns:
         columns[TEACHER_Q] = columns.pop(self._ranking)
         if VALID in self._names:
             columns[VALID] = has_successor(columns)
-        columns[Columns.OBS] = as_column(columns[Columns.OBS])
+        columns[Columns.OBS] = as_column(columns[Columns.OBS], of_images=self._of_images)
         masks = {MASK} & columns.keys() if VALID in self._names else ()
         return {name: columns[name] for name in (*self._names, *masks)}
 
@@ -120,9 +123,16 @@ def has_successor(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return columns[Columns.TERMINATEDS] | (goes_on & ~columns[Columns.TRUNCATEDS])
 
 
-def as_column(obs: np.ndarray) -> np.ndarray:
-    """Return observations as the replay has them: images of bytes as they are, others as 32-bit floats."""
-    if obs.dtype == np.uint8 and obs.ndim == 4:
+def as_column(obs: np.ndarray, *, of_images: bool) -> np.ndarray:
+    """Return observations as the replay has them: images of bytes as they are, others as 32-bit floats.
+
+    Args:
+        obs: observations `[N, ...]` of a file.
+        of_images: whether students take images, `[N, H, W, C]` or with channels first; others take vectors `[N, size]`.
+    """
+    if not of_images:
+        obs = obs.reshape(len(obs), math.prod(obs.shape[1:]))
+    elif obs.dtype == np.uint8:
         return obs
     with np.errstate(over="ignore"):
         return obs.astype(np.float32, copy=False)

@@ -1,5 +1,6 @@
 """Distilling from recorded rows: whole runs of every kind, small."""
 
+import math
 import shutil
 
 import gymnasium as gym
@@ -11,11 +12,14 @@ from ray.rllib.core.columns import Columns
 from rllib_kd import DistillDQN, Teacher
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.evaluation.sources import open_source
+from rllib_kd.offline.data import LabelledData, open_files
+from rllib_kd.offline.job import LabelJob
 from rllib_kd.offline.schema import DataError
 from tests.algorithm.resumable import differ, weights
 from tests.algorithm.weights import assert_equal_weights
 from tests.conftest import make_q_module
 from tests.offline.labelled import episodes, recorded_config, write
+from tests.offline.recorded import label_here
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +131,30 @@ def test_rows_without_labels_are_labelled_as_they_come(build, rows, tmp_path):
     np.testing.assert_allclose(
         np.sort(found["teacher_q"].numpy()[:, 0]), np.sort(rows["teacher_q"][:2_850, 0]), rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (6, 7, 2), ()])
+def test_boxes_that_become_vectors_are_vectors_in_replays_whether_labelled_or_not(tmp_path, shape):
+    space = gym.spaces.Box(-99, 99, shape, np.int8)
+    vectors = gym.spaces.Box(-np.inf, np.inf, (math.prod(shape),), np.float32)
+    takes = Teacher(make_q_module(vectors)).for_space(space)
+    obs = np.random.default_rng(0).integers(-99, 99, size=(20, *shape), dtype=np.int8)
+    (tmp_path / "raw").mkdir()
+    np.savez(tmp_path / "raw" / "0.npz", obs=obs)
+    for before, after in (("raw", "labelled"), ("labelled", "again")):
+        label_here(LabelJob(takes, str(tmp_path / before), str(tmp_path / after)))
+    for name in ("raw", "labelled", "again"):
+        config = recorded_config(str(tmp_path / name), takes).training(replay_buffer_config={"capacity": 99})
+        check_before(config, {"default_policy": takes}, None)
+        data = LabelledData(config)
+        data.open(open_files(config), ("obs", "teacher_q"))
+        data.meet(takes)
+        columns = next(data.fill())[0]
+        recorded = obs.reshape(20, -1).astype(np.float32)
+        learned = np.concatenate([columns["obs"], data.held_out["obs"]])
+        np.testing.assert_array_equal(np.unique(learned, axis=0), np.unique(recorded, axis=0))
+        own = takes.q_values(torch.from_numpy(columns["obs"])).numpy()
+        np.testing.assert_allclose(columns["teacher_q"], own, rtol=1e-4, atol=1e-4)
 
 
 def test_first_weights_come_from_the_teacher(build, tmp_path):

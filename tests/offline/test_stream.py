@@ -168,16 +168,21 @@ def test_labels_that_files_lack_are_computed(tmp_path, teacher, rows):
 
 
 @pytest.mark.parametrize(
-    ("obs", "dtype"),
+    ("obs", "of_images", "shape", "dtype"),
     [
-        (np.zeros((2, 8, 8, 1), np.uint8), np.uint8),
-        (np.zeros((2, 3), np.uint8), np.float32),
-        (np.zeros((2, 3), np.float64), np.float32),
-        (np.zeros((2, 3), np.int64), np.float32),
+        (np.zeros((2, 8, 8, 1), np.uint8), True, (2, 8, 8, 1), np.uint8),
+        (np.zeros((2, 8, 8, 1), np.float64), True, (2, 8, 8, 1), np.float32),
+        (np.zeros((2, 3), np.uint8), False, (2, 3), np.float32),
+        (np.zeros((2, 3), np.float64), False, (2, 3), np.float32),
+        (np.zeros((2, 5, 5), np.int64), False, (2, 25), np.float32),
+        (np.zeros((2, 6, 7, 2), np.int8), False, (2, 84), np.float32),
+        (np.zeros((0, 5, 5), np.float32), False, (0, 25), np.float32),
+        (np.zeros(2, np.float32), False, (2, 1), np.float32),
     ],
 )
-def test_observations_have_the_types_of_the_replay(obs, dtype):
-    assert as_column(obs).dtype == dtype
+def test_observations_have_the_types_of_the_replay(obs, of_images, shape, dtype):
+    column = as_column(obs, of_images=of_images)
+    assert (column.shape, column.dtype) == (shape, dtype)
 
 
 def test_shards_share_the_rows_and_no_transition_crosses_them(tmp_path, teacher, rows, monkeypatch):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import pyarrow.fs
 
@@ -14,7 +14,10 @@ from rllib_kd.checkpoints.uris import list_folder, read_lines
 from rllib_kd.numeric import is_finite
 
 RESULTS = "result.json"
+ITERATION, ENV_STEPS = "training_iteration", "num_env_steps_sampled_lifetime"
 _MIN_VALUES = 600  # as which a line of results counts at least, for the time that it takes; RLlib's have as many
+
+_T = TypeVar("_T")
 
 
 def value_at(result: Any, keys: Iterable[str]) -> Any:
@@ -89,3 +92,27 @@ def folders_among(entries: Iterable[pyarrow.fs.FileInfo]) -> list[str]:
 def finite_number(value: Any) -> float | None:
     """Return a number of a result as a float; None if it is not a number, or not finite."""
     return float(value) if is_finite(value) else None
+
+
+def of_rows_that_count(rows: Iterable[Mapping[str, Any]], take: Callable[[Mapping[str, Any]], _T]) -> list[_T]:
+    """Return what is taken of a trial's rows, without those that it has written again.
+
+    A trial that begins again, or that resumes from a checkpoint, appends its rows to those of the lost attempt, of
+    which only those before its first row count. Rows are compared by their iteration; without one, by their env steps.
+
+    Args:
+        rows: the results of a trial, in the order of its file.
+        take: a function of a row.
+    """
+    taken: list[tuple[list[float | None], _T]] = []
+    for row in rows:
+        place = [finite_number(row.get(name)) for name in (ITERATION, ENV_STEPS)]
+        while taken and _is_again(place, taken[-1][0]):
+            taken.pop()
+        taken.append((place, take(row)))
+    return [own for _, own in taken]
+
+
+def _is_again(place: Iterable[float | None], before: Iterable[float | None]) -> bool:
+    both = zip(place, before, strict=True)
+    return next((own <= old for own, old in both if own is not None and old is not None), False)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.fs
 
-from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number, value_at
+from rllib_kd.checkpoints.results import ENV_STEPS, RESULTS, TrialReader, finite_number, of_rows_that_count, value_at
 from rllib_kd.paths import expanded
 from rllib_kd.public import public
 
 _LOCAL = pyarrow.fs.LocalFileSystem()
 #: The policies whose returns a curve may have.
 GREEDY, BEHAVIOR, EXPLORING = "greedy", "behavior", "exploring"
+#: Paths of returns in a result, preferred ones first: in training, policies explore.
+RETURNS = (("evaluation", "env_runners", "episode_return_mean"), ("env_runners", "episode_return_mean"))
+EVALUATION, TRAINING = range(2)  # in RETURNS
 
 
 class Curve(list[tuple[float, float]]):
@@ -69,28 +72,42 @@ def read_curve(file: Path) -> Curve:
     Args:
         file: the run's `result.json`.
     """
-    reader = CurveReader()
-    for row in TrialReader(_LOCAL, is_own=True).rows(str(file)):
-        reader.add(row)
-    return reader.curve
+    return curve_of(of_rows_that_count(TrialReader(_LOCAL, is_own=True).rows(str(file)), CurvePoint.of))
 
 
-class CurveReader:
-    """Builds the learning curve of a run from its results, one after the other."""
+class CurvePoint(NamedTuple):
+    """What learning curves take of a result.
 
-    def __init__(self) -> None:
-        self._evaluations, self._returns, self._has_teacher = Curve(), Curve(), False
+    Args:
+        steps: env steps so far, if they are known.
+        returns: mean returns by `RETURNS`; None where there is none.
+        has_teacher: whether the teacher acted, too.
+    """
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Add a result."""
-        _go_on(self._evaluations, row, "evaluation", "env_runners")
-        _go_on(self._returns, row, "env_runners")
-        self._has_teacher = self._has_teacher or bool(teacher_fraction(row))
+    steps: float | None
+    returns: tuple[float | None, ...]
+    has_teacher: bool
 
-    @property
-    def curve(self) -> Curve:
-        """Return the curve of the results so far, as `read_curve()` does."""
-        return self._evaluations or Curve(self._returns, of=BEHAVIOR if self._has_teacher else EXPLORING)
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> CurvePoint:
+        """Return the point of a result, which may contain anything."""
+        returns = tuple(finite_number(value_at(row, keys)) for keys in RETURNS)
+        return cls(finite_number(row.get(ENV_STEPS)), returns, bool(teacher_fraction(row)))
+
+
+def curve_of(points: Sequence[CurvePoint]) -> Curve:
+    """Return the learning curve of a run's points, as `read_curve()` does; of equal env steps, the last one counts."""
+    evaluations, training = (
+        {
+            point.steps: value
+            for point in points
+            if point.steps is not None and (value := point.returns[kind]) is not None
+        }
+        for kind in (EVALUATION, TRAINING)
+    )
+    if evaluations:
+        return Curve(evaluations.items())
+    return Curve(training.items(), of=BEHAVIOR if any(point.has_teacher for point in points) else EXPLORING)
 
 
 def whose(curve: Sequence[tuple[float, float]]) -> str:
@@ -103,15 +120,3 @@ def teacher_fraction(result: Mapping[str, Any]) -> float | None:
     own = result.get("distillation")
     fraction = own.get("teacher_fraction") if isinstance(own, Mapping) else None
     return fraction if isinstance(fraction, int | float) else None
-
-
-def _go_on(curve: Curve, row: Mapping[str, Any], *keys: str) -> None:
-    """Add the return of a result to a curve, if it has one."""
-    mean_return = finite_number(value_at(row, (*keys, "episode_return_mean")))
-    steps = finite_number(row.get("num_env_steps_sampled_lifetime"))
-    if steps is None or mean_return is None:
-        return
-    # A trial that resumes from a checkpoint writes the steps since then again; the later rows count.
-    while curve and curve[-1][0] >= steps:
-        curve.pop()
-    curve.append((steps, mean_return))

@@ -13,7 +13,7 @@ import math
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow.fs
@@ -21,9 +21,9 @@ import pyarrow.fs
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, ReadBudget, read_pickle
-from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number, value_at
+from rllib_kd.checkpoints.results import ITERATION, RESULTS, TrialReader, of_rows_that_count
 from rllib_kd.checkpoints.run_names import CHECKPOINT, SWEEP, short_names
-from rllib_kd.checkpoints.runs import Curve, CurveReader
+from rllib_kd.checkpoints.runs import EVALUATION, RETURNS, TRAINING, Curve, CurvePoint, curve_of
 from rllib_kd.checkpoints.uris import (
     NothingThereError,
     absolute_uri,
@@ -44,11 +44,7 @@ logger = logging.getLogger(__name__)
 #: The rules of `RUN@RULE`, by which a checkpoint is chosen.
 BEST, NEWEST = "best", "newest"
 _METADATA, _STATE = "rllib_checkpoint.json", "algorithm_state.pkl"  # in a checkpoint
-_ITERATION = "training_iteration"  # in these, and in results
 _MAX_METADATA = 2**16  # bytes; those of RLlib have 200
-#: Paths of returns in a result, preferred ones first: in training, policies explore.
-_RETURNS = (("evaluation", "env_runners", "episode_return_mean"), ("env_runners", "episode_return_mean"))
-_EVALUATION, _TRAINING = range(2)  # in _RETURNS
 _MAX_OPCODES = 8 * limits.MAX_OPCODES  # of the states of all checkpoints of a folder together
 _MAX_NAME = 255  # characters of a checkpoint's folder
 _MAX_LISTED = 10  # runs, in a message
@@ -96,7 +92,7 @@ class _Return(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """A checkpoint, with the last return before it was written for each of `_RETURNS`."""
+    """A checkpoint, with the last return before it was written for each of `RETURNS`."""
 
     path: str
     returns: tuple[_Return, ...]
@@ -252,7 +248,7 @@ def _itself(named: _Named, reader: _TrialsReader) -> Location:
 
 
 def _choose(named: _Named, trials: Sequence[str], reader: _TrialsReader) -> Location:
-    is_evaluated = any(math.isfinite(reader.results(trial).last[_EVALUATION].value) for trial in trials)
+    is_evaluated = any(math.isfinite(reader.results(trial).last[EVALUATION].value) for trial in trials)
     asks_returns = named.rule == BEST or (named.rule is None and is_evaluated)
     found = [
         scored for trial in trials for scored in reader.score(trial, reader.folders(trial), reads_states=asks_returns)
@@ -291,10 +287,10 @@ def _best_first(found: Sequence[_Scored], kind: int) -> list[_Scored]:
 
 
 def _kind(named: _Named, found: Sequence[_Scored]) -> int | None:
-    """Return by which of `_RETURNS` the best is chosen; None: the newest is chosen."""
+    """Return by which of `RETURNS` the best is chosen; None: the newest is chosen."""
     if named.rule == NEWEST:
         return None
-    for kind in (_EVALUATION, _TRAINING) if named.rule == BEST else (_EVALUATION,):
+    for kind in (EVALUATION, TRAINING) if named.rule == BEST else (EVALUATION,):
         if any(math.isfinite(scored.returns[kind].value) for scored in found):
             return kind
     if named.rule == BEST:
@@ -337,7 +333,7 @@ def _why(why: str, kind: int | None, chosen: _Scored) -> str:
     value, _, is_newest = chosen.returns[kind]
     if not math.isfinite(value):
         return f"it is the newest complete one{asked}"
-    if kind == _EVALUATION:
+    if kind == EVALUATION:
         of_which = "" if is_newest else ", of the last one before it was saved"
         return f"it has the best mean return in evaluation ({number(value)}{of_which}){asked}"
     return f"it has the best mean return in training ({number(value)}){asked}; there was no evaluation"
@@ -347,24 +343,33 @@ def _return_of(scored: _Scored) -> float | None:
     return next((own.value for own in scored.returns if math.isfinite(own.value)), None)
 
 
+class _Row(NamedTuple):
+    """What is taken of a result."""
+
+    point: CurvePoint
+    checkpoint: str | None
+    iteration: int | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> _Row:
+        return cls(CurvePoint.of(row), _name(row.get("checkpoint_dir_name")), _number(row.get(ITERATION)))
+
+
 class _Results:
     """The results of a trial: the returns of its checkpoints, and its learning curve."""
 
     def __init__(self, rows: Iterator[dict[str, Any]]):
-        curve = CurveReader()
-        self.last = tuple(_Return() for _ in _RETURNS)
+        self.last = tuple(_Return() for _ in RETURNS)
         self.by_name: dict[str | None, tuple[_Return, ...]] = {}
         self.by_iteration: dict[int | None, tuple[_Return, ...]] = {}
-        for result, row in enumerate(rows):
-            curve.add(row)
-            values = [finite_number(value_at(row, keys)) for keys in _RETURNS]
+        taken = of_rows_that_count(rows, _Row.of)
+        for result, row in enumerate(taken):
             self.last = tuple(
                 old._replace(is_newest=False) if new is None else _Return(new, result)
-                for old, new in zip(self.last, values, strict=True)
+                for old, new in zip(self.last, row.point.returns, strict=True)
             )
-            self.by_name[_name(row.get("checkpoint_dir_name"))] = self.last
-            self.by_iteration[_number(row.get(_ITERATION))] = self.last
-        self.curve = curve.curve
+            self.by_name[row.checkpoint] = self.by_iteration[row.iteration] = self.last
+        self.curve = curve_of([row.point for row in taken])
 
 
 class _TrialsReader(TrialReader):
@@ -427,7 +432,7 @@ class _TrialsReader(TrialReader):
         path = posixpath.join(checkpoint, _METADATA)
         try:
             metadata = parse_json(read_file(self.filesystem, path, max_bytes=_MAX_METADATA))
-            if isinstance(metadata, dict) and (iteration := _number(metadata.get(_ITERATION))) is not None:
+            if isinstance(metadata, dict) and (iteration := _number(metadata.get(ITERATION))) is not None:
                 return iteration
         except (ValueError, OSError):
             pass
@@ -442,7 +447,7 @@ class _TrialsReader(TrialReader):
             state = read_pickle(io.BytesIO(content), path, self._budget)
         except (CheckpointError, OSError):
             return None
-        return _number(state.get(_ITERATION)) if isinstance(state, dict) else None
+        return _number(state.get(ITERATION)) if isinstance(state, dict) else None
 
 
 def _place(folder: str) -> tuple[int, str]:

@@ -41,6 +41,23 @@ def test_a_resumed_trial_counts_its_later_rows_and_a_torn_line_none(tmp_path):
     assert read_curves(tmp_path) == {tmp_path.name: [(10.0, 1.0), (20.0, 5.0), (31.0, 6.0)]}
 
 
+def test_a_trial_that_begins_again_has_the_evaluations_of_its_last_attempt_alone(tmp_path):
+    def attempt(*returns):
+        return [{**row(10 * i, 1.0, value), "training_iteration": i} for i, value in enumerate(returns, 1)]
+
+    (tmp_path / "checkpoint_000000").mkdir()
+    (tmp_path / "checkpoint_000000" / "rllib_checkpoint.json").write_text('{"training_iteration": 2}')
+    for last, curve, trained_return in (
+        (attempt(None, None), [(10.0, 1.0), (20.0, 1.0)], 1.0),
+        (attempt(None, 7.0), [(20.0, 7.0)], 7.0),
+        (attempt(None, None, 8.0)[2:], [(20.0, 400.0), (30.0, 8.0)], 400.0),  # from a checkpoint of its second row
+    ):
+        write_results(tmp_path, *attempt(None, 400.0, None, 500.0), *last)
+        assert read_curves(tmp_path) == {tmp_path.name: curve}
+        (student,) = find_students([tmp_path]).values()
+        assert (student.curve, student.source.trained_return) == (curve, trained_return)
+
+
 def test_a_curve_knows_whose_returns_it_shows(tmp_path):
     def with_teacher(row, fraction):
         return {**row, "distillation": {"teacher_fraction": fraction}}

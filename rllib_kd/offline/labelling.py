@@ -152,7 +152,7 @@ class Labeller:
             raise place.error(f"has images of {obs.dtype}; {expected}", Columns.OBS)
         if not self._fits(obs):
             is_flat = obs.ndim <= 2 or len(space.shape or ()) <= 1  # in the file, or for the teacher
-            is_flat |= [n for n in obs.shape[1:] if n > 1] == [n for n in space.shape or () if n > 1]
+            is_flat |= _without_ones(obs.shape[1:]) == _without_ones(space.shape or ())
             if not is_flat or math.prod(obs.shape[1:]) != math.prod(space.shape or ()):
                 raise place.error(f"has observations of the shape {list(obs.shape[1:])}; {expected}", Columns.OBS)
             obs = obs.reshape(len(obs), *(space.shape or ()))
@@ -298,17 +298,15 @@ def _as_space(space: gym.Space, obs: Any, column: str, place: Place) -> Any:
     """Return a composed observation with the keys of its space: files have texts as keys of a Tuple.
 
     Raises:
-        DataError: a part is missing.
+        DataError: a part is missing, or has another shape.
     """
     keys: Any = ()
     if isinstance(space, gym.spaces.Dict):
         keys = space.spaces.keys()
     elif isinstance(space, gym.spaces.Tuple):
         keys = range(len(space.spaces))
-    elif isinstance(obs, np.ndarray) and obs.ndim == 2 and image_shape(space) is not None:
-        return obs.reshape(len(obs), *(space.shape or ()))  # which was a flat list in the file
     else:
-        return obs
+        return _as_part(space, obs, column, place) if isinstance(obs, np.ndarray) else obs
     parts = {}
     for key in keys:
         own = key if isinstance(obs, Mapping) and key in obs else str(key)
@@ -316,3 +314,25 @@ def _as_space(space: gym.Space, obs: Any, column: str, place: Place) -> Any:
             raise place.error(f"has no part {key!r:.100} of {one_line(space, limit=300)}", column)
         parts[key] = _as_space(space[key], obs[own], f"{column}.{key}", place)
     return parts
+
+
+def _as_part(space: gym.Space, obs: np.ndarray, column: str, place: Place) -> np.ndarray:
+    """Return a part `[N, ...]` as its space has it, of images also with channels first; the file may have flat lists.
+
+    Raises:
+        DataError: it has another shape, but for axes of length 1.
+    """
+    image, shape = image_shape(space), space.shape
+    if shape is None or (obs.ndim <= 2 and image is None):  # vectors, whose length is checked where they are joined
+        return obs
+    layouts = [shape] if image is None else [shape, image, (image[2], *image[:2])]
+    if obs.ndim == 2 and obs.shape[1] == math.prod(shape):
+        return obs.reshape(len(obs), *shape)
+    for layout in layouts:
+        if _without_ones(obs.shape[1:]) == _without_ones(layout):
+            return obs.reshape(len(obs), *layout)
+    raise place.error(f"has observations of the shape {list(obs.shape[1:])}; the teacher takes {brief(space)}", column)
+
+
+def _without_ones(shape: Sequence[int]) -> list[int]:
+    return [length for length in shape if length > 1]

@@ -83,6 +83,40 @@ def test_composed_observations_of_another_kind_are_refused(struct, message):
         Labeller(vector_teacher(COMPOSED))({"obs": to_array(array, file="f", column="obs")}, file="f")
 
 
+def test_parts_have_the_axes_of_their_space():
+    spaces = gym.spaces
+    space = spaces.Dict(
+        eye=spaces.Box(0, 255, (16, 20, 3), np.uint8), grid=spaces.Box(-9, 9, (3, 4)), on=spaces.MultiBinary([2, 3])
+    )
+    labeller, rng = Labeller(vector_teacher(space)), np.random.default_rng(0)
+    obs = {"eye": rng.integers(256, size=(2, 16, 20, 3), dtype=np.uint8), "grid": rng.normal(size=(2, 3, 4))}
+    obs["on"] = rng.integers(2, size=(2, 2, 3))
+    expected = labeller({"obs": obs})["obs"]
+    for name, same in (
+        ("eye", np.moveaxis(obs["eye"], -1, 1)),
+        ("eye", obs["eye"].reshape(2, -1)),
+        ("grid", obs["grid"].reshape(2, 12)),
+        ("grid", obs["grid"][:, None]),
+        ("on", obs["on"].reshape(2, 6)),
+    ):
+        np.testing.assert_array_equal(labeller({"obs": obs | {name: same}})["obs"], expected)
+    for name, other in (
+        ("eye", np.swapaxes(obs["eye"], 1, 2)),
+        ("eye", obs["eye"].reshape(2, 8, 40, 3)),
+        ("eye", obs["eye"][:, 0].reshape(2, -1)),
+        ("grid", np.swapaxes(obs["grid"], 1, 2)),
+        ("on", np.swapaxes(obs["on"], 1, 2)),
+    ):
+        with pytest.raises(
+            DataError, match=rf"column 'obs.{name}': has observations of the shape \[.*; the teacher ta"
+        ):
+            labeller({"obs": obs | {name: other}})
+    switches = Labeller(vector_teacher(space["on"]))
+    assert len(switches({"obs": obs["on"]})["obs"]) == 2
+    with pytest.raises(DataError, match=r"column 'obs': has observations of the shape \[3, 2\]; the teacher takes"):
+        switches({"obs": np.swapaxes(obs["on"], 1, 2)})
+
+
 def test_discrete_observations_become_one_hot():
     labeller = Labeller(vector_teacher(gym.spaces.Discrete(4)))
     assert labeller({"obs": np.array([0, 3])})["obs"].tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]

@@ -35,23 +35,24 @@ class UnlabelledFiles(FileSet):
         super().__init__([(filesystem, path) for filesystem, path, _ in found])
         self._readers = [reader for _, _, reader in found]
         self._num_rows: list[int] = []
-        first: Contents | None = None
+        known: Contents | None = None  # of the first file that has rows: the sizes of others may be unknown
         for index, (filesystem, path, reader) in enumerate(found):
             contents = reader.inspect(filesystem, path)
-            first = first or contents
-            first.check_same(contents, path)
+            known = known or contents
+            known.check_same(contents, path)
             rows = contents.num_rows
             if rows is None:  # it is known at the end alone
                 rows = sum(map(num_rows, reader.batches(filesystem, path, PIECE_ROWS)))
             self._num_rows.append(rows)
             self._digests.append(digest_of(filesystem, path))
             if rows:
+                known = known if self.chunks else contents
                 self.chunks.append(Chunk(index, -1, rows))
-        if first is None or not self.chunks:
+        if known is None or not self.chunks:
             raise DataError(f"The files in {', '.join(map(repr, uris))} have no rows. Expected at least one.")
-        self.columns = tuple(first.types)
-        self.obs_numbers = first.sizes.get(Columns.OBS, 1)
-        numbers = sum(first.sizes.values()) or 1
+        self.columns = tuple(known.types)
+        self.obs_numbers = known.sizes.get(Columns.OBS, 1)
+        numbers = sum(known.sizes.values()) or 1
         self.piece_rows = max(1, min(PIECE_ROWS, PIECE_BYTES // (8 * numbers)))
 
     def read(self, chunk: Chunk, names: Sequence[str]) -> Iterator[dict[str, Any]]:

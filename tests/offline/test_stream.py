@@ -461,6 +461,15 @@ def test_files_without_rows_are_refused(tmp_path):
         LabelledFiles(str(tmp_path))
 
 
+def test_the_memory_of_a_row_is_known_from_the_first_file_that_has_rows(tmp_path):
+    kind = pa.binary(80_000)
+    for number, rows in enumerate(([], [], [bytes(80_000)] * 3)):
+        pq.write_table(pa.table({"obs": pa.array(rows, kind)}), tmp_path / f"{number}.parquet")
+    files = UnlabelledFiles([str(tmp_path)])
+    assert (files.num_rows, files.obs_numbers) == (3, 80_000)
+    assert files.piece_rows == UnlabelledFiles([str(tmp_path / "2.parquet")]).piece_rows
+
+
 def test_pickled_columns_are_never_unpickled(tmp_path):
     path = tmp_path / "0.parquet"
     pq.write_table(pa.table({"obs": pa.array([b"\x80\x04\x95"])}), path)

@@ -19,7 +19,7 @@ _MAX_RATIO = 20  # unpacked / packed bytes: weights hardly compress, and the tex
 _MAX_RATIO_OF_LARGE = 4  # beyond `MAX_UNPACKED`
 _MAX_SMALL = 2**20  # bytes that may be unpacked from anything
 #: Other compressions may claim a dictionary of any size.
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 #: Types of weights. PyTorch's own list is longer, and has `bytearray`, which allocates any size that it is given.
 _WEIGHT_NAMES = frozenset(
@@ -75,7 +75,7 @@ class Archive:
             )
         ):
             info = self._zip.getinfo(name)
-            if info.compress_type not in _COMPRESSIONS:
+            if info.compress_type not in COMPRESSIONS:
                 raise CheckpointError(f"'{self._where}' was refused: '{name}' in it is packed in an uncommon way.")
             packed = min(info.compress_size, self._num_bytes)
             ratio = _MAX_RATIO if _MAX_RATIO * packed <= limits.MAX_UNPACKED else _MAX_RATIO_OF_LARGE

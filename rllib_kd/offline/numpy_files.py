@@ -19,6 +19,7 @@ from pyarrow.fs import FileSystem, FileType
 from ray.rllib.core.columns import Columns
 
 from rllib_kd import limits
+from rllib_kd.checkpoints.archives import COMPRESSIONS
 from rllib_kd.offline.columns import Place, rows_where
 from rllib_kd.offline.reading import Contents, rows_at_once, used_columns
 from rllib_kd.offline.schema import DataError
@@ -92,6 +93,9 @@ class NumpyReader:
                     raise DataError(f"has more than {limits.MAX_ARCHIVE_ENTRIES} arrays", file=path)
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
                 used = used_columns(names, self._obs_column, path)
+                for entry in used.values():
+                    if archive.getinfo(f"{entry}.npy").compress_type not in COMPRESSIONS:
+                        raise DataError("is packed in an uncommon way. Save it by numpy", file=path, column=entry)
                 arrays = {
                     name: _array(stack.enter_context(archive.open(f"{entry}.npy")), path, entry)
                     for name, entry in used.items()

@@ -81,6 +81,14 @@ def test_arrays_that_lie_are_refused(tmp_path, content, message):
         assert name in str(error.value)
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_arrays_whose_unpacking_may_take_any_memory_are_refused(tmp_path, compression):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", compression) as archive:
+        archive.writestr("obs.npy", header("(10, 4)") + states(10).tobytes())
+    with pytest.raises(DataError, match=r"a.npz', column 'obs': is packed in an uncommon way"):
+        LabelJob(teacher(), str(tmp_path / "a.npz"), str(tmp_path / "out"))
+
+
 def test_pickles_are_not_loaded(tmp_path):
     for index, (what, payload) in enumerate(payloads(tmp_path / "mark").items()):
         if what == "in metadata":

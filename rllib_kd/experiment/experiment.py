@@ -83,8 +83,8 @@ class Experiment:
         check_not_empty(experiment_name=self.name)
         if self.name is not None:
             check_below_storage(experiment_name=self.name)
-        check_at_least(1, num_samples=self.num_samples)
-        check_at_least(0, compare_episodes=self.compare_episodes)
+        check_integer("num_samples", self.num_samples, low=1)
+        check_integer("compare_episodes", self.compare_episodes, low=0)
         cls = algorithm_class(self.algorithm)
         settings = dict(self.settings)
         for name in _VALID_EVERYWHERE.keys() & settings.keys():
@@ -300,13 +300,6 @@ def _flatten_observations(config: AlgorithmConfig, spaces: Any) -> None:
         )
     if config.env_runner_cls is None and has_texts(spaces[0]):
         config.env_runners(env_runner_cls=ExplainingEnvRunner)  # RLlib's own takes a vector env's texts apart
-
-
-def check_at_least(low: int, **numbers: Any) -> None:
-    """Raise a ValueError unless each number is None or an integer of at least `low`."""
-    for name, number in numbers.items():
-        if number is not None:
-            check_integer(name, number, low=low)
 
 
 def check_not_empty(**texts: str | None) -> None:

@@ -117,8 +117,9 @@ def _with_entries(experiment: Experiment, path: Path, entries: Mapping[str, Any]
     if not isinstance(stop, Mapping):
         raise ValueError(f"`stop` in '{path}' must be a mapping like {{training_iteration: 10}}. Got {stop!r}.")
     experiment.stop = dict(stop)
-    experiment.num_samples = entries.get("num_samples", 1)
-    experiment.compare_episodes = entries.get("compare_episodes", 0)
+    for name in ("num_samples", "compare_episodes"):
+        if entries.get(name) is not None:
+            setattr(experiment, name, entries[name])
     return experiment
 
 

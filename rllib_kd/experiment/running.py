@@ -29,7 +29,7 @@ from rllib_kd.checkpoints.replay_files import local_folder, resolve_filesystem
 from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, child_of, file_types
 from rllib_kd.checkpoints.whole import lacking
 from rllib_kd.environments.own import short_name
-from rllib_kd.experiment.experiment import LOG_LEVEL, CheckedExperiment, check_at_least, check_not_empty
+from rllib_kd.experiment.experiment import LOG_LEVEL, CheckedExperiment, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.metrics import MissingMetrics, checked_metric
 from rllib_kd.experiment.names import newest, own_folder
@@ -45,6 +45,7 @@ from rllib_kd.experiment.resuming import (
 )
 from rllib_kd.experiment.snapshots import Snapshots, forget, has_snapshot, put_back, snapshot_often
 from rllib_kd.locks import LockedError, locked
+from rllib_kd.numeric import check_integer
 from rllib_kd.relay import listening
 from rllib_kd.teachers.loading import OpenedCheckpoint
 from rllib_kd.terminal import say
@@ -84,9 +85,10 @@ class RunOptions:
     callbacks: Sequence[tune.Callback] = ()
 
     def __post_init__(self) -> None:
-        check_at_least(0, checkpoint_freq=self.checkpoint_freq)
-        check_at_least(1, keep_checkpoints_num=self.keep_checkpoints_num)
-        check_at_least(-1, max_failures=self.max_failures)
+        check_integer("checkpoint_freq", self.checkpoint_freq, low=0)
+        if self.keep_checkpoints_num is not None:
+            check_integer("keep_checkpoints_num", self.keep_checkpoints_num, low=1)
+        check_integer("max_failures", self.max_failures, low=-1)
         check_not_empty(
             storage_path=self.storage_path,
             checkpoint_score_attr=self.checkpoint_score_attr,

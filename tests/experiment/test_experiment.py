@@ -80,6 +80,29 @@ def test_a_yaml_file_in_the_old_layout(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "a: {run: DQN, env: CartPole-v1, config: , stop: , num_samples: , compare_episodes: }"),
+        (
+            "a.py",
+            "from ray.rllib.algorithms.dqn import DQNConfig\nconfig = DQNConfig().environment('CartPole-v1')\n"
+            "stop = num_samples = compare_episodes = None\n",
+        ),
+    ],
+)
+def test_entries_without_a_value_have_their_defaults(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    checked = read_experiment(tmp_path / name).checked()
+    assert (checked.stop, checked.num_samples, checked.compare_episodes) == ({}, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["num_samples", "compare_episodes"])
+def test_numbers_of_an_experiment_are_numbers(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer of at least ., got None"):
+        Experiment("x", "DQN", settings={"env": "CartPole-v1"}, **{name: None}).checked()
+
+
+@pytest.mark.parametrize(
     ("name", "text"), [("a.json", '{"lr": 0.1}'), ("a.yaml", "lr: 0.1\n"), ("a.txt", '{"lr": 0.1}')]
 )
 def test_objects_are_read_from_files(tmp_path, name, text):
@@ -101,7 +124,8 @@ def test_the_summary_shows_the_last_evaluation_and_whose_return_it_is_otherwise(
     }
     result = SimpleNamespace(error=None, path=str(tmp_path), metrics=metrics, checkpoint=None)
     assert summary(result).splitlines() == ["20 env steps · behaviour return 400.0", str(tmp_path)]
-    earlier = {**metrics, "num_env_steps_sampled_lifetime": 10, "evaluation": {"env_runners": {}}}
+    earlier = {**metrics, "training_iteration": 1, "num_env_steps_sampled_lifetime": 10}
+    earlier["evaluation"] = {"env_runners": {}}
     earlier["evaluation"]["env_runners"]["episode_return_mean"] = -0.0321
     (tmp_path / "result.json").write_text(json.dumps(earlier) + "\n" + json.dumps(metrics) + "\n")
     assert summary(result).startswith("20 env steps · return -0.0321\n")

@@ -139,13 +139,17 @@ class DistillationConfig(DerivedValues, DQNConfig):
 
         Args:
             input_: path or URI of recorded rows, a file or a folder, best with labels, as `rllib label` and `output`
-                write them; or a list. The environment is then optional; evaluations play it.
+                write them; or a list. The environment is then optional; evaluations play it. With `input_filesystem`,
+                which is set in the same call or before, paths of labelled files in that filesystem: bucket/folder.
             output: path or URI of a folder in which the states that EnvRunners visit are recorded, with their labels.
             kwargs: RLlib's other arguments. Of those for reading, `input_filesystem`, `input_filesystem_kwargs` and
                 `dataset_num_iters_per_learner` (gradient steps of a training step; None: as many as an online run
                 makes) are read here.
         """
-        return super().offline_data(input_=absolute_uris(input_), output=absolute_uris(output), **kwargs)
+        filesystem = kwargs.get("input_filesystem", NotProvided)
+        filesystem = self.input_filesystem if filesystem is NotProvided else filesystem
+        input_ = absolute_uris(input_, filesystem)
+        return super().offline_data(input_=input_, output=absolute_uris(output), **kwargs)
 
     # Longer than other functions: it is the list of all settings, with a docstring for each.
     def distillation(

@@ -127,8 +127,8 @@ def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> Algo
             known name; or a value of another type or out of range.
     """
     known, gone = _fluent_arguments(type(config)), gone_settings(type(config))
-    for given, value in as_meant(type(config), settings).items():
-        name = RENAMED.get(given, given)
+    meant = [(RENAMED.get(given, given), value) for given, value in as_meant(type(config), settings).items()]
+    for name, value in sorted(meant, key=lambda item: item[0] == "input_"):  # after its filesystem
         if name in gone:
             raise ValueError(f"The setting '{name}' no longer exists: {gone[name]}.")
         if name not in known:

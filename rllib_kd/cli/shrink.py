@@ -65,7 +65,8 @@ def shrink(
 
     set_log_level(0)
     check_not_empty(address=address)
-    flags = {"input_": absolute_uris(input)} if input else {}
+    settings = parse_settings(config, "--config")
+    flags = {"input_": absolute_uris(input, settings.get("input_filesystem"))} if input else {}
     flags |= {"trust_checkpoint": True} if trust_checkpoint else {}
     options: dict[str, Any] = {
         "teacher": one_or_all(teacher),
@@ -77,7 +78,7 @@ def shrink(
         "env_steps": env_steps,
         "seed": seed,
         "env_config": parse_settings(env_config, "--env-config"),
-        "config": parse_settings(config, "--config") | flags,
+        "config": settings | flags,
         "trees": trees,
         "restarts": restarts,
         "episodes": episodes,

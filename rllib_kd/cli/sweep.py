@@ -66,7 +66,7 @@ def sweep(
     began = time.perf_counter()
     settings = with_env_config(parse_settings(config, "--config"), parse_settings(env_config, "--env-config"))
     if input:
-        settings["input_"] = absolute_uris(input)
+        settings["input_"] = absolute_uris(input, settings.get("input_filesystem"))
     if trust_checkpoint:
         settings["trust_checkpoint"] = True
     chosen_space = search_space if space is None else read_space(space)

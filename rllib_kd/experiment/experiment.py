@@ -87,9 +87,10 @@ class Experiment:
         check_integer("compare_episodes", self.compare_episodes, low=0)
         cls = algorithm_class(self.algorithm)
         settings = dict(self.settings)
-        for name in _VALID_EVERYWHERE.keys() & settings.keys():
-            settings[name] = _over_grid(settings[name], _VALID_EVERYWHERE[name])
         base = cls.get_default_config() if self.config is None else self.config
+        has_own_paths = settings.get("input_filesystem", base.input_filesystem) is not None
+        for name in _VALID_EVERYWHERE.keys() & settings.keys() - ({"input_"} if has_own_paths else set()):
+            settings[name] = _over_grid(settings[name], _VALID_EVERYWHERE[name])
         written = dict(settings)
         settings = as_meant(type(base), settings)
         own = {name: value for name, value in base.to_dict().items() if has_space(value)}  # in the config itself

@@ -88,12 +88,18 @@ def _read_footer(filesystem: FileSystem, path: str) -> tuple[LabelledSchema, lis
         return LabelledSchema.from_arrow(file.schema_arrow, path), sizes, digest_of(filesystem, path)
 
 
-def absolute_uris(places: Any) -> Any:
+def absolute_uris(places: Any, filesystem: Any = None) -> Any:
     """Return a path of recorded rows, or a list of them, as absolute ones.
 
     URIs stay as they are, and so does what names no place: RLlib's "sampler", which is an environment, or something
     that the check of the config refuses.
+
+    Args:
+        places: the path or paths.
+        filesystem: `input_filesystem` of the config. If it is set, the paths are its own, and stay as they are.
     """
+    if filesystem is not None:
+        return places
     if isinstance(places, list | tuple):
         return [absolute_uris(place) for place in places]
     is_place = isinstance(places, str) and places.strip() and places != "sampler"

@@ -7,11 +7,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from ray.rllib.core.columns import Columns
 
 from rllib_kd import DistillDQN, Teacher
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.evaluation.sources import open_source
+from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.offline.data import LabelledData, open_files
 from rllib_kd.offline.job import LabelJob
 from rllib_kd.offline.schema import DataError
@@ -235,6 +237,18 @@ def test_relative_paths_become_absolute(tmp_path, monkeypatch):
     config = recorded_config("rows", "cartpole")
     assert config.input_ == str(tmp_path / "rows")
     assert config.offline_data(input_=["a", "s3://b/c"]).input_ == [str(tmp_path / "a"), "s3://b/c"]
+
+
+def test_paths_of_a_filesystem_of_the_users_stay_as_they_are(rows, tmp_path):
+    write(tmp_path / "bucket" / "rows", rows)
+    files = SubTreeFileSystem(str(tmp_path), LocalFileSystem())
+    config = recorded_config("bucket/rows", "cartpole").offline_data(input_="bucket/rows", input_filesystem=files)
+    assert config.offline_data(input_="bucket/rows").validate() is None
+    assert open_files(config).num_rows == len(rows["obs"])
+    settings = {"input_": "bucket/rows", "input_filesystem": files, "teacher": "cartpole"}
+    assert Experiment("x", "DistillDQN", settings=settings).checked().param_space.input_ == "bucket/rows"
+    with pytest.raises(ValueError, match="`input_` must be a path like 'bucket/folder' with `input_filesystem` of S3"):
+        recorded_config("bucket/rows", "cartpole").offline_data(input_filesystem="s3").validate()
 
 
 def test_td_without_the_columns_of_episodes_names_the_first_that_is_missing(rows, teacher, tmp_path):

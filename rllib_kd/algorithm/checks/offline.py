@@ -162,3 +162,9 @@ def _check_places(config: DistillationConfig) -> None:
     filesystem = config.input_filesystem
     if filesystem not in (None, "s3") and not isinstance(filesystem, FileSystem):
         raise ValueError(f"`input_filesystem` must be None, 's3' or a pyarrow FileSystem, got {filesystem!r}.")
+    is_s3 = filesystem is not None and "s3" in (filesystem, getattr(filesystem, "type_name", None))
+    if is_s3 and (wrong := next((uri for uri in uris if uri.startswith("/") or "://" in uri), None)):
+        raise ValueError(
+            f"`input_` must be a path like 'bucket/folder' with `input_filesystem` of S3, got {wrong!r}. Set both in "
+            "one call of offline_data(); or leave out `input_filesystem`, and write a URI: 's3://bucket/folder?region=R'."
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from rllib_kd.algorithm.sampling import Sampling
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.spaces import brief, flat_size, has_undivided_pixels, is_flattened
 from rllib_kd.offline.data import LabelledData, capacity_for, check_teacher_of, open_files
+from rllib_kd.offline.reading import note_left_out
 from rllib_kd.offline.rows import TD_IN_FILES
 from rllib_kd.offline.schema import DataError
 from rllib_kd.offline.stream import RecordedFiles
@@ -125,8 +127,19 @@ def check_can_play(config: DistillationConfig) -> None:
 def check_before(
     config: DistillationConfig, teachers: Mapping[str, Teacher], spaces: tuple[gym.Space, gym.Space] | None
 ) -> None:
-    """Check recorded rows by the footers of their files, before any process starts: as `check_recorded()`."""
-    check_recorded(config, open_files(config), teachers, spaces or recorded_spaces(config, teachers))
+    """Check recorded rows by the footers of their files, before any process starts: as `check_recorded()`.
+
+    A note names the columns that are not read, once for the same files.
+    """
+    files = open_files(config)
+    check_recorded(config, files, teachers, spaces or recorded_spaces(config, teachers))
+    if files is not None:
+        _note_columns(files.first_path, files.left_out)
+
+
+@lru_cache(maxsize=100)
+def _note_columns(_path: str, names: tuple[str, ...]) -> None:
+    note_left_out(names)
 
 
 def settle_recorded(

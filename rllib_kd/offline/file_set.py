@@ -36,6 +36,8 @@ class FileSet(ABC):
     schema: LabelledSchema | None
     #: The names of the columns.
     columns: tuple[str, ...]
+    #: The names of the columns that are not read.
+    left_out: tuple[str, ...] = ()
     #: How many numbers an observation has.
     obs_numbers: int
     #: The most rows that `read()` yields at once.

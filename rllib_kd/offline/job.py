@@ -30,7 +30,7 @@ from rllib_kd.observations.masks import MASK
 from rllib_kd.offline.files import InputFile, Inputs, check_apart, find_inputs, labelled_files
 from rllib_kd.offline.labelling import Labeller
 from rllib_kd.offline.listing import digest_of, filesystem_of
-from rllib_kd.offline.reading import Contents, Reader, num_rows, part_of
+from rllib_kd.offline.reading import Contents, Reader, note_left_out, num_rows, part_of
 from rllib_kd.offline.schema import DataError, LabelledSchema, open_parquet
 from rllib_kd.offline.writing import remove_parts, write_file
 from rllib_kd.terminal import bar, say
@@ -48,7 +48,6 @@ _PART = 256  # of them, before their contents are compared
 _MAX_TRIES = 3  # of a file whose actor dies
 _MAX_BLOCKS = 1_000  # of the Dataset of paths
 _FEW_TASKS = 4  # for each actor
-_MAX_SHOWN = 8  # names of columns
 
 
 @dataclass(frozen=True)
@@ -197,9 +196,7 @@ def _note_what_is_left_out(inputs: Inputs, first: Contents, output: str, num_oth
     """Note which files and columns are not read, and which labelled files belong to no recorded one."""
     if inputs.ignored:
         say(f"note: {inputs.ignored:,} other files in '{inputs.uri}' are not read.")
-    if left_out := first.left_out:
-        more = ", ..." if len(left_out) > _MAX_SHOWN else ""
-        say(f"note: columns left out: {', '.join(left_out[:_MAX_SHOWN])}{more}.")
+    note_left_out(first.left_out)
     if num_others:
         say(f"note: {num_others:,} files in '{output}' belong to no file of the input. They are kept.")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from pyarrow.fs import FileSystem
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.offline.schema import RECORDED, DataError
+from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
 
 #: Column that files add to those that are read: the index of each row in its file, `[R]`, for messages.
@@ -60,6 +61,13 @@ def _shown(kind: str | None, size: int | None) -> str:
     if kind is None:
         return "is missing"
     return kind if size is None else f"{kind} of {size} numbers"
+
+
+def note_left_out(names: Sequence[str]) -> None:
+    """Print a note of the columns that are not read, if there are some."""
+    if names:
+        more = ", ..." if len(names) > _MAX_SHOWN else ""
+        say(f"note: columns left out: {', '.join(names[:_MAX_SHOWN])}{more}.")
 
 
 class Reader(Protocol):

@@ -64,7 +64,8 @@ class Subset:
         self._low, self._high = low, high
         self._chunks: list[Chunk] | None = None
         self.schema: LabelledSchema | None = files.schema
-        self.columns, self.obs_numbers, self.piece_rows = files.columns, files.obs_numbers, files.piece_rows
+        self.columns, self.left_out = files.columns, files.left_out
+        self.obs_numbers, self.piece_rows = files.obs_numbers, files.piece_rows
         self.first_path, self.path_of = files.first_path, files.path_of
 
     @property

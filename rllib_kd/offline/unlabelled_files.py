@@ -50,7 +50,7 @@ class UnlabelledFiles(FileSet):
                 self.chunks.append(Chunk(index, -1, rows))
         if known is None or not self.chunks:
             raise DataError(f"The files in {', '.join(map(repr, uris))} have no rows. Expected at least one.")
-        self.columns = tuple(known.types)
+        self.columns, self.left_out = tuple(known.types), known.left_out
         self.obs_numbers = known.sizes.get(Columns.OBS, 1)
         numbers = sum(known.sizes.values()) or 1
         self.piece_rows = max(1, min(PIECE_ROWS, PIECE_BYTES // (8 * numbers)))

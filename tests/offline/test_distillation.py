@@ -257,6 +257,15 @@ def test_td_without_the_columns_of_episodes_names_the_first_that_is_missing(rows
         check_before(recorded_config(folder, teacher, td_coeff=1.0), {"default_policy": teacher}, None)
 
 
+def test_columns_that_are_not_read_are_named_once_before_training(rows, teacher, tmp_path, capsys):
+    np.savez(tmp_path / "0.npz", obs=rows["obs"], episode=rows["eps_id"].astype(str))
+    for aside in (0.0, 0.0, 0.3):
+        config = recorded_config(str(tmp_path), teacher)
+        config.set_aside = aside
+        check_before(config, {"default_policy": teacher}, None)
+    assert capsys.readouterr().err.splitlines() == ["note: columns left out: episode."]
+
+
 def test_rows_of_another_environment_are_refused(rows, teacher, folder):
     config = recorded_config(folder, teacher).environment("Acrobot-v1")
     spaces = make_q_module().observation_space, make_q_module().action_space

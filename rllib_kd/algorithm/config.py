@@ -242,7 +242,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 around 1.
             normalize_q_values: whether "mse" and "huber" use coordinates in which the level of the Q-values and the
                 differences between actions each have unit scale (default). False: raw Q-values, in which the level
-                dominates the loss. The student's outputs are Q-values in both cases.
+                dominates the loss. The student's outputs are Q-values in both cases. Not used if a Learner overrides
+                the loss, which gets raw labels.
             normalize_observations: whether a student with vector inputs learns on inputs of mean 0 and scale 1
                 (default). The transformation is folded into its first layer: the student itself takes raw observations.
                 Not used with `td_coeff`, nor if a Learner overrides the loss. LeCun et al. 1998, "Efficient BackProp".

@@ -206,9 +206,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     ) -> Tensor:
         """Return kd_coeff · D + td_coeff · TD, averaged over the batch with its importance weights.
 
-        A subclass may return any other scalar, with or without calling this. Students are not stacked then, and
-        `kd_loss`, `td_loss` and the priorities of a prioritized replay are still those of `objective()`, computed
-        without gradients.
+        A subclass may return any other scalar, with or without calling this. Students are not stacked then, and neither
+        observations nor Q-values are normalised. `kd_loss`, `td_loss` and the priorities of a prioritized replay are
+        still those of `objective()`, computed without gradients.
 
         Args:
             module_id: the student's module ID.

@@ -331,7 +331,8 @@ def make_student(
         config: config of the modules.
         name: the module's ID.
         optimizer: optimizer of its parameters; None if a stack has it.
-        own_loss: whether the loss is this package's. A custom one may pass raw observations to the module.
+        own_loss: whether the loss is this package's. A custom one compares outputs with raw labels, and may pass raw
+            observations to the module.
         kind: what makes it: its class, or a function.
     """
     has_labels = bool(config.label_columns)
@@ -339,7 +340,7 @@ def make_student(
         name,
         modules[name],
         optimizer,
-        normalizes=config.loss in VALUE_LOSSES and config.normalize_q_values and has_labels,
+        normalizes=config.loss in VALUE_LOSSES and config.normalize_q_values and has_labels and own_loss,
         normalizes_obs=config.normalize_observations and has_labels and own_loss and not config.uses_td,
         averages=config.weight_averaging > 0.0 and not config.uses_td and not _has_running_statistics(modules[name]),
         regret_coeff=config.regret_coeff_of(name),

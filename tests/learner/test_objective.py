@@ -66,6 +66,24 @@ def test_a_loss_without_super_is_minimised(cluster, distillation, training):
     assert np.square(error).mean() < 0.3 * first["own_loss"].peek()
 
 
+@pytest.mark.parametrize("td_coeff", [0.0, 1.0])
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+def test_it_gets_q_values_beside_its_labels(loss, td_coeff):
+    seen = []
+
+    class Watching(OwnLossLearner):
+        def compute_loss_for_module(self, *, batch, fwd_out, **kwargs):
+            seen.append((batch, fwd_out))
+            return super().compute_loss_for_module(batch=batch, fwd_out=fwd_out, **kwargs)
+
+    learner = make_learner(config_of(loss, td_coeff=td_coeff).training(lr=0.0), Watching)
+    learner.update([fragment(256, names=DISTILLATION_COLUMNS + TD_COLUMNS)], num_gradient_steps=1)
+    ((batch, fwd_out),) = seen
+    torch.testing.assert_close(fwd_out["qf_preds"].detach(), q_values(learner, batch["obs"]))
+    if td_coeff:
+        torch.testing.assert_close(fwd_out["qf_next_preds"], q_values(learner, batch["new_obs"]))
+
+
 def test_its_priorities_are_the_objectives_errors(cluster):
     config = config_of("huber", normalize_q_values=False).training(**PRIORITIZED, train_batch_size_per_learner=2_048)
     learner = make_learner(config, OwnLossLearner)

@@ -72,7 +72,7 @@ class FirstWeights:
             students: students of the run.
             teachers: teachers by group.
             new_student: builds a new RLModule for the student of a name.
-            config: config with the loss and its temperatures.
+            config: config with the losses and temperatures of all groups.
 
         Raises:
             ValueError: a teacher's observations differ from its student's, or its layers do not fit; not by default
@@ -84,7 +84,7 @@ class FirstWeights:
             for name in students.of_group(group_id):
                 try:
                     with torch.random.fork_rng(devices=[]):  # of the new student, that gives its shape alone
-                        own = states.initial_weights(new_student(name), teacher, config)
+                        own = states.initial_weights(new_student(name), teacher, config.of_module(group_id))
                 except (ValueError, torch.linalg.LinAlgError) as error:
                     if config.init is not None:
                         raise

@@ -1,6 +1,7 @@
 """First weights from the teacher, in an algorithm."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,3 +122,25 @@ def test_an_agent_that_has_not_acted_yet_gets_its_first_weights_with_its_first_s
     expected = load_teacher(small_teacher).q_values(torch.as_tensor(states(50, seed=9)))
     torch.testing.assert_close(own_q, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_equal(early.get_state()["training_weights"], learned)  # nothing else has changed
+
+
+def test_each_policy_starts_by_its_own_loss(cartpole_config, small_teacher, monkeypatch):
+    config = standing_still(cartpole_config, loss="kl")
+    config.rl_module(algorithm_config_overrides_per_module={"values": {"loss": "mse"}})
+    teacher, obs = load_teacher(small_teacher), torch.as_tensor(states(50))
+    teacher_q = teacher.q_values(obs)
+    teachers = dict.fromkeys(("values", "ranks"), teacher)
+    first_weights, found = FirstWeights(teachers), {}
+    columns = {"obs": obs.numpy(), "teacher_q": teacher_q.numpy()}
+    first_weights.keep([dict.fromkeys(teachers, columns)])
+    name = "rllib_kd.algorithm.first_weights.set_first_weights"
+    monkeypatch.setattr(name, lambda _, weights, **kwargs: found.update(weights))
+    students = SimpleNamespace(of_group=lambda group_id: [group_id])
+    first_weights.set_on(None, students, teachers, lambda _: make_q_module(), config)
+    own_q = {}
+    for policy, weights in found.items():
+        student = make_q_module()
+        student.set_state(weights)
+        own_q[policy] = student.compute_q_values({"obs": obs})["qf_preds"].detach()
+    torch.testing.assert_close(own_q["values"], teacher_q, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(own_q["ranks"].mean(-1), torch.zeros(50), rtol=0.0, atol=1e-3)

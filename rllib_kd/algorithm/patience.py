@@ -20,7 +20,7 @@ _SMOOTHED_OVER = 0.25
 class Patience:
     """Counts env steps since any student's regret on new states last fell.
 
-    It counts only after β has stopped changing: before, the states themselves change.
+    It counts only after β has stopped changing: before, the states themselves change. A regret of 0 cannot fall.
 
     Args:
         patience: env steps without a lower regret after which the run ends, ≥ 1; None: it does not end.
@@ -48,7 +48,9 @@ class Patience:
         self._env_steps = env_steps
         for name, regret in _regrets(results).items():
             self._smoothed[name] = smoothed = regret + (1.0 - weight) * (self._smoothed.get(name, regret) - regret)
-            if env_steps <= self._starts_at or smoothed < (1.0 - LEAST_FALL) * self._lowest.get(name, math.inf):
+            lowest = self._lowest.get(name, math.inf)
+            can_fall = regret > 0.0 or lowest == math.inf  # at 0, the average alone still falls, until it underflows
+            if env_steps <= self._starts_at or (can_fall and smoothed < (1.0 - LEAST_FALL) * lowest):
                 self._lowest[name], self._fell_at = smoothed, env_steps
         waited = max(0, env_steps - max(self._fell_at, self._starts_at))
         results["distillation"]["env_steps_without_lower_regret"] = waited

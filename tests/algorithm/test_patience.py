@@ -32,6 +32,24 @@ def test_one_student_that_still_learns_is_enough():
     assert any(done for _, done in waited(Patience(1_000, 0.0), [{"a": 1.0, "b": 1.0}] * 40))
 
 
+@pytest.mark.parametrize("start", [1.0, 0.0])
+def test_a_regret_of_0_cannot_fall(start):
+    found = waited(Patience(1_000, 0.0), [start] + [0.0] * 20)
+    assert [done for _, done in found].index(True) == 10
+
+
+def test_a_perfect_student_lets_a_family_end():
+    regrets = [{"perfect": 0.5**i if i < 5 else 0.0, "flat": 1.0} for i in range(20)]
+    assert [done for _, done in waited(Patience(1_000, 0.0), regrets)].index(True) == 14
+
+
+def test_a_regret_that_is_often_0_still_falls_where_its_mean_does():
+    falling = [0.9 ** (i // 5) if i % 5 == 0 else 0.0 for i in range(200)]
+    assert not any(done for _, done in waited(Patience(1_000, 0.0), falling))
+    flat = [1.0 if i % 5 == 0 else 0.0 for i in range(200)]
+    assert any(done for _, done in waited(Patience(1_000, 0.0), flat)[:60])
+
+
 def test_it_waits_until_the_teacher_acts_no_more():
     schedule = [[0, 1.0], [2_000, 0.0]]
     rising = [1.0 + 0.1 * i for i in range(20)]  # states of the student are harder

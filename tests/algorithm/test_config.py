@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from torch.optim.lr_scheduler import StepLR
 
 import rllib_kd
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
 from rllib_kd.algorithm import config as config_module
+from rllib_kd.algorithm.settings import apply_settings
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 from rllib_kd.environments import atari
@@ -208,6 +210,26 @@ def test_minus_one_is_a_value_like_any_other():
 def test_infinity_is_a_limit_that_there_is_not():
     config = valid().training(grad_clip=float("inf")).env_runners(sample_timeout_s=float("inf"))
     config.environment(env_config={"far": float("inf")}).validate()
+
+
+@pytest.mark.parametrize(
+    ("setting", "settings"),
+    [
+        ("student", {"student": "linear"}),
+        ("student", {"student": {"fcnet_hiddens": [4]}}),
+        ("student", {"student": {"tree": {"max_leaf_nodes": 8}}}),
+        ("compression", {"compression": 0.1}),
+        (r"model_config\['tree'\]", {"model_config": {"tree": {"max_leaf_nodes": 8}}}),
+        (r"model_config\['use_lstm'\]", {"model_config": {"use_lstm": True}}),
+    ],
+    ids=str,
+)
+def test_a_module_of_the_users_has_its_own_shape(setting, settings):
+    config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole")
+    config.rl_module(rl_module_spec=RLModuleSpec()).validate()
+    config.rl_module(model_config={"fcnet_hiddens": [4], "use_lstm": False}).validate()  # the module may read it
+    with pytest.raises(ValueError, match=f"Both `rl_module_spec` and `{setting}` set what is trained. Set one of them"):
+        apply_settings(config, settings).validate()
 
 
 def test_with_td_the_students_temperature_may_be_the_teachers():

@@ -13,7 +13,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.metrics import ALL_MODULES
 
 from rllib_kd.algorithm.settings import check_model_config
-from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE
+from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE, USE_LSTM
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.numeric import is_finite
 from rllib_kd.students.restarts import is_named
@@ -39,7 +39,12 @@ _TAKEN_NAMES = {
 
 def check_student(config: DistillationConfig) -> None:
     """Check that one setting alone shapes the student."""
-    widths = sorted(WIDTH_KEYS & set(config.given_model_config))
+    own = config.given_model_config
+    if config.own_rl_module_spec is not None:
+        others = {"student": config.student, "compression": config.compression}
+        of_model = {f"model_config['{name}']": own.get(name) or None for name in (TREE, USE_LSTM)}
+        _check_alone("rl_module_spec", others | of_model)
+    widths = sorted(WIDTH_KEYS & set(own))
     if config.compression is not None and widths:
         raise ValueError(
             f"Both `compression`={config.compression:g} and {widths} in rl_module(model_config=...) set "
@@ -65,13 +70,8 @@ def check_family(config: DistillationConfig) -> None:
         if config.own_states:
             raise ValueError("`own_states` is for several `students`, but there is one. Leave it out.")
         return
-    for name, value in (
-        ("student", config.student),
-        ("compression", config.compression),
-        ("rl_module_spec", config.own_rl_module_spec),
-    ):
-        if value is not None:
-            raise ValueError(f"Both `students` and `{name}` set what is trained. Set one of them.")
+    others = {"student": config.student, "compression": config.compression, "rl_module_spec": config.own_rl_module_spec}
+    _check_alone("students", others)
     for name, shape in config.students.items():
         if isinstance(name, str) and not is_named(name):
             raise ValueError(f"`restarts` gives names like {name!r} to the copies of a student. Choose another name.")
@@ -82,6 +82,12 @@ def check_family(config: DistillationConfig) -> None:
             )
         check_folder_name("student", name)
         _check_shape(f"students['{name}']", shape)
+
+
+def _check_alone(setting: str, others: Mapping[str, object]) -> None:
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"Both `{setting}` and `{name}` set what is trained. Set one of them.")
 
 
 def check_folder_name(what: str, name: str) -> None:

@@ -21,14 +21,22 @@ _UNCALLED = (
     "postprocess_gradients",
     "postprocess_gradients_for_module",
 )
-#: Settings of RLlib's that no code reads here, with what to do instead.
+_BY_EPSILON = "Students explore by epsilon. Set it to a number or a schedule"
+#: Settings of RLlib's that no code reads here, with what to do instead, if there is something.
 _UNREAD = {
     "torch_skip_nan_gradients": "A loss that is not finite ends the run. Lower lr",
     "log_gradients": "Gradients are not measured. Set grad_clip if they are too large",
     _rllib.LR_SCHEDULERS: "Set lr to a schedule, like [[0, 1e-3], [100000, 1e-4]]",
     _rllib.GRAD_SCALER: "Set distillation(bf16=True), which needs no scaler",
-    "noisy": "Students explore by epsilon. Set it to a number or a schedule",
+    **dict.fromkeys(("noisy", "sigma0", "categorical_distribution_temperature"), _BY_EPSILON),
     "hiddens": "Set rl_module(model_config={'head_fcnet_hiddens': [...]})",
+    "optimizer": "Set adam_epsilon, or override configure_optimizers_for_module() in a Learner class of your own",
+    "num_epochs": "Set training_intensity",
+    "minibatch_size": "Set train_batch_size_per_learner",
+    "shuffle_batch_per_epoch": "",  # rows are drawn at random
+    "torch_compile_learner": "",
+    "num_aggregator_actors_per_learner": "",
+    "count_steps_by": "Env steps are counted. Divide by the agents that act in each",
 }
 
 
@@ -40,7 +48,11 @@ def check_unread(config: DistillationConfig) -> None:
     """
     defaults = vars(DQNConfig())
     settings = ((name, getattr(config, name) != defaults[name], remedy) for name, remedy in _UNREAD.items())
-    refuse(config, settings, lambda setting, remedy: f"DistillDQN does not read {setting}. {remedy}, or leave it out.")
+
+    def message(setting: str, remedy: str) -> str:
+        return f"DistillDQN does not read {setting}. {f'{remedy}, or leave' if remedy else 'Leave'} it out."
+
+    refuse(config, settings, message)
 
 
 def check_learner_class(config: DistillationConfig) -> None:

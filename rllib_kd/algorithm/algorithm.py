@@ -170,7 +170,7 @@ class DistillDQN(CheckpointedDQN):
         self._first_weights = FirstWeights(self._teachers if self.config.init != "random" else ())
         self._replay_ratio = ReplayRatio(
             rows_per_env_step=self.config.training_intensity,
-            batch_size=self.config.total_train_batch_size,
+            batch_size=self.config.learner_batch_size * max(1, self.config.num_learners),
             learning_starts=0 if files else self.config.num_steps_sampled_before_learning_starts,
         )
         self._sampling = make_sampling(self, files)

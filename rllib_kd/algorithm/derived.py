@@ -14,7 +14,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from rllib_kd.learner.group import TD_COLUMNS
 from rllib_kd.learner.losses import POLICY_LOSSES
-from rllib_kd.networks.recurrent import USE_LSTM
+from rllib_kd.networks.recurrent import USE_LSTM, max_seq_len_of, num_sequences
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.schedules import Schedule, qdagger, value_at, values_of
 from rllib_kd.students.restarts import names_of, regret_factor
@@ -56,6 +56,8 @@ class DerivedValues:
     _loaded_teachers: dict[str, Any]
     is_multi_agent: bool
     is_offline: bool
+    model_config: Any
+    train_batch_size_per_learner: int
 
     _model_config: Any
     _env_to_module_connector: Any
@@ -102,6 +104,14 @@ class DerivedValues:
     def is_recurrent(self) -> bool:
         """Return whether students have a memory."""
         return self._rl_module_spec is None and any(shape.get(USE_LSTM) for shape in self._own_shapes())
+
+    @property
+    def learner_batch_size(self) -> int:
+        """Return how many rows a Learner learns from in a gradient step: recurrent students need whole sequences."""
+        size = self.train_batch_size_per_learner
+        if not self.is_recurrent:
+            return size
+        return num_sequences(size, self.model_config) * max_seq_len_of(self.model_config)
 
     def _own_shapes(self) -> list[Mapping[str, Any]]:
         """Return the user's own model configs, without those that presets give."""

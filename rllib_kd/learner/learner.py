@@ -414,7 +414,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                         own_sums[name] = own_sums[name] + value if name in own_sums else value
                     errors.append(loss.errors)
                 group.after_step(rows, errors, moves_targets=moves_targets)
-        num_rows = num_steps * group.config.train_batch_size_per_learner
+        num_rows = num_steps * group.config.learner_batch_size
         for learner, own_sums in zip(group.learners, sums, strict=True):
             means = {name: (value / num_steps).view(-1).tolist() for name, value in own_sums.items()}
             self._log_learning(objective, members_of(learner), means, num_rows)

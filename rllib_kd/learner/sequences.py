@@ -34,6 +34,7 @@ from rllib_kd.networks.recurrent import (
     at_places,
     first_layers,
     max_seq_len_of,
+    num_sequences,
     run_sequences,
 )
 from rllib_kd.observations.frames import OBS
@@ -249,8 +250,7 @@ class SequenceGroup(StudentGroup):
         self, num_steps: int, *, uses_td: bool, more: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Draw minibatches of about `train_batch_size_per_learner` states: rows of sequences, and their batch."""
-        length = max_seq_len_of(self.config.model_config)
-        count = max(1, round(self.config.train_batch_size_per_learner / length))
+        count = num_sequences(self.config.train_batch_size_per_learner, self.config.model_config)
         for rows, _ in self.replay.draw(num_steps, count):
             batch = self.gather(rows, uses_td=uses_td)
             yield rows, {**batch, **more(batch)}

@@ -61,6 +61,11 @@ def max_seq_len_of(model_config: Mapping[str, Any]) -> int:
     return int(model_config.get("max_seq_len", DefaultModelConfig().max_seq_len))
 
 
+def num_sequences(num_rows: int, model_config: Mapping[str, Any]) -> int:
+    """Return how many sequences have about `num_rows` env steps in all; at least one."""
+    return max(1, round(num_rows / max_seq_len_of(model_config)))
+
+
 def recurrent_layer(module: Any) -> nn.LSTM | nn.GRU | None:
     """Return the recurrent layer of RLlib's DQN module; None if it has none."""
     encoder = getattr(module, "encoder", None)

@@ -252,6 +252,21 @@ def test_compression_scales_the_recurrent_layer():
         assert (config.model_config["lstm_cell_size"] == 8) == bool(own)
 
 
+@pytest.mark.parametrize(("length", "rows"), [(20, 40), (50, 50), (32, 32), (200, 200)])
+def test_a_batch_has_whole_sequences(length, rows):
+    config = DistillDQNConfig().training(train_batch_size_per_learner=32)
+    assert config.learner_batch_size == 32
+    assert config.rl_module(model_config={"use_lstm": True, "max_seq_len": length}).learner_batch_size == rows
+
+
+def test_as_many_rows_are_learned_from_as_the_replay_ratio_says(build):
+    config = cue_config(max_seq_len=32).training(train_batch_size_per_learner=8, training_intensity=2.0)
+    algo = build(config.training(num_steps_sampled_before_learning_starts=0))
+    while not algo.num_gradient_steps:
+        algo.train()
+    assert algo.num_gradient_steps * 32 <= 2 * algo.num_env_steps
+
+
 def test_each_member_of_a_family_has_a_size_of_its_own():
     teacher = load_teacher("cartpole")
     config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher=teacher)

@@ -174,7 +174,9 @@ class DistillDQN(CheckpointedDQN):
             learning_starts=0 if files else self.config.num_steps_sampled_before_learning_starts,
         )
         self._sampling = make_sampling(self, files)
-        self._restarts = Restarts(self.config.num_copies, self.config.num_validation_episodes)
+        self._restarts = Restarts(
+            self.config.num_copies, self.config.num_validation_episodes, num_students=max(1, len(self.config.students))
+        )
         self._patience = Patience(self.config.patience, self.config.acting_teacher_fraction)
         self._unusable_states = UnusableStates(self.config, self._teachers)
         self._evaluations = Evaluations()

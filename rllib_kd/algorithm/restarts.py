@@ -89,12 +89,13 @@ class Restarts:
     Args:
         num_copies: copies of each student.
         num_episodes: validation episodes of a choice.
+        num_students: students, all of whose copies play in a look.
     """
 
-    NOT_SAVED: ClassVar = frozenset({"_num_episodes"})
+    NOT_SAVED: ClassVar = frozenset({"_num_episodes", "_num_students"})
 
-    def __init__(self, num_copies: int, num_episodes: int):
-        self._num_copies, self._num_episodes = num_copies, num_episodes
+    def __init__(self, num_copies: int, num_episodes: int, num_students: int = 1):
+        self._num_copies, self._num_episodes, self._num_students = num_copies, num_episodes, num_students
         self._chosen_at = -1  # gradient steps, and regrowths of trees, at the last choice
         self._chosen: dict[str, KeptCopy] = {}  # by student
         self._looked_at = 0  # env steps of training at the last look
@@ -122,7 +123,7 @@ class Restarts:
         """
         if not self._chooses or env_steps < max(_FIRST_LOOK, _FACTOR * self._looked_at):
             return False
-        played = num_played(self._num_copies, self._num_looked_at) * episode_length
+        played = self._num_students * num_played(self._num_copies, self._num_looked_at) * episode_length
         return played <= _MOST_PLAYED * (env_steps - self._looked_at)  # NaN: not due
 
     @property

@@ -285,6 +285,8 @@ class TestLooks:
         assert restarts.is_look_due(20_000, 10.0)
         assert not restarts.is_look_due(20_000, 400.0)  # 51,200 env steps to play
         assert restarts.is_look_due(26_000, 400.0)
+        assert not Restarts(16, 64, num_students=10).is_look_due(20_000, 40.0)  # the same
+        assert Restarts(16, 64, num_students=10).is_look_due(26_000, 40.0)
         assert not restarts.is_look_due(10**9, np.nan)
         restarts.look(self.players(0.0, 1.0, 2.0), 40_000)
         assert not restarts.is_look_due(59_999, 10.0)

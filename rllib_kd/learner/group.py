@@ -121,16 +121,21 @@ class StudentGroup:
         """Return whether no fragment has come yet: an agent may not have acted so far."""
         return self._num_taken == 0
 
-    def check_has_labels(self) -> None:
-        """Check that some state so far was usable, if there has been anything to learn from.
+    def check_can_learn(self) -> None:
+        """Check that some state so far was usable, if there has been anything to learn from, and is kept.
 
         Raises:
-            ValueError: none was.
+            ValueError: none was, or the replay is too small to keep a row with what belongs to it.
         """
-        if self.statistics.count == 0 and not self.is_waiting:
+        if self.config.label_columns and self.statistics.count == 0 and not self.is_waiting:
             raise ValueError(
                 "There is nothing to learn from: no state so far has finite observations, a finite reward and finite "
                 "Q-values of the teacher. The result's env_runners/num_..._not_finite_lifetime count the causes."
+            )
+        if self.replay.is_full and not len(self.replay):
+            raise ValueError(
+                f"None of the {self.replay.capacity:,} rows in the replay can be drawn, although it is full: rows lack "
+                "their next states, or the earlier frames of their stacks. Set replay_buffer_config['capacity'] higher."
             )
 
     def take_in(

@@ -390,8 +390,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         drawable = torch.tensor(len(group.replay), device=self._device)
         if self.distributed:
             torch.distributed.all_reduce(drawable, op=torch.distributed.ReduceOp.MIN)
-        if not drawable and self.config.label_columns:
-            group.check_has_labels()
+        if not drawable:
+            group.check_can_learn()
         return num_gradient_steps if drawable and group.learners else 0
 
     def _learn(self, group: StudentGroup, num_steps: int, env_steps: int) -> None:

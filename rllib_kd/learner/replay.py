@@ -80,6 +80,11 @@ class ColumnarReplay:
         """Return the number of rows that can be drawn."""
         return len(self._drawable)
 
+    @property
+    def is_full(self) -> bool:
+        """Return whether the next row overwrites the oldest one."""
+        return 0 < self.capacity == self._size
+
     def add(self, columns: Mapping[str, Any]) -> None:
         """Append rows, overwriting the oldest ones.
 

@@ -233,6 +233,17 @@ def test_without_a_single_label_there_is_nothing_to_learn_from(cluster):
         learner.update([ray.put(data)], num_gradient_steps=1)
 
 
+@pytest.mark.parametrize("teacher", ["cartpole", None])
+def test_a_replay_that_keeps_no_row_with_its_next_state_is_an_error(teacher):
+    config = config_of(td_coeff=1.0).distillation(teacher=teacher)
+    learner = make_learner(config.training(replay_buffer_config={"capacity": 1}))
+    data = fragment(names=DISTILLATION_COLUMNS + TD_COLUMNS)
+    if teacher is None:
+        del data["teacher_q"]
+    with pytest.raises(ValueError, match=r"None of the 1 rows in the replay .* Set replay_buffer_config\['capacity'\]"):
+        learner.update([data], num_gradient_steps=1)
+
+
 def test_an_agent_that_has_not_acted_yet_makes_no_steps_and_does_not_end_the_run():
     teachers = {"early": "cartpole", "late": "cartpole"}
     config = config_of().multi_agent(policies={*teachers}, policy_mapping_fn=lambda *_: "early")

@@ -150,6 +150,7 @@ class Card:
             yield "The difference of its Q-values has no bound: judge it by agreement and return."
             if exported.format == "onnx":
                 yield "Its runtime must support opset 21 (onnxruntime from 1.18 on) if activations have 16 bits."
+                yield "If they have 8 bits, give it one observation at a time: those of a batch would share scales."
         else:
             yield (
                 f"A Q-value may differ from PyTorch by up to {exported.max_difference_allowed:.1e}, so that "

@@ -35,7 +35,6 @@ from rllib_kd.export.formats import (
     write_safetensors,
     write_torchscript,
 )
-from rllib_kd.export.onnx.integers import alone, is_dynamic, one_by_one
 from rllib_kd.export.onnx.write import write_onnx
 from rllib_kd.export.recurrent import check_recurrent_exportable, recurrent_parity
 from rllib_kd.export.runners import c_runner
@@ -188,11 +187,7 @@ def _checked(
     if format == "c" and c_runner.compiler() is None:
         logger.warning(_UNCHECKED)
         return Exported(str(out), format, int8, 0, None, None, None)
-    artifact = q_function(file)
-    if format == "onnx" and int8 and is_dynamic(file):
-        rows = alone(len(obs))
-        artifact, obs, masks = one_by_one(artifact), obs[rows], None if masks is None else masks[rows]
-    exported = compared(student, artifact, obs, out, format=format, masks=masks, int8=int8, tolerance=tolerance)
+    exported = compared(student, q_function(file), obs, out, format=format, masks=masks, int8=int8, tolerance=tolerance)
     if format == "c":
         check_programs(file, obs, integers, masks)
     return exported

@@ -21,6 +21,8 @@ _ONNX_TYPES: dict[str, Any] = {
     "tensor(float16)": np.float16,
     "tensor(uint8)": np.uint8,
 }
+#: The operator that quantises with one scale for all rows of a batch. A model that has it gets them one at a time.
+_ONE_SCALE = b"DynamicQuantizeLinear"
 
 
 def load_onnx(content: bytes, uri: str) -> Teacher:
@@ -74,6 +76,7 @@ class OnnxFunction:
         # Otherwise a few bytes decide that it is read as another format, with another model in it.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         self.content, self._num_numbers, self._uri = content, num_numbers, uri
+        self._has_one_scale = _ONE_SCALE in content
         self._outline: Any = None
         self._checked: set[int] = set()  # numbers of observations
         self._session = onnxruntime.InferenceSession(
@@ -107,6 +110,8 @@ class OnnxFunction:
             inputs = numbers.astype(self._dtype)
         if self.takes_bytes and (wrong := numbers[inputs != numbers]).size:
             raise ValueError(f"'{self._uri}' takes bytes, integers from 0 to 255, and got {wrong[0]:.6g}.")
+        if self._has_one_scale:
+            return np.concatenate([self._run(inputs[[row]]) for row in range(len(inputs))])
         return in_parts(self._run, inputs, self._num_numbers)
 
     def _run(self, obs: np.ndarray) -> np.ndarray:

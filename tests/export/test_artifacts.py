@@ -97,14 +97,20 @@ def test_the_closer_of_two_ways_to_quantise_is_taken(cartpole_states, tmp_path, 
     assert onnx_notes(dynamic.path)["quantization"] == "dynamic"
 
 
-def test_scales_of_run_time_are_judged_one_observation_at_a_time(tmp_path):
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_scales_of_run_time_are_of_one_observation_at_a_time(with_masks, tmp_path):
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(1000, 4)) * np.exp(4 * rng.normal(size=(1000, 1)))  # a few are huge
-    for masks in (None, np.ones((1000, 3))):
-        done = export(network(), tmp_path / "s.onnx", format="onnx", obs=obs, action_masks=masks, int8=True)
-        assert onnx_notes(done.path)["quantization"] == "dynamic"
-        assert done.agreement > 0.98  # of fixed scales and of whole batches: below 0.9
-        assert done.num_observations == 300
+    masks = np.ones((1000, 3)) if with_masks else None
+    done = export(network(), tmp_path / "s.onnx", format="onnx", obs=obs, action_masks=masks, int8=True)
+    assert onnx_notes(done.path)["quantization"] == "dynamic"
+    assert done.agreement > 0.98  # of fixed scales and of whole batches: below 0.9
+    assert done.num_observations == 1000
+    runner, rows = q_function(done.path), [obs, masks] if with_masks else [obs]
+    apart = np.concatenate([runner(*(each[[row]] for each in rows)) for row in range(1000)])
+    np.testing.assert_array_equal(runner(*rows), apart)
+    teacher_q = load_teacher(done.path).q_values(torch.as_tensor(obs, dtype=torch.float32))
+    assert (teacher_q.argmax(-1).numpy() == apart.argmax(-1)).all()
 
 
 def test_onnx_has_exactly_the_weights_of_a_student_that_learned_for_8_bits(cartpole_states, tmp_path):

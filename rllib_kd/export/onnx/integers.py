@@ -3,14 +3,14 @@
 - *static*: the scales of activations are fixed by recorded states, with a headroom of twice their range. Activations
   have 16 bits (8 bits are too few: the packaged teacher's agreement was 63 %, instead of 96 %), so that a runtime needs
   opset 21. Weights are read as floats, and multiplied as such.
-- *dynamic*: activations of 8 bits, with scales that each batch sets. It is judged and checked as a device calls it, one
-  observation at a time: in a batch with a large observation, the small ones are rounded more coarsely. Any runtime of
-  opset 18 multiplies integers.
+- *dynamic*: activations of 8 bits, with scales that each batch sets: beside a large observation, small ones are rounded
+  more coarsely. So everything here gives it one observation at a time, as a device does. Any runtime of opset 18
+  multiplies integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ QUANTIZATION = "quantization"
 _WEIGHTED = ["Conv", "Gemm", "MatMul"]
 _MAX_STATES = 1_000
 _CHUNK = 256  # states at once
-_MOST_ALONE = 300  # states that are given one at a time
+_MOST_JUDGED = 300  # states, which the dynamic way takes one at a time
 _HEADROOM = 2.0
 
 
@@ -46,36 +46,17 @@ def closest_onnx_integers(file: Path, obs: np.ndarray, *, num_actions: int | Non
     files = {way: file.with_name(f"{file.name}.{way}") for way in ("static", "dynamic")}
     _quantize_static(file, files["static"], some, num_actions)
     _quantize_dynamic(file, files["dynamic"])
-    judged = some[alone(len(some))]
+    judged = some[np.linspace(0, len(some) - 1, min(len(some), _MOST_JUDGED)).astype(int)]
     expected = onnx_runner.load(str(file))(judged)
 
     def badness(way: str) -> tuple[float, float]:
-        got = one_by_one(onnx_runner.load(str(files[way])))(judged)
+        got = onnx_runner.load(str(files[way]))(judged)
         difference = got.astype(np.float64) - expected
         error = np.square(difference - difference.mean(-1, keepdims=True)).mean()
         return float((got.argmax(-1) != expected.argmax(-1)).mean()), float(error)
 
     best = min(files, key=badness)
     return onnx.load(files[best]), best
-
-
-def alone(num_states: int) -> np.ndarray:
-    """Return the places of at most 300 of some states, evenly spaced: of those that are given one at a time."""
-    return np.linspace(0, num_states - 1, min(num_states, _MOST_ALONE)).astype(int)
-
-
-def one_by_one(q_values: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """Return a function that gives another one the rows of its arguments one at a time, N ≥ 1."""
-    return lambda *rows: np.concatenate(
-        [q_values(*(row[np.newaxis] for row in each)) for each in zip(*rows, strict=True)]
-    )
-
-
-def is_dynamic(file: Path) -> bool:
-    """Return whether a model has scales that each batch sets."""
-    import onnx
-
-    return any((each.key, each.value) == (QUANTIZATION, "dynamic") for each in onnx.load(file).metadata_props)
 
 
 def _quantize_dynamic(file: Path, out: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
+
+#: The operator that quantises with one scale for all rows of a batch. A model that has it gets them one at a time.
+_ONE_SCALE = b"DynamicQuantizeLinear"
 
 
 def load(path: str) -> Callable[..., np.ndarray]:
@@ -27,12 +31,21 @@ def load(path: str) -> Callable[..., np.ndarray]:
         return _remembering(session, sizes, takes_mask=takes_mask)
     num_actions = session.get_outputs()[0].shape[-1]
 
+    def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
+        return session.run(["q_values"], inputs)[0]
+
+    has_one_scale = _ONE_SCALE in Path(path).read_bytes()
+
     def q_values(obs: np.ndarray, action_mask: np.ndarray | None = None) -> np.ndarray:
         inputs = {"obs": np.asarray(obs, np.float32)}
         if takes_mask:
             mask = np.ones((len(obs), num_actions)) if action_mask is None else action_mask
             inputs["action_mask"] = np.asarray(mask, np.float32)
-        q = session.run(["q_values"], inputs)[0]
+        if has_one_scale and len(obs) > 1:
+            rows = range(len(obs))
+            q = np.concatenate([run({name: each[[row]] for name, each in inputs.items()}) for row in rows])
+        else:
+            q = run(inputs)
         if takes_mask or action_mask is None:
             return q
         return np.where(np.asarray(action_mask) == 1, q, np.float32(-np.inf))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import nn
@@ -112,7 +113,8 @@ def export(
         out: path of the file; missing folders are created, and older files are replaced.
         format: one of `FORMATS`.
         obs: real observations, N ≥ 1, for the parity check: an array `[N, ...]`; or a list of what the environment
-            returns, such as dicts, which become the vectors that the file takes.
+            returns, such as dicts, which become the vectors that the file takes. The file takes images in their form:
+            bytes, if they are uint8, and channels where they have them.
         action_masks: legal actions in the same states, `[N, A]` (1: legal, 0: not, at least one is). The file then
             takes a mask as its second input, `action_mask`, and illegal actions have Q-values of −inf. None: it does
             not.
@@ -131,6 +133,7 @@ def export(
             keeps no state; it has connectors that an artifact cannot contain, or layers that the format cannot hold; or
             the artifact differs from PyTorch. Nothing is written then.
     """
+    student = fitted(student, obs)
     check_exportable(student, format=format, int8=int8, prefix=prefix)
     obs = checked_obs(_as_inputs(student, obs), input_shape(student))
     masks = None if action_masks is None else _checked_masks(action_masks, len(obs), int(student.action_space.n))
@@ -228,6 +231,16 @@ def compared(
             "Nothing was written."
         )
     return Exported(str(out), format, int8, num_compared, max_difference, None if int8 else allowed, agreement)
+
+
+def fitted(student: Teacher, obs: Any) -> Teacher:
+    """Return the student for images in the form of `obs`, `[N, ...]`: bytes are divided, and channels come last.
+
+    Return the student itself for other observations, and if its pipeline has this conversion.
+    """
+    if not isinstance(obs, np.ndarray) or obs.ndim != 4:
+        return student
+    return student.for_space(gym.spaces.Box(0, 255 if obs.dtype == np.uint8 else 1, obs.shape[1:], obs.dtype))
 
 
 def _as_inputs(student: Teacher, obs: Any) -> Any:

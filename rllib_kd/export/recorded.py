@@ -12,7 +12,7 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd.export.artifact import deployment_cost
 from rllib_kd.export.deployment import Deployment, check_file
-from rllib_kd.export.export import check_exportable, export
+from rllib_kd.export.export import check_exportable, export, fitted
 from rllib_kd.export.formats import input_shape
 from rllib_kd.observations.masks import MASK
 from rllib_kd.offline.schema import DataError
@@ -43,6 +43,7 @@ def recorded_states(uris: Sequence[str], student: Teacher) -> tuple[np.ndarray, 
         wanted, first = np.linspace(0, chunk.num_rows - 1, min(share, chunk.num_rows)).astype(int), 0
         for piece in files.read(chunk, (Columns.OBS, MASK)):
             obs = piece[Columns.OBS]
+            student = fitted(student, obs)
             _check_shape(obs, student, files.path_of(chunk))
             rows = wanted[(wanted >= first) & (wanted < first + len(obs))] - first
             pieces.append({name: piece[name][rows] for name in (Columns.OBS, MASK) if name in piece})
@@ -82,6 +83,7 @@ def deploy_on_rows(
     check_file(out, format)  # before the rows
     check_exportable(student, format=format, int8=int8, prefix=prefix)
     obs, masks = recorded_states(uris, student)
+    student = fitted(student, obs)
     exported = export(student, out, format=format, obs=obs, action_masks=masks, int8=int8, prefix=prefix)
     cost = deployment_cost(out) if exported.is_checked else None
     where = f"no environment, but {len(obs):,} recorded states of {', '.join(uris)}"

@@ -292,11 +292,16 @@ class ObservationPipeline:
         return self.images.takes(space) if self.images else same_space(own, space)
 
     def for_space(self, space: gym.Space) -> ObservationPipeline:
-        """Return a pipeline that makes one vector of observations first, if this one takes such vectors.
+        """Return a pipeline whose stages name what observations of this space need before this one.
 
-        Otherwise return this one.
+        That is one vector made of them, if this one takes such vectors; or the conversion of bytes, or of channels
+        first, if this one has no stages and takes images of floats. Otherwise return this one.
         """
         space = features_space(space)
+        images = self.images
+        if not self.stages and images is not None and images.takes(space):
+            is_converted = space.dtype == np.uint8 or space.shape != images.shape
+            return ObservationPipeline(space, (images,)) if is_converted else self
         if not is_flattened(space) or self.takes(space) or not same_space(self.observation_space, input_space(space)):
             return self
         return ObservationPipeline(space, (Flatten(space), *self.stages))

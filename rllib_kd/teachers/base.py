@@ -253,7 +253,10 @@ class Teacher(Checkpointable):
         return (self.pipeline or ObservationPipeline(self.input_space)).takes(space)
 
     def for_space(self, space: gym.Space) -> Teacher:
-        """Return this teacher, or a copy that makes the vectors that it takes of the observations."""
+        """Return this teacher, or a copy whose pipeline names what observations of this space need before its own.
+
+        They are made one vector, if it takes that; bytes of images are divided, and channels come last.
+        """
         pipeline = self.pipeline or ObservationPipeline(self.input_space)
         if (fitted := pipeline.for_space(space)) is pipeline:
             return self

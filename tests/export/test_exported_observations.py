@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from rllib_kd import DistillDQNConfig, load_teacher
@@ -11,6 +12,7 @@ from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.export.artifact import deployment_cost, q_function
 from rllib_kd.export.deployment import deploy
 from rllib_kd.export.export import artifact_view, export
+from rllib_kd.export.recorded import deploy_on_rows
 from rllib_kd.export.runners.flatten import flatten, parts_in
 from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline, RLlibConnectors, Shown, StackFrames
 from rllib_kd.observations.spaces import flat_size, input_space
@@ -44,6 +46,29 @@ def test_what_connectors_do_is_in_the_file(name, artifact_format, tmp_path):
     assert result.max_difference < 1e-5
     assert np.ptp(expected, axis=0).min() > 0.01
     assert deployment_cost(tmp_path / "student").latency_ms > 0  # it is played with the right shape
+
+
+@pytest.mark.parametrize(
+    "space",
+    [Box(0, 255, (8, 9, 3), np.uint8), Box(0, 255, (3, 8, 9), np.uint8), Box(0, 1, (3, 8, 9))],
+    ids=["bytes", "bytes, channels first", "floats, channels first"],
+)
+@pytest.mark.parametrize("way", ["export", "deploy", "rows"])
+def test_a_file_takes_images_as_they_are_shown_if_no_connectors_are_recorded(space, way, tmp_path):
+    student = network(Box(0, 1, (8, 9, 3)), conv_filters=[[2, 4, 2], [4, 4, 1]])
+    space.seed(0)
+    obs, file = np.stack([space.sample() for _ in range(30)]), tmp_path / "student.safetensors"
+    if way == "export":
+        export(student, file, format="safetensors", obs=obs)
+    elif way == "deploy":
+        deploy(student.module, file, lambda config: Shows(space), format="safetensors", num_episodes=2)
+    else:
+        np.savez(tmp_path / "rows.npz", obs=obs)
+        deploy_on_rows(student, file, [str(tmp_path / "rows.npz")], format="safetensors")
+    inputs = student.start()(Shown(obs, first=np.ones(30, bool)))
+    expected = student.q_values(torch.as_tensor(inputs)).numpy()
+    assert q_function(file)(obs.astype(np.float32)) == pytest.approx(expected, abs=1e-5)
+    assert np.ptp(expected, axis=0).min() > 0.01
 
 
 def test_frames_are_stacked_outside(tmp_path):

@@ -234,11 +234,13 @@ def compared(
 
 
 def fitted(student: Teacher, obs: Any) -> Teacher:
-    """Return the student for images in the form of `obs`, `[N, ...]`: bytes are divided, and channels come last.
+    """Return the student for the form of `obs`, `[N, ...]`: bytes and channels of images, vectors with more axes.
 
-    Return the student itself for other observations, and if its pipeline has this conversion.
+    Return the student itself if its pipeline has this conversion, and if there is none.
     """
-    if not isinstance(obs, np.ndarray) or obs.ndim != 4:
+    if not isinstance(obs, np.ndarray) or obs.dtype.kind not in "biuf":
+        return student
+    if obs.ndim != 4 and obs.shape[1:] == student.observation_space.shape:  # no images
         return student
     return student.for_space(gym.spaces.Box(0, 255 if obs.dtype == np.uint8 else 1, obs.shape[1:], obs.dtype))
 

@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.export.artifact import deployment_cost
 from rllib_kd.export.deployment import Deployment, check_file
 from rllib_kd.export.export import check_exportable, export, fitted
-from rllib_kd.export.formats import input_shape
+from rllib_kd.export.formats import artifact_space, input_shape
+from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.masks import MASK
+from rllib_kd.observations.spaces import flat_size
 from rllib_kd.offline.schema import DataError
 from rllib_kd.offline.unlabelled_files import files_at
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.text import one_line
 
 _MOST_STATES = 10_000
 _MOST_CHUNKS = 100  # that are read: a data lake has thousands
@@ -26,7 +30,8 @@ _MOST_CHUNKS = 100  # that are read: a data lake has thousands
 def recorded_states(uris: Sequence[str], student: Teacher) -> tuple[np.ndarray, np.ndarray | None]:
     """Return observations `[N, ...]`, N ≤ 10,000, spread over recorded files, and legal actions `[N, A]`.
 
-    The latter are None if the files have no column of masks.
+    Observations are as the environment shows them, also where labelled files have vectors. Legal actions are None if
+    the files have no column of masks.
 
     Args:
         uris: paths or URIs of labelled files, or of others that `rllib label` reads.
@@ -49,12 +54,15 @@ def recorded_states(uris: Sequence[str], student: Teacher) -> tuple[np.ndarray, 
             pieces.append({name: piece[name][rows] for name in (Columns.OBS, MASK) if name in piece})
             first += len(obs)
     joined = {name: np.concatenate([piece[name] for piece in pieces])[:_MOST_STATES] for name in pieces[0]}
-    return joined[Columns.OBS], joined[MASK].astype(bool) if MASK in joined else None
+    return _as_shown(joined[Columns.OBS], artifact_space(student)), joined[MASK].astype(
+        bool
+    ) if MASK in joined else None
 
 
 def _check_shape(obs: Any, student: Teacher, path: str) -> None:
-    """Raise a DataError if the observations of a file `[N, ...]` are not those that the student takes."""
-    if not isinstance(obs, np.ndarray) or obs.shape[1:] != input_shape(student):
+    """Raise a DataError if a file has neither observations `[N, ...]` that the student takes, nor vectors of them."""
+    space = artifact_space(student)
+    if not isinstance(obs, np.ndarray) or obs.shape[1:] not in (space.shape, (flat_size(space),)):
         found = getattr(obs, "shape", (0, "several parts"))[1:]
         raise DataError(
             f"an observation is {list(found)}, but the student takes {list(input_shape(student))}. Give the files "
@@ -62,6 +70,26 @@ def _check_shape(obs: Any, student: Teacher, path: str) -> None:
             file=path,
             column=Columns.OBS,
         )
+
+
+def _as_shown(obs: np.ndarray, space: gym.Space) -> np.ndarray:
+    """Return observations as the space shows them, of which files may have the vectors `[N, size]`.
+
+    Raises:
+        DataError: a vector is none of the space's.
+    """
+    if obs.shape[1:] == space.shape:
+        return obs
+    if not isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+        return obs.reshape(len(obs), *(space.shape or ()))
+    try:
+        shown = np.array([gym.spaces.unflatten(space, vector) for vector in obs])
+        is_exact = np.array_equal(Flattener(space)(shown, len(obs)), obs)
+    except ValueError:
+        is_exact = False
+    if not is_exact:
+        raise DataError(f"has vectors that are not one-hot vectors of {one_line(space, limit=300)}", column=Columns.OBS)
+    return shown
 
 
 def deploy_on_rows(

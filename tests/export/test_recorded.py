@@ -5,11 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 from rllib_kd import load_teacher
 from rllib_kd.cli.main import main
 from rllib_kd.export.artifact import q_function
 from rllib_kd.export.recorded import deploy_on_rows, recorded_states
+from rllib_kd.observations.flattening import Flattener
+from rllib_kd.observations.spaces import input_space
 from tests.export.students import network
 from tests.offline.labelled import episodes, write
 
@@ -87,6 +91,38 @@ def test_what_does_not_fit_is_one_line(labelled, flags, message, capsys):
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+SPACES = [Discrete(16, start=2), MultiDiscrete([[3, 2], [2, 4]], start=[[0, 1], [-1, 0]]), MultiBinary((2, 3))]
+
+
+@pytest.mark.parametrize("space", [*SPACES, Box(-9, 9, (5, 4)), Box(-9, 9, ())], ids=str)
+def test_labelled_vectors_are_what_the_environment_shows_again(space, tmp_path):
+    student = network(input_space(space))
+    space.seed(0)
+    obs = np.stack([space.sample() for _ in range(40)])
+    vectors = Flattener(space)(obs, 40)
+    np.savez(tmp_path / "vectors.npz", obs=vectors)
+    shown = student.for_space(space)
+    np.testing.assert_array_equal(recorded_states([str(tmp_path)], shown)[0], obs)
+    deploy_on_rows(shown, tmp_path / "s.safetensors", [str(tmp_path / "vectors.npz")], format="safetensors")
+    expected = student.q_values(torch.from_numpy(vectors)).numpy()
+    assert q_function(tmp_path / "s.safetensors")(obs) == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_with_more_axes_than_the_students_vectors_are_taken_as_they_are(tmp_path):
+    student, obs = network(Box(-9, 9, (20,))), np.random.default_rng(0).normal(size=(40, 5, 4)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", obs=obs)
+    deploy_on_rows(student, tmp_path / "s.safetensors", [str(tmp_path / "a.npz")], format="safetensors")
+    expected = student.q_values(torch.from_numpy(obs.reshape(40, 20))).numpy()
+    assert q_function(tmp_path / "s.safetensors")(obs) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("vector", [[0, 0, 0], [1, 1, 0], [0, 0.5, 0]])
+def test_vectors_that_are_not_one_hot_are_no_discrete_numbers(vector, tmp_path):
+    np.savez(tmp_path / "a.npz", obs=np.array([[0, 0, 1], vector], np.float32))
+    with pytest.raises(ValueError, match=r"column 'obs': has vectors that are not one-hot vectors of Discrete\(3\)"):
+        recorded_states([str(tmp_path)], network(input_space(Discrete(3))).for_space(Discrete(3)))
 
 
 def test_rows_of_another_shape_are_named(tmp_path):

@@ -136,6 +136,7 @@ class Card:
 
     def _limits(self) -> Iterator[str]:
         exported = self.deployment.exported
+        yield from self._limits_of_certificate()
         yield (
             "It was compared with PyTorch on recorded states, and has played no episode."
             if math.isnan(self.deployment.torch_return)
@@ -164,6 +165,18 @@ class Card:
             kept = ", and leave the state as it was" if state_of(self.deployment.network) else ""
             yield f"Observations with NaN or infinity return a negative code{kept}. Only one thread may call at a time."
         yield from input_limits(self.deployment.network)
+
+    def _limits_of_certificate(self) -> Iterator[str]:
+        if self.origin.verdict is None:
+            return
+        if self.deployment.exported.int8:
+            yield (
+                "The certificate is about the student with 32-bit floats. This file has other weights, and is not "
+                "certified."
+            )
+        certified_in, has_played = self.origin.certified_in, not math.isnan(self.deployment.torch_return)
+        if certified_in is not None and has_played and certified_in != self.deployment.played_in:
+            yield f"The certificate is about another environment or config: {code(certified_in)}"
 
 
 def _summary(student: Teacher, format: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
+from rllib_kd.evaluation.played_environment import described
 from rllib_kd.evaluation.sources import Source
 
 _SETTINGS = ("teacher", "loss", "rollout_policy", "kd_coeff", "td_coeff", "lr", "seed")
@@ -26,6 +27,7 @@ class Origin:
         settings: recorded settings of the distillation by name, numbers and texts.
         command: the command that trained it; None if that is not recorded.
         verdict: what its certificate states; None without one.
+        certified_in: environment of that certificate, with its config; None if it has none.
     """
 
     checkpoint: str | None = None
@@ -33,6 +35,7 @@ class Origin:
     settings: dict[str, Any] = field(default_factory=dict)
     command: str | None = None
     verdict: str | None = None
+    certified_in: str | None = None
 
 
 def origin_of(source: Source) -> Origin:
@@ -48,6 +51,7 @@ def origin_of(source: Source) -> Origin:
         settings=settings,
         command=_text(certificate.get("command")),
         verdict=_text(certificate.get("verdict")),
+        certified_in=_environment_of(certificate),
     )
 
 
@@ -61,6 +65,11 @@ def _certificate_beside(path: str) -> dict[str, Any]:
             if isinstance(content, dict) and content.get("checkpoint") == folder.name:
                 return content
     return {}
+
+
+def _environment_of(certificate: dict[str, Any]) -> str | None:
+    name, env_config = _text(certificate.get("env")), certificate.get("env_config") or {}
+    return described(name, env_config) if name is not None and isinstance(env_config, dict) else None
 
 
 def _text(value: Any) -> str | None:

@@ -196,6 +196,28 @@ def test_an_origin_has_the_command_of_the_certificate_beside_it(tmp_path):
     assert origin_of(open_source(network())) == Origin()
 
 
+@pytest.mark.parametrize(
+    ("int8", "played_in", "limits"),
+    [
+        (False, 'Lake {"size": 4}', []),
+        (True, 'Lake {"size": 4}', ["This file has other weights, and is not certified."]),
+        (False, 'Lake {"size": 8}', ['about another environment or config: `Lake {"size": 4}`']),
+    ],
+)
+def test_what_a_certificate_is_not_about(int8, played_in, limits, tmp_path):
+    content = {"checkpoint": "student", "verdict": "Certified.", "env": "Lake", "env_config": {"size": 4}}
+    (tmp_path / "certificate.json").write_text(json.dumps(content))
+    shutil.copytree(STUDENT, tmp_path / "student")
+    (tmp_path / "s.onnx").touch()
+    exported = Exported(str(tmp_path / "s.onnx"), "onnx", int8, 3, 0.0, 1e-4, 1.0)
+    deployment = Deployment("s", exported, None, 1.0, 1.0, 0.0, played_in, network())
+    card = str(Card(deployment, origin_of(open_source(tmp_path / "student")), 1))
+    assert "Certificate beside the checkpoint: `Certified.`" in card
+    for limit in ("is not certified", "about another environment or config"):
+        assert (limit in card) == any(limit in each for each in limits)
+    assert all(each in card for each in limits)
+
+
 def test_names_from_outside_stay_in_code(tmp_path):
     content = {"env": HOSTILE, "env_config": {HOSTILE: HOSTILE}, "teacher": HOSTILE, "verdict": HOSTILE}
     write_certificate_card(tmp_path, content | {"command": HOSTILE, "checkpoint": HOSTILE})

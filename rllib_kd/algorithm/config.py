@@ -264,10 +264,10 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 small networks, and most CPUs, gain nothing. Default: False.
             quantize: "int8": the student learns for weights of 8 bits, and acts with them: each unit's weights are
                 integers from −127 to 127 times a step of its own, in every forward pass of the Learner, with gradients
-                that ignore the rounding. C with `--int8` then has exactly these weights. For plain MLPs of vectors
-                without layer norm, that are not dueling; without TD, features, bf16 and return distributions; "mse" and
-                "huber" need `normalize_q_values=False`. None (default): 32-bit weights, which an export may round.
-                Jacob et al. 2018, arXiv 1712.05877.
+                that ignore the rounding. C with `--int8` then has these weights, unless the inputs' ranges are very
+                different. For plain MLPs of vectors without layer norm, that are not dueling; without TD, features,
+                bf16 and return distributions; "mse" and "huber" need `normalize_q_values=False`. None (default): 32-bit
+                weights, which an export may round. Jacob et al. 2018, arXiv 1712.05877.
             rollout_policy: policy that acts in the EnvRunners, and so visits the states to learn from: "teacher",
                 "student", or "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
             teacher_explores: whether an actor-critic draws its actions from its policy when it acts in the EnvRunners.

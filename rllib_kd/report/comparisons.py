@@ -82,7 +82,7 @@ def summary_table(comparisons: Sequence[Comparison]) -> str:
     return played_in + rendered(
         table,
         "\n * (student − random) / (teacher − random)",
-        " † share of states with the same action: states of the teacher / the student",
+        " † states with the same action, or an equally good one: teacher's / student's",
     )
 
 
@@ -204,9 +204,10 @@ def _page(comparisons: Sequence[Comparison], curves: Mapping[str, Points]) -> st
 <section class="card" id="summary">
 {_table(comparisons)}
 <p class="note"><b>Return ratio</b>: (student − random) / (teacher − random). <b>Agreement</b>: share of states in
-which student and teacher choose the same action. {_regret_note(first)} <b>Latency</b>: median time of one forward pass
-of one observation, on one CPU thread. Parameters exclude target networks. All figures, with the return of each episode,
-are in <a href="figures.json">figures.json</a> beside this page.</p>
+which student and teacher choose the same action, or the student an equally good one. {_regret_note(first)}
+<b>Latency</b>: median time of one forward pass of one observation, on one CPU thread. Parameters exclude target
+networks. All figures, with the return of each episode, are in <a href="figures.json">figures.json</a> beside this
+page.</p>
 </section>
 <div class="plots">
 {"".join(_sections(comparisons, curves))}

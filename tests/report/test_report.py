@@ -106,6 +106,7 @@ def test_the_table_has_a_row_for_each_policy():
     expected = ["1,000", "2.50", "17.5", "±", "1.5", "0.875", "80.0", "/", "75.0", "25"]
     assert rows["small"] == rows["tiny"] == expected
     assert "Somewhere-v0, 2 episodes each, same seeds" in lines[0]
+    assert "the same action, or an equally good one" in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(both):
     assert not re.search(r"https?:|@import|<script", text)
     links = [value for name, value in seen.attributes if name in ("src", "href", "srcset", "data", "xlink:href")]
     assert "figures.json" in links
+    assert "the same action, or the student an equally good one" in " ".join(text.split())
     assert all(link.startswith("#") or link in ("figures.json", "data:,") for link in links)
     ids = [value for name, value in seen.attributes if name == "id"]
     assert len(ids) == len(set(ids))

@@ -54,9 +54,8 @@ def recorded_states(uris: Sequence[str], student: Teacher) -> tuple[np.ndarray, 
             pieces.append({name: piece[name][rows] for name in (Columns.OBS, MASK) if name in piece})
             first += len(obs)
     joined = {name: np.concatenate([piece[name] for piece in pieces])[:_MOST_STATES] for name in pieces[0]}
-    return _as_shown(joined[Columns.OBS], artifact_space(student)), joined[MASK].astype(
-        bool
-    ) if MASK in joined else None
+    masks = joined[MASK].astype(bool) if MASK in joined else None
+    return _as_shown(joined[Columns.OBS], artifact_space(student)), masks
 
 
 def _check_shape(obs: Any, student: Teacher, path: str) -> None:

@@ -110,7 +110,7 @@ class OnnxFunction:
             inputs = numbers.astype(self._dtype)
         if self.takes_bytes and (wrong := numbers[inputs != numbers]).size:
             raise ValueError(f"'{self._uri}' takes bytes, integers from 0 to 255, and got {wrong[0]:.6g}.")
-        if self._has_one_scale:
+        if self._has_one_scale and len(inputs):
             return np.concatenate([self._run(inputs[[row]]) for row in range(len(inputs))])
         return in_parts(self._run, inputs, self._num_numbers)
 

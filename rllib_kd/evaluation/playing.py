@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -18,7 +19,7 @@ from rllib_kd.random_state import policy_generator, seeded
 
 ENVS_AT_ONCE = 50
 _GAMES_AT_ONCE = 16  # in a vector env of its own kind, which plays one episode after the other in each place
-_MAX_STATES = 10_000  # kept of what was seen; at least half as many, of longer play
+_MAX_STATES = 10_000  # kept of what was seen; about half as many or more, of longer play
 _MAX_BYTES, _FEWEST_STATES = 2**29, 1_000  # of large images so many bytes, or states, are enough
 _MAX_EPISODE_STEPS = 30_000  # where the environment has no longer limit of its own; Atari's is 27,000
 #: A function from a vector env's observations to actions `[N, ...]`. It may remember earlier steps.
@@ -278,25 +279,32 @@ class _OneEpisode(gym.Wrapper):
 
 
 class VisitedStates:
-    """A sample of states, thinned evenly whenever there are too many: frames of long episodes would fill the memory."""
+    """A sample of states, thinned at random whenever there are too many: frames of long episodes would fill the memory.
+
+    Each state draws a key, and stays while its key is below a share that is halved again and again. Every second state
+    would not do: rows come in the order of the environments, and of some of these none would stay.
+    """
 
     def __init__(self, num_views: int):
         self._kept: list[list[np.ndarray]] = [[] for _ in range(num_views)]
-        self._stride = 1
-        self._num_seen = 0
+        self._keys: list[float] = []
+        self._share = 1.0
+        self._rng = policy_generator(0, 1)  # of its own: keys have nothing to do with what players draw
 
     def add(self, inputs: list[np.ndarray]) -> None:
         """Add the same states `[M, ...]` as recorded by each view."""
         if not inputs:
             return
-        indices = np.arange(self._num_seen, self._num_seen + len(inputs[0]))
-        self._num_seen += len(inputs[0])
-        chosen = np.flatnonzero(indices % self._stride == 0)
+        keys = self._rng.random(len(inputs[0]))
+        chosen = np.flatnonzero(keys < self._share)
+        self._keys += keys[chosen].tolist()
         for kept, rows in zip(self._kept, inputs, strict=True):
             kept += [rows[i].copy() for i in chosen]
-        if len(self._kept[0]) > _FEWEST_STATES and len(self._kept[0]) > self._most():
-            self._kept = [kept[::2] for kept in self._kept]
-            self._stride *= 2
+        if len(self._keys) > _FEWEST_STATES and len(self._keys) > self._most():
+            self._share /= 2
+            stays = [key < self._share for key in self._keys]
+            self._keys = list(compress(self._keys, stays))
+            self._kept = [list(compress(kept, stays)) for kept in self._kept]
 
     def _most(self) -> int:
         row_bytes = sum(kept[0].nbytes for kept in self._kept)

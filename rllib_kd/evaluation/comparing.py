@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -28,7 +28,7 @@ from rllib_kd.evaluation.sources import open_source, open_sources
 from rllib_kd.evaluation.trees import tree_figures
 from rllib_kd.numeric import check_integer
 from rllib_kd.observations.masks import features_space
-from rllib_kd.observations.pipeline import View
+from rllib_kd.observations.pipeline import ObservationPipeline, View
 from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.public import public
 from rllib_kd.teachers.base import Teacher
@@ -160,7 +160,7 @@ def compare_all(
 
 
 #: Inputs `[M, ...]` of networks in the same states, by `_eyes()`; and the legal actions there, as `_MASKS`.
-_States = dict[int | str | None, np.ndarray]
+_States = dict[Hashable, np.ndarray]
 _MASKS = "masks"
 
 
@@ -172,7 +172,7 @@ def _play(
     networks: Sequence[Teacher],
 ) -> tuple[list[float], _States]:
     """Play one episode for each seed; return the returns, and the visited states as inputs of each network."""
-    views: dict[int | str | None, Callable[[], View]] = {_eyes(network): network.start for network in networks}
+    views: dict[Hashable, Callable[[], View]] = {_eyes(network): network.start for network in networks}
     if networks:
         views[_MASKS] = lambda: mask_view(int(networks[0].action_space.n))
     returns, seen = play(make_env, player, seeds, views=list(views.values()), advance=advance)
@@ -325,12 +325,13 @@ def _report(
     return PolicyReport(name, returns, mean, half_width, num_parameters, latency)
 
 
-def _eyes(network: Teacher) -> int | None:
-    """Return a key that is equal for networks with the same inputs: the same pipeline; None without stages."""
+def _eyes(network: Teacher) -> Hashable:
+    """Return a key that is equal for networks with the same inputs: the same pipeline, or the same images."""
     if network.is_recurrent:
         return id(network)
-    has_stages = network.pipeline is not None and network.pipeline.stages
-    return id(network.pipeline) if has_stages else None
+    if network.pipeline is not None and network.pipeline.stages:
+        return id(network.pipeline)
+    return (network.pipeline or ObservationPipeline(network.input_space)).images
 
 
 def check_players_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> list[Any]:

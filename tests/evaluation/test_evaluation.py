@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import re
@@ -116,6 +117,35 @@ def test_compares_two_policies_on_the_same_seeds():
         assert agreement(confusion) == getattr(result, f"agreement_on_{whose}_states")
     assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
     assert max(map(len, str(result).splitlines())) <= 80
+
+
+def test_a_network_that_takes_images_as_they_are_is_compared_with_one_that_gets_them_in_0_to_1():
+    class Snow(gym.Env):
+        observation_space, action_space = gym.spaces.Box(0, 255, (2, 2, 3), np.uint8), gym.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.left = 5
+            return self.step(0)[0], {}
+
+        def step(self, action):
+            self.left -= 1
+            image = self.np_random.integers(256, size=(2, 2, 3), dtype=np.uint8)
+            return image, float(action), self.left == 0, False, {}
+
+    def network(high):
+        def q_values(obs):
+            corner = obs[:, 0, 0, 0] / high
+            return torch.stack([corner, 1 - corner], dim=1)
+
+        space = gym.spaces.Box(0, high, (2, 2, 3), np.float32)
+        return Teacher.from_callable(q_values, observation_space=space, action_space=Snow.action_space)
+
+    for teacher, student in itertools.permutations([network(255), network(1)]):
+        result = compare(teacher, student, lambda config: Snow(), num_episodes=4)
+        assert result.student.returns == result.teacher.returns
+        assert result.agreement_on_student_states == result.agreement_on_teacher_states == 1.0
+        assert result.q_regret_on_student_states == 0.0
 
 
 def test_epsilon_is_the_share_of_random_actions():

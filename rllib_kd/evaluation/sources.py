@@ -89,7 +89,10 @@ def open_source(source: Any, *, trust_checkpoint: bool = False) -> Source:
 
 
 def open_sources(sources: Iterable[Any], *, trust_checkpoint: bool = False) -> list[Source]:
-    """Open several sources as `open_source()` does; paths of the same checkpoint become the same object."""
+    """Open several sources as `open_source()` does; paths of the same checkpoint become the same object.
+
+    Dicts do not: a file has another network for each description.
+    """
     opened: dict[str, Source] = {}
 
     def open_each(source: Any) -> Source:
@@ -99,7 +102,7 @@ def open_sources(sources: Iterable[Any], *, trust_checkpoint: bool = False) -> l
             return _Ensemble([open_each(member) for member in source])
         if isinstance(source, str | os.PathLike | Location) or is_described(source):
             checkpoint = _Checkpoint(OpenedCheckpoint(source, trust_checkpoint=trust_checkpoint))
-            return opened.setdefault(checkpoint.uri, checkpoint)
+            return checkpoint if is_described(source) else opened.setdefault(checkpoint.uri, checkpoint)
         return _Object(source)
 
     return [open_each(source) for source in sources]

@@ -8,9 +8,12 @@ from types import SimpleNamespace
 
 import pyarrow.fs
 import pytest
+import torch
 
+from rllib_kd import load_teacher
 from rllib_kd.checkpoints.rllib import RLlibCheckpoint
-from tests.conftest import CARTPOLE_OBS, exit_code
+from rllib_kd.evaluation.sources import open_sources
+from tests.conftest import CARTPOLE_OBS, exit_code, states
 from tests.formats import mlp, sb3_weights, sb3_zip
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -143,3 +146,16 @@ def test_export_opens_each_path_once(rllib, counted, built, student, zipped, tmp
     assert sorted(counted.opened) == [str(student), str(zipped)]
     assert set(counted.read.values()) == {1}
     assert len(built) == 1
+
+
+def test_two_networks_of_a_file_are_two_sources(tmp_path):
+    weights = {f"{name}.{key}": value for name in "ab" for key, value in mlp(4, 8, 2).state_dict().items()}
+    torch.save(weights, tmp_path / "two.pth")
+    first, second = ({"path": tmp_path / "two.pth", "network": {"activation": "relu", "prefix": f"{x}."}} for x in "ab")
+    obs = torch.from_numpy(states(9))
+    one, other = load_teacher(first).q_values(obs), load_teacher(second).q_values(obs)
+    a, b, both = (source.network().q_values(obs) for source in open_sources([first, second, [first, second]]))
+    assert torch.equal(a, one)
+    assert torch.equal(b, other)
+    assert not torch.equal(a, b)
+    torch.testing.assert_close(both, (one + other) / 2)

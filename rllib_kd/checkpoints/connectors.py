@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +14,7 @@ import numpy as np
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.numpy import SMALL_NUMBER
+from ray.rllib.utils.spaces.space_utils import clip_action, unsquash_action
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError, Name
@@ -51,6 +52,9 @@ _DEFAULT_CONNECTORS = {
 _SUM_OF_SQUARES = ("sum_sq_diff_array", "std_array")
 #: Class, constructor's keyword arguments, state.
 ConnectorSpec = tuple[Name, Mapping[str, Any], Mapping[Any, Any]]
+#: A function from a module's actions `[N, ...]`, and RLlib's base struct of their space, to actions for an environment:
+#: scaled from [−1, 1] to the bounds of a Box (RLlib's `normalize_actions`), clipped (`clip_actions`), or as they are.
+ToEnv = Callable[[Any, Any], Any]
 
 
 def pipeline_of(connectors: ConnectorPipelineV2, module: RLModule | None = None) -> ObservationPipeline:
@@ -81,13 +85,13 @@ def is_default_connector(connector: Any) -> bool:
     return is_default(_name(connector))
 
 
-def normalizes_actions_of(connectors: ConnectorPipelineV2) -> bool:
-    """Return whether a running module-to-env pipeline scales actions in a Box from [−1, 1] to its bounds.
+def to_env_of(connectors: ConnectorPipelineV2) -> ToEnv:
+    """Return what a running module-to-env pipeline does with actions.
 
     Raises:
         CheckpointError: it has other connectors than RLlib's default ones.
     """
-    return normalizes_actions([_spec(connector) for connector in connectors.connectors])
+    return to_env([_spec(connector) for connector in connectors.connectors])
 
 
 _STAGES = ("FlattenObservations", "MeanStdFilter", "FrameStacking")
@@ -111,17 +115,26 @@ def _spec(connector: Any) -> ConnectorSpec:
     return _name(connector), connector.get_ctor_args_and_kwargs()[1], connector.get_state()
 
 
-def normalizes_actions(specs: Sequence[ConnectorSpec]) -> bool:
-    """Return whether these connectors scale actions in a Box from [−1, 1] to its bounds."""
-    normalizes = False
+def to_env(specs: Sequence[ConnectorSpec]) -> ToEnv:
+    """Return what these module-to-env connectors do with actions.
+
+    Raises:
+        CheckpointError: there are others than RLlib's default ones.
+    """
+    found: ToEnv = _unchanged
     for name, kwargs, _ in specs:
         if not is_default(name):
             raise CheckpointError(
                 f"The module-to-env connector {name} is not supported here. Only RLlib's default ones are."
             )
         if name.name == "NormalizeAndClipActions":
-            normalizes = bool(kwargs.get("normalize_actions", True))
-    return normalizes
+            normalizes, clips = kwargs.get("normalize_actions", True), kwargs.get("clip_actions", False)
+            found = unsquash_action if normalizes else clip_action if clips else _unchanged
+    return found
+
+
+def _unchanged(actions: Any, spaces: Any) -> Any:
+    return actions
 
 
 def is_default(name: Name) -> bool:

@@ -20,18 +20,20 @@ from ray import cloudpickle
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.utils.spaces.space_utils import unsquash_action
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.connectors import (
     ConnectorSpec,
+    ToEnv,
     check_connectors_of_agents,
     connector_stages,
     is_default,
     is_flattening,
-    normalizes_actions,
     pipeline_of,
     shown_space,
     stage_name,
+    to_env,
 )
 from rllib_kd.checkpoints.manifest import MODULES
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, ReadBudget, Tag, as_checkpoint_error, read_pickle
@@ -186,16 +188,16 @@ class RLlibCheckpoint:
             )
         return ObservationPipeline(shown_space((name for name, _, _ in specs), observation_space), stages)
 
-    def normalizes_actions(self) -> bool:
-        """Return whether actions in a Box are scaled from [−1, 1] to its bounds (RLlib's `normalize_actions`).
+    def to_env(self) -> ToEnv:
+        """Return what the module-to-env connectors do with actions: without any, they are scaled.
 
         Raises:
             CheckpointError: there are other module-to-env connectors than RLlib's default ones.
         """
         folder = self._connectors("module_to_env", self.algorithm_path)
         if folder is None:
-            return True
-        return normalizes_actions(self._read_connectors(folder)[1])
+            return unsquash_action
+        return to_env(self._read_connectors(folder)[1])
 
     def algorithm(self) -> str | None:
         """Return the name of the Algorithm's class; None if only the RLModule was saved."""

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import tree
 from ray.rllib.core.columns import Columns
-from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space, unsquash_action
+from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 from torch import Tensor
 
+from rllib_kd.checkpoints.connectors import ToEnv
 from rllib_kd.evaluation.playing import Act
 from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
@@ -54,13 +55,13 @@ class LikeliestAction:
     Args:
         module: a module with `forward_inference()`.
         pipeline: pipeline of its observations.
-        normalize_actions: whether actions in a Box are scaled from [−1, 1] to its bounds.
+        to_env: what is done with actions before the environment gets them.
     """
 
-    def __init__(self, module: Any, pipeline: ObservationPipeline, *, normalize_actions: bool):
+    def __init__(self, module: Any, pipeline: ObservationPipeline, *, to_env: ToEnv):
         self._module = module.eval()
         self._pipeline = pipeline
-        self._normalize_actions = normalize_actions
+        self._to_env = to_env
         self.observation_space, self.action_space = pipeline.observation_space, module.action_space
         self.num_parameters = count_parameters(module)
 
@@ -73,7 +74,7 @@ class LikeliestAction:
         pipeline = self._pipeline.for_space(space)
         if pipeline is self._pipeline:
             return self
-        return LikeliestAction(self._module, pipeline, normalize_actions=self._normalize_actions)
+        return LikeliestAction(self._module, pipeline, to_env=self._to_env)
 
     def player(self) -> Act:
         """Plays one vector env."""
@@ -113,7 +114,4 @@ class LikeliestAction:
             inputs = inputs if mask is None else inputs.masked_fill(~mask, -torch.inf)
             distribution = self._module.get_inference_action_dist_cls().from_logits(inputs)
             actions = distribution.to_deterministic().sample()
-        actions = actions.numpy()
-        if self._normalize_actions:
-            return unsquash_action(actions, get_base_struct_from_space(self.action_space))
-        return actions
+        return self._to_env(actions.numpy(), get_base_struct_from_space(self.action_space))

@@ -9,9 +9,10 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.utils.spaces.space_utils import unsquash_action
 
 from rllib_kd import _rllib
-from rllib_kd.checkpoints.connectors import normalizes_actions_of, pipeline_of
+from rllib_kd.checkpoints.connectors import pipeline_of, to_env_of
 from rllib_kd.checkpoints.tune import Location
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
 from rllib_kd.observations.pipeline import ObservationPipeline
@@ -134,8 +135,7 @@ class _Checkpoint(Source):
         pipeline = checkpoint.load_observation_pipeline(module)
         if pipeline is not None:
             pipeline.check_feeds(module.observation_space, self.uri)
-        normalize = checkpoint.normalizes_actions()
-        return LikeliestAction(module, pipeline or _plain(module), normalize_actions=normalize)
+        return LikeliestAction(module, pipeline or _plain(module), to_env=checkpoint.to_env())
 
 
 class _Ensemble(Source):
@@ -182,8 +182,8 @@ class _Object(Source):
         if not isinstance(self._source, Algorithm | RLModule) or is_q_network(self._module):
             return GreedyQ(self.network())
         env_runner = None if self._algorithm is None else self._algorithm.env_runner
-        normalize = env_runner is None or normalizes_actions_of(_rllib.module_to_env(env_runner))
-        return LikeliestAction(self._module, self._pipeline() or _plain(self._module), normalize_actions=normalize)
+        to_env = unsquash_action if env_runner is None else to_env_of(_rllib.module_to_env(env_runner))
+        return LikeliestAction(self._module, self._pipeline() or _plain(self._module), to_env=to_env)
 
     @cached_property
     def _module(self) -> Any:

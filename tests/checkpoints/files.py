@@ -25,7 +25,7 @@ def read_all(path: Path) -> None:
     """Everything that this package reads of a checkpoint."""
     checkpoint = open_checkpoint(str(path))
     checkpoint.environment()
-    checkpoint.normalizes_actions()
+    checkpoint.to_env()
     checkpoint.load_observation_pipeline(checkpoint.load_module())
 
 

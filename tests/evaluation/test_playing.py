@@ -206,7 +206,7 @@ def test_modules_of_any_kind_take_legal_actions(output):
             pays = batch["obs"]  # the highest one is illegal
             return {output: pays.argmax(-1) if output == "actions" else pays}
 
-    policy = LikeliestAction(Stubborn(), ObservationPipeline(NUMBERS), normalize_actions=False)
+    policy = LikeliestAction(Stubborn(), ObservationPipeline(NUMBERS), to_env=lambda actions, spaces: actions)
     returns, _ = play(InInfo, policy, [0, 1])
     assert min(returns) > (0.5 if output == "actions" else 4.0)
 

@@ -3,15 +3,21 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
+import tree
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.sac import SACConfig
+from ray.rllib.connectors.module_to_env import ModuleToEnvPipeline, NormalizeAndClipActions
 
+from rllib_kd.checkpoints.connectors import to_env_of
 from rllib_kd.evaluation.comparing import compare, evaluate
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
 from rllib_kd.evaluation.sources import open_source
+from rllib_kd.observations.pipeline import ObservationPipeline, Shown
 from tests.conftest import make_q_module
 from tests.rllib_checkpoints import KINDS, build_dqn
 
+NUMBERS = gym.spaces.Box(-1, 1, (2,), np.float32)
 LSTM = {"use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 5, "fcnet_hiddens": [8]}
 OTHERS = {
     "PPO": lambda: PPOConfig().environment("CartPole-v1").rl_module(model_config={"fcnet_hiddens": [8]}),
@@ -79,6 +85,45 @@ def test_a_recurrent_policy_is_evaluated_and_compared(cluster, tmp_path):
     algo.stop()
     compared = compare("cartpole", path, num_episodes=3)
     assert compared.student.returns == evaluate(path, num_episodes=3).returns  # by RLlib's own passes
+
+
+class Decided:
+    """A module that takes the same action always."""
+
+    is_stateful = staticmethod(lambda: False)
+    named_parameters = staticmethod(tuple)
+
+    def __init__(self, action_space, actions):
+        self.action_space, self._actions = action_space, actions
+
+    def eval(self):
+        return self
+
+    def forward_inference(self, batch):
+        return {"actions": tree.map_structure(lambda part: part.expand(len(batch["obs"]), -1), self._actions)}
+
+
+def taken(policy):
+    """The action that an environment gets."""
+    shown = Shown(np.zeros((1, 2), np.float32), np.ones(1, bool))
+    return tree.map_structure(lambda part: part[0].tolist(), policy.player()(shown))
+
+
+@pytest.mark.parametrize(
+    ("normalizes", "clips", "expected"),
+    [
+        (True, True, [2.0, -1.0]),
+        (True, False, [2.0, -1.0]),
+        (False, True, [0.5, -1.0]),
+        (False, False, [0.5, -9.0]),
+    ],
+)
+def test_actions_are_scaled_or_clipped_as_in_training(normalizes, clips, expected):
+    actions = gym.spaces.Box(-1, 3, (2,), np.float32)
+    connector = NormalizeAndClipActions(normalize_actions=normalizes, clip_actions=clips)
+    to_env = to_env_of(ModuleToEnvPipeline(NUMBERS, actions, connectors=[connector]))
+    module = Decided(actions, torch.tensor([0.5, -9.0]))
+    assert taken(LikeliestAction(module, ObservationPipeline(NUMBERS), to_env=to_env)) == expected
 
 
 def test_epsilon_needs_discrete_actions(cluster):

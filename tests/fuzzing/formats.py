@@ -114,7 +114,7 @@ def _rllib() -> Format:
         checkpoint = open_checkpoint(path)
         checkpoint.environment()
         checkpoint.algorithm()
-        checkpoint.normalizes_actions()
+        checkpoint.to_env()
         return load_teacher(path)
 
     return Format("case", [{f"case/{name}": data for name, data in seed.items()} for seed in seeds], _in_rllib, load)

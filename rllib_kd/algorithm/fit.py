@@ -23,7 +23,9 @@ from rllib_kd.observations.spaces import (
     bytes_of_0_and_1,
     check_actions,
     check_spaces,
+    has_undivided_pixels,
     input_space,
+    is_float_image,
     named,
     same_space,
 )
@@ -147,13 +149,27 @@ def _returned_by_connectors(config: DistillationConfig, env: Any) -> Any:
 def _check_spaces(config: DistillationConfig, teacher: Teacher, group_id: str, spaces: Mapping[str, Any]) -> None:
     shown_space, action_space = spaces[group_id if config.is_multi_agent else INPUT_ENV_SINGLE_SPACES]
     stages = () if teacher.pipeline is None else teacher.pipeline.stages
-    if config.is_multi_agent and stages:
-        takes_vectors = len(stages) == 1 and isinstance(stages[0], Flatten)
-        if not takes_vectors or not same_space(teacher.input_space, shown_space):
+    if config.is_multi_agent and (stages or teacher.takes(shown_space)):
+        if not _takes_as_they_are(teacher, shown_space):
             raise ValueError(
-                f"The teacher '{teacher.source}' uses filters or custom connectors, or takes other observations, which "
-                "multi-agent settings do not support. Name one that takes the environment's observations."
+                f"The teacher '{teacher.source}' uses filters or custom connectors, or takes other observations or "
+                f"images than its students, which get {one_line(str(shown_space), limit=200)}. Multi-agent settings "
+                "do not support that. Name one that takes what they get."
             )
         shown_space = teacher.observation_space  # of which the teacher would make the student's vectors
     seen, _ = spaces.get(group_id, (None, None))
     check_teacher(teacher, (shown_space, action_space), config.env, seen=seen)
+
+
+def _takes_as_they_are(teacher: Teacher, seen: gym.Space) -> bool:
+    """Return whether a teacher takes a student's inputs: with several agents, nothing is converted for it.
+
+    Args:
+        teacher: a loaded teacher.
+        seen: space of the student's inputs.
+    """
+    match () if teacher.pipeline is None else teacher.pipeline.stages:
+        case () | (Flatten(),):
+            are_divided = is_float_image(seen) and has_undivided_pixels(teacher.input_space)
+            return same_space(teacher.input_space, seen) and not are_divided
+    return False

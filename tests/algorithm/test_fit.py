@@ -9,6 +9,8 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from rllib_kd.algorithm.fit import check_fit, check_vector_env
 from rllib_kd.env_runner.single_agent import DistillEnvRunner
+from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline
+from rllib_kd.teachers.base import Teacher
 
 MODES = gym.vector.AutoresetMode
 
@@ -83,3 +85,56 @@ def test_bytes_of_0_and_1_as_images_are_reported(caplog, space, named):
 def test_other_observations_are_not(caplog, space):
     check(space)
     assert not caplog.messages
+
+
+def check_agents(teacher, seen):
+    config = SimpleNamespace(own_connectors={}, is_multi_agent=True, env="Team")
+    config.feature_coeff = config.loss = config.starts_from_teacher = None
+    check_fit(config, {"agent": teacher}, None, {"agent": (seen, gym.spaces.Discrete(2))})
+
+
+def teacher_of(space, *stages, shown=None):
+    pipeline = ObservationPipeline(shown or space, stages) if stages else None
+    return Teacher.from_callable(
+        lambda obs: obs.flatten(1)[:, :2],
+        observation_space=space,
+        action_space=gym.spaces.Discrete(2),
+        pipeline=pipeline,
+    )
+
+
+PARTS = gym.spaces.Dict(a=gym.spaces.Discrete(2), b=gym.spaces.Discrete(3))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "seen"),
+    [
+        (teacher_of(box(1, np.float32, 8, 8, 3)), box(1, np.float32, 8, 8, 3)),
+        (teacher_of(box(255, np.float32, 8, 8, 3)), box(255, np.float32, 8, 8, 3)),
+        (teacher_of(box(np.inf, np.float32, 8, 8, 3)), box(1, np.float32, 8, 8, 3)),
+        (teacher_of(box(1, np.float32, 5), Flatten(PARTS), shown=PARTS), box(1, np.float32, 5)),
+    ],
+)
+def test_a_teacher_of_agents_that_takes_what_they_get_is_fine(teacher, seen):
+    check_agents(teacher, seen)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "seen"),
+    [
+        (teacher_of(box(1, np.float32, 8, 8, 3)), box(1, np.float32, 3, 8, 8)),
+        (teacher_of(box(255, np.float32, 8, 8, 3)), box(1, np.float32, 8, 8, 3)),
+        (teacher_of(box(1, np.float32, 8, 8, 3), Images((8, 8, 3))), box(1, np.float32, 3, 8, 8)),
+        (teacher_of(box(1, np.float32, 5), Flatten(PARTS), shown=PARTS), box(1, np.float32, 6)),
+    ],
+)
+def test_a_teacher_of_agents_for_which_observations_would_be_converted_is_refused(teacher, seen):
+    with pytest.raises(ValueError, match="or takes other observations or images than its students, which get Box"):
+        check_agents(teacher, seen)
+
+
+def test_a_teacher_of_agents_with_other_spaces_is_refused():
+    with pytest.raises(
+        ValueError, match=r"The teacher's observation space is Box\(4,\), but in 'Team' it is Box\(5,\)"
+    ):
+        check_agents(teacher_of(box(1, np.float32, 4)), box(1, np.float32, 5))

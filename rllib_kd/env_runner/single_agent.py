@@ -386,7 +386,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         if self._flatten is None:
             return _as_column(obs)
         try:
-            return self._flatten(with_mask(self._flattened_space, obs, self.mask), self.num_envs)
+            return self._flatten(with_mask(self._flattened_space, obs, self.mask, self.num_envs), self.num_envs)
         except ValueError as error:
             raise explained(self.config.env, self.env, error, doing="step") from error
 

@@ -70,20 +70,21 @@ def features_of(space: gym.Space, obs: Any) -> Any:
     return obs[key] if key else {key: part for key, part in obs.items() if key != MASK}
 
 
-def with_mask(space: gym.Space, features: Any, mask: np.ndarray | None) -> Any:
+def with_mask(space: gym.Space, features: Any, mask: np.ndarray | None, num_envs: int) -> Any:
     """Return observations with their masks, for policies that take both: the inverse of `features_of()`.
 
     Args:
         space: space of one observation.
         features: what `features_of()` returned, of a vector env.
         mask: `[N, A]`; None: all actions are legal.
+        num_envs: N.
     """
     if not has_mask(space):
         return features
     key = _features_key(space)
     parts = {key: features} if key else dict(features)
     if mask is None:
-        mask = np.ones((len(next(iter(parts.values()))), *(space[MASK].shape or ())), dtype=bool)
+        mask = np.ones((num_envs, *(space[MASK].shape or ())), dtype=bool)
     return {**parts, MASK: mask.astype(space[MASK].dtype)}
 
 

@@ -348,7 +348,9 @@ class ObservationPipeline:
         is_side_by_side = isinstance(next(iter(stages), None), SideBySide)  # each of which sees the mask or not
 
         def view(shown: Shown) -> np.ndarray:
-            obs = shown.obs if is_side_by_side else with_mask(self.observation_space, shown.obs, shown.mask)
+            obs, num_envs = shown.obs, len(shown.first)
+            if not is_side_by_side:
+                obs = with_mask(self.observation_space, obs, shown.mask, num_envs)
             for stage_view in views:
                 obs = stage_view(Shown(obs, shown.first, shown.actions, shown.rewards, shown.mask))
             inputs = np.asarray(obs, np.float32)

@@ -142,13 +142,26 @@ def test_an_observation_is_put_together_again(env):
     seen = env().reset(seed=0)[0]
     obs = {key: part[None] for key, part in seen.items()} if has_mask(space) else seen[None]
     mask = np.asarray(obs["action_mask"], dtype=bool) if has_mask(space) else None
-    again = with_mask(space, features_of(space, obs), mask)
+    again = with_mask(space, features_of(space, obs), mask, 1)
     if not has_mask(space):
         assert again is obs
         return
     assert again.keys() == obs.keys()
     assert all(np.array_equal(again[key], obs[key]) for key in obs)
-    assert with_mask(space, features_of(space, obs), None)["action_mask"].all()
+    assert with_mask(space, features_of(space, obs), None, 1)["action_mask"].all()
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_without_a_mask_all_actions_of_all_environments_are_legal_whatever_the_parts(num_envs):
+    numbers = gym.spaces.Box(0, 1, (1,), np.float32)
+    for parts, obs in (
+        (gym.spaces.Tuple((numbers, numbers)), (np.zeros((num_envs, 1)),) * 2),
+        (gym.spaces.Dict(a=numbers, b=gym.spaces.Text(3)), {"a": np.zeros((num_envs, 1)), "b": ("up",) * num_envs}),
+    ):
+        space = gym.spaces.Dict(observations=parts, action_mask=gym.spaces.MultiBinary(2))
+        seen = ObservationPipeline(space, (Flatten(space),)).start()(Shown(obs, np.ones(num_envs, dtype=bool)))
+        assert (seen[:, :2] == 1).all()
+        assert len(seen) == num_envs
 
 
 def test_connectors_see_no_mask():

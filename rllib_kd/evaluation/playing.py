@@ -22,8 +22,9 @@ _GAMES_AT_ONCE = 16  # in a vector env of its own kind, which plays one episode 
 _MAX_STATES = 10_000  # kept of what was seen; about half as many or more, of longer play
 _MAX_BYTES, _FEWEST_STATES = 2**29, 1_000  # of large images so many bytes, or states, are enough
 _MAX_EPISODE_STEPS = 30_000  # where the environment has no longer limit of its own; Atari's is 27,000
-#: A function from a vector env's observations to actions `[N, ...]`. It may remember earlier steps.
-Act = Callable[[Shown], np.ndarray]
+#: A function from a vector env's observations to actions `[N, ...]`, or a dict or tuple of them. It may remember
+#: earlier steps.
+Act = Callable[[Shown], Any]
 
 
 class Player(Protocol):

@@ -86,7 +86,7 @@ class LikeliestAction:
             return torch.where(torch.from_numpy(first).reshape(-1, *[1] * start.ndim), start, value)
 
         @torch.inference_mode()
-        def act(shown: Shown) -> np.ndarray:
+        def act(shown: Shown) -> Any:
             nonlocal state
             obs = torch.from_numpy(view(shown))
             batch: dict[str, Any] = {Columns.OBS: obs}
@@ -98,12 +98,13 @@ class LikeliestAction:
             outputs = module.forward_inference(batch)
             state = outputs.get(Columns.STATE_OUT)
             if module.is_stateful():
-                outputs = {name: outputs[name][:, 0] for name in _CHOICES if name in outputs}
+                chosen = {name: outputs[name] for name in _CHOICES if name in outputs}
+                outputs = tree.map_structure(lambda part: part[:, 0], chosen)
             return self._actions(outputs, as_mask(shown.mask))
 
         return act
 
-    def _actions(self, outputs: dict[str, Any], mask: Tensor | None) -> np.ndarray:
+    def _actions(self, outputs: dict[str, Any], mask: Tensor | None) -> Any:
         if Columns.ACTIONS in outputs:
             actions = outputs[Columns.ACTIONS]
             if mask is not None:  # nothing ranks the others
@@ -114,4 +115,5 @@ class LikeliestAction:
             inputs = inputs if mask is None else inputs.masked_fill(~mask, -torch.inf)
             distribution = self._module.get_inference_action_dist_cls().from_logits(inputs)
             actions = distribution.to_deterministic().sample()
-        return self._to_env(actions.numpy(), get_base_struct_from_space(self.action_space))
+        actions = tree.map_structure(Tensor.numpy, actions)
+        return self._to_env(actions, get_base_struct_from_space(self.action_space))

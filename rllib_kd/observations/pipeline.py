@@ -33,7 +33,7 @@ class Shown:
     Args:
         obs: observations `[N, ...]`, or a dict or tuple of such arrays.
         first: `[N]`, whether an episode starts with it.
-        actions: `[N, ...]`, the actions that led to it; None after a reset of all.
+        actions: `[N, ...]`, or a dict or tuple of such arrays: the actions that led to it; None after a reset of all.
         rewards: `[N]`, the rewards of these actions; None after a reset of all.
         mask: `[N, A]`, the legal actions, which are no part of `obs`; None: all are.
     """
@@ -225,7 +225,8 @@ class RLlibConnectors:
                 else:
                     if len(episodes[i]) >= _MOST_STEPS:
                         episodes[i] = episodes[i].cut(len_lookback_buffer=_MOST_STEPS)
-                    episodes[i].add_env_step(obs, shown.actions[i], float(shown.rewards[i]))
+                    action = tree.map_structure(lambda part, i=i: part[i], shown.actions)
+                    episodes[i].add_env_step(obs, action, float(shown.rewards[i]))
             batch = pipeline(
                 rl_module=self.rl_module, batch={}, episodes=episodes, explore=False, shared_data={}, metrics=None
             )

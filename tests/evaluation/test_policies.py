@@ -7,13 +7,16 @@ import torch
 import tree
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.sac import SACConfig
+from ray.rllib.connectors.env_to_module import EnvToModulePipeline
 from ray.rllib.connectors.module_to_env import ModuleToEnvPipeline, NormalizeAndClipActions
+from ray.rllib.utils.spaces.space_utils import unsquash_action
 
 from rllib_kd.checkpoints.connectors import to_env_of
 from rllib_kd.evaluation.comparing import compare, evaluate
+from rllib_kd.evaluation.playing import play
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
 from rllib_kd.evaluation.sources import open_source
-from rllib_kd.observations.pipeline import ObservationPipeline, Shown
+from rllib_kd.observations.pipeline import ObservationPipeline, RLlibConnectors, Shown
 from tests.conftest import make_q_module
 from tests.rllib_checkpoints import KINDS, build_dqn
 
@@ -90,17 +93,20 @@ def test_a_recurrent_policy_is_evaluated_and_compared(cluster, tmp_path):
 class Decided:
     """A module that takes the same action always."""
 
-    is_stateful = staticmethod(lambda: False)
     named_parameters = staticmethod(tuple)
 
-    def __init__(self, action_space, actions):
+    def __init__(self, action_space, actions, *, is_recurrent=False):
         self.action_space, self._actions = action_space, actions
+        self.is_stateful = lambda: is_recurrent
+        self.get_initial_state = lambda: {"h": np.zeros(1, np.float32)}
 
     def eval(self):
         return self
 
     def forward_inference(self, batch):
-        return {"actions": tree.map_structure(lambda part: part.expand(len(batch["obs"]), -1), self._actions)}
+        axes = batch["obs"].shape[:-1]  # with time, if it is recurrent
+        actions = tree.map_structure(lambda part: part.expand(*axes, *part.shape), self._actions)
+        return {"actions": actions, "state_out": batch.get("state_in")}
 
 
 def taken(policy):
@@ -124,6 +130,33 @@ def test_actions_are_scaled_or_clipped_as_in_training(normalizes, clips, expecte
     to_env = to_env_of(ModuleToEnvPipeline(NUMBERS, actions, connectors=[connector]))
     module = Decided(actions, torch.tensor([0.5, -9.0]))
     assert taken(LikeliestAction(module, ObservationPipeline(NUMBERS), to_env=to_env)) == expected
+
+
+class Matched(gym.Env):
+    """Pays for each step in which the action is the second turn, and a push of [3, 0]."""
+
+    observation_space = NUMBERS
+    action_space = gym.spaces.Dict(turn=gym.spaces.Discrete(3), push=gym.spaces.Tuple([gym.spaces.Box(0, 4, (2,))]))
+
+    def reset(self, *, seed=None, options=None):
+        self.left = 3
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        assert action in self.action_space
+        self.left -= 1
+        reward = action["turn"] == 2 and action["push"][0].tolist() == [3.0, 0.0]
+        return np.zeros(2, np.float32), float(reward), self.left == 0, False, {}
+
+
+@pytest.mark.parametrize("is_recurrent", [False, True])
+def test_actions_may_have_parts(is_recurrent):
+    decided = {"turn": torch.tensor(2), "push": (torch.tensor([0.5, -1.0]),)}
+    module = Decided(Matched.action_space, decided, is_recurrent=is_recurrent)
+    connectors = RLlibConnectors(EnvToModulePipeline(NUMBERS, Matched.action_space, connectors=[]))
+    for stages in (), (connectors,):
+        player = LikeliestAction(module, ObservationPipeline(NUMBERS, stages), to_env=unsquash_action)
+        assert play(Matched, player, [0, 1])[0] == [3.0, 3.0]
 
 
 def test_epsilon_needs_discrete_actions(cluster):

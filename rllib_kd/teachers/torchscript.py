@@ -44,11 +44,7 @@ def load_torchscript(
             f"'{uri}' is a TorchScript program; loading it runs its code, which can write files. Pass "
             "trust_checkpoint=True (--trust-checkpoint) if you trust it, or use ONNX or safetensors."
         )
-    archive = Archive(content, uri)
-    # Counted as 32-bit numbers: the parameters of a frozen program are among its constants.
-    weights = [name for name in archive.names if name.split("/")[1:2] in (["data"], ["constants"])]
-    num_parameters = sum(map(archive.size, weights)) // 4
-    return _load(TorchScriptFunction, archive, content, uri, description, "TorchScript", num_parameters)
+    return _load(TorchScriptFunction, Archive(content, uri), content, uri, description, "TorchScript")
 
 
 def load_pt2(content: bytes, uri: str, description: bytes | None = None, *, trust_checkpoint: bool = False) -> Teacher:
@@ -80,9 +76,8 @@ def _load(
     uri: str,
     description: bytes | None,
     what: str,
-    num_parameters: int | None = None,
 ) -> Teacher:
-    """Load a trusted program; its parameters are counted if their number is None."""
+    """Load a trusted program."""
     own = next((name for name in sorted(archive.names) if name.endswith(f"/{SHAPE_FILE}")), None)
     with as_checkpoint_error(lambda error: f"'{uri}' cannot be read as {what}: {first_line(error)}."):
         if own is not None:
@@ -96,9 +91,8 @@ def _load(
             )
         shape = checked_shape(shape)
         function = kind(content)
-    num_parameters = function.num_parameters if num_parameters is None else num_parameters
     takes_bytes = any(name.endswith(f"/{TAKES_BYTES}") for name in archive.names)
-    return teacher_of(function, shape, uri, num_parameters, takes_bytes=takes_bytes)
+    return teacher_of(function, shape, uri, function.num_parameters, takes_bytes=takes_bytes)
 
 
 class ExportedFunction:
@@ -151,8 +145,11 @@ class TorchScriptFunction:
 
     @property
     def num_parameters(self) -> int:
-        """Return the number of its parameters; those of a frozen program are constants, and not among them."""
-        return sum(parameter.numel() for parameter in self._script.parameters())
+        """Return the number of its parameters. Those of a frozen program are floats among its constants."""
+        constants = self._script.code_with_constants[1].const_mapping.values()
+        fixed = [each for each in (*self._script.buffers(), *constants) if isinstance(each, Tensor)]
+        num_fixed = sum(tensor.numel() for tensor in fixed if tensor.is_floating_point())
+        return sum(parameter.numel() for parameter in self._script.parameters()) or num_fixed
 
     def __call__(self, obs: Tensor) -> Tensor:
         """Return Q-values `[B, A]` of observations `[B, ...]`."""

@@ -328,6 +328,24 @@ def test_torchscript_is_a_program_that_needs_trust(tmp_path):
     assert teacher.num_parameters == 58
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_parameters_of_torchscript_are_counted_whatever_their_type(tmp_path, dtype, is_frozen):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = mlp(4, 8, 2).to(dtype)
+            self.order = torch.arange(4)
+
+        def forward(self, obs):
+            return self.layers(obs[:, self.order].to(self.layers[0].weight.dtype)).float()
+
+    script = torch.jit.script(Network().eval())
+    torch.jit.save(torch.jit.freeze(script) if is_frozen else script, tmp_path / "a.pt")
+    (tmp_path / "a.json").write_text('{"observation_shape": [4]}')
+    assert load_teacher(tmp_path / "a.pt", trust_checkpoint=True).num_parameters == 58
+
+
 def test_pt2_is_a_program_that_needs_trust(tmp_path):
     network = mlp(4, 8, 2)
     dynamic = {"input": {0: torch.export.Dim("batch")}}

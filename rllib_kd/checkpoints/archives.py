@@ -87,10 +87,6 @@ class Archive:
             with self._zip.open(info) as file:
                 return file.read(info.file_size)
 
-    def size(self, name: str) -> int:
-        """Return the unpacked size of one of its files, bytes."""
-        return self._zip.getinfo(name).file_size
-
     def holds_only_itself(self) -> bool:
         """Return whether its files are stored without compression, and fit in it: as PyTorch writes it, and no bomb."""
         infos = self._zip.infolist()

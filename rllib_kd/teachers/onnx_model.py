@@ -58,9 +58,27 @@ def check_model(content: bytes, uri: str) -> CheckedModel:
         num_numbers = max(math.ceil(count_numbers(model, size) / size) for size in BATCHES)
     except ValueError as error:
         raise CheckpointError(f"'{uri}' was refused: {error}.") from error
-    weights = (tensor for tensor in model.graph.initializer if tensor.data_type != TensorProto.INT64)  # shapes
-    num_parameters = sum(math.prod(tensor.dims) for tensor in weights)
-    return CheckedModel(model.SerializeToString(), num_parameters, num_numbers, takes_bytes)
+    return CheckedModel(model.SerializeToString(), _num_parameters(model.graph), num_numbers, takes_bytes)
+
+
+#: Places of the inputs of an operator that are scales and zero points of 8-bit numbers.
+_QUANTIZATION = {
+    "ConvInteger": (2, 3),
+    "DequantizeLinear": (1, 2),
+    "MatMulInteger": (2, 3),
+    "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "QuantizeLinear": (1, 2),
+}
+
+
+def _num_parameters(graph: Any) -> int:
+    """Return the number of weights of a model, without shapes, and scales and zero points of 8-bit numbers."""
+    names = {
+        name for node in graph.node for i, name in enumerate(node.input) if i not in _QUANTIZATION.get(node.op_type, ())
+    }
+    weights = (tensor for tensor in graph.initializer if tensor.name in names and tensor.data_type != TensorProto.INT64)
+    return sum(math.prod(tensor.dims) for tensor in weights)
 
 
 class Outline:

@@ -7,6 +7,9 @@ import torch
 from onnx import TensorProto, helper
 
 from rllib_kd import load_teacher
+from rllib_kd.export.export import export
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import make_q_module, states
 from tests.teachers.refusals import MATMUL, onnx_model, refuse
 
 
@@ -15,6 +18,12 @@ def test_a_plain_onnx_model_loads(tmp_path):
     teacher = load_teacher(tmp_path / "a")
     assert teacher.q_values(torch.ones(1, 4)).tolist() == [[4.0, 4.0]]
     assert teacher.num_parameters == 8
+
+
+def test_scales_and_zero_points_are_no_parameters(tmp_path):
+    student = Teacher(make_q_module(fcnet_hiddens=[6]))
+    export(student, tmp_path / "a.onnx", format="onnx", obs=states(50), int8=True)
+    assert load_teacher(tmp_path / "a.onnx").num_parameters == student.num_parameters
 
 
 def test_operators_of_a_library_are_refused(tmp_path):

@@ -159,7 +159,7 @@ def test_an_evaluation_env_runner_that_comes_back_plays_for_the_student_in_turn(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_an_evaluation_that_hangs_does_not_keep_the_next_student_waiting(build, caplog, monkeypatch):
     monkeypatch.setattr("rllib_kd.algorithm.algorithm.SECONDS_TO_ANSWER", 2.0)
     settings = config().distillation(students={"one": {"fcnet_hiddens": [4]}, "two": {"fcnet_hiddens": [8]}})
@@ -197,7 +197,7 @@ def test_a_slow_env_runner_does_not_slow_the_fast_one(build):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_training_ends_with_the_reason_when_all_are_dead_and_none_is_restarted(build):
     settings = config(2, **faulty("raise", after=300, workers=(1, 2)))
     algo = build(settings.fault_tolerance(restart_failed_env_runners=False, ignore_env_runner_failures=True))

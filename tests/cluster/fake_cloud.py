@@ -13,7 +13,7 @@ from typing import Any
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 from ray.autoscaler._private.util import prepare_config
 
-TIMEOUT = 600  # seconds, after which something hangs that should not
+TIMEOUT = 1_000  # seconds, after which something hangs that should not
 #: Processes, mounts, network and host name of their own; with the first process all end. Others are root inside too.
 UNSHARE = ["unshare", "-pfmnu", "--mount-proc", "--kill-child", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 

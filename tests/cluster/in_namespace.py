@@ -22,7 +22,7 @@ from typing import Any
 
 import ray
 
-PATIENCE, PATIENCE_WITH_IDLE = 200, 60  # seconds for the command to end, and for workers to leave then
+PATIENCE, PATIENCE_WITH_IDLE = 400, 60  # seconds for the command to end, and for workers to leave then
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # of <linux/sockios.h> and <linux/if.h>
 
 

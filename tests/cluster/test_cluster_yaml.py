@@ -140,6 +140,7 @@ def namespaces() -> None:
         pytest.skip(f"this machine makes no namespaces to put a cluster in: {reason}")
 
 
+@pytest.mark.timeout(1_200)  # longer than the commands may take, so that they report what hangs
 def test_a_sweep_brings_workers_that_leave_again_and_work_for_a_gpu_the_gpu_type(cluster, namespaces, tmp_path):
     cluster["available_node_types"]["gpu_worker"]["max_workers"] = 1  # as its comment says
     own_runners = {"num_env_runners": 1, "custom_resources_per_env_runner": {"env_runner": 1}}
@@ -149,6 +150,7 @@ def test_a_sweep_brings_workers_that_leave_again_and_work_for_a_gpu_the_gpu_type
     work = "import ray; ray.init('auto'); ray.get(ray.remote(num_gpus=1)(lambda: None).remote())"
     of_sweep, of_gpu = run_on(cluster, [sweep, [sys.executable, "-c", work]], tmp_path)
     assert of_sweep.returncode == 0, of_sweep.output
+    assert not [error.read_text() for error in tmp_path.glob("sweep/*/error.txt")], "a trial was made again"
     assert of_sweep.workers[0] == {}, "there were workers before there was work"
     assert of_sweep.workers[-1] == {}, "idle workers stayed"
     # A trial, and an EnvRunner for its student: two CPUs, where a node has one.

@@ -200,7 +200,7 @@ class Dying(Counting):
         Dying.num_made += 1
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("plays", [False, True], ids=["sample", "baseline"])
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
 def test_an_environment_that_always_raises_is_not_replaced_without_end(counting_config, direct, plays):
@@ -213,7 +213,7 @@ def test_an_environment_that_always_raises_is_not_replaced_without_end(counting_
     assert Dying.num_made == 10 * 3
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_evaluations_do_not_replace_it_without_end_either(counting_config):
     config = counting_config.environment(Dying, env_config={"length": 50})
     config.fault_tolerance(restart_failed_sub_environments=True).validate()

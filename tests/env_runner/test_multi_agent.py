@@ -270,7 +270,7 @@ class Dying(MultiAgentCartPole):
         return super().step(action_dict)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_an_environment_is_replaced_as_long_as_something_whole_comes_between(cluster, config):
     config.environment(Dying, env_config={"num_agents": 3, "every": 60})
     config.fault_tolerance(restart_failed_sub_environments=True)
@@ -331,7 +331,7 @@ class Endless(MultiAgentCartPole):
         return obs, dict.fromkeys(obs, 1.0), {**nothing, "__all__": ends}, {**nothing, "__all__": False}, infos
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_baseline_episode_that_does_not_end_is_cut_with_a_warning(cluster, config, monkeypatch, caplog):
     monkeypatch.setattr("rllib_kd.env_runner.whole_episodes._LEAST_LIMIT", 50)
     runner, *_ = shards_of(config.environment(Endless).env_runners(num_envs_per_env_runner=1))

@@ -382,8 +382,9 @@ def small_disk(tmp_path):
 def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, rllib):
     disk, enlarge = small_disk
     # Several iterations for each state of the trials, which is kept once in a second.
-    command = train(disk, *until(15), "--checkpoint-freq", "1", at=ray_address(), min_time_s_per_iteration=0.4)
-    full = subprocess.run(command, capture_output=True, text=True, check=False)
+    settings = {"min_time_s_per_iteration": 0.4, "replay_buffer_config": {"capacity": 500}}
+    command = train(disk, *until(15), "--checkpoint-freq", "1", at=ray_address(), **settings)
+    full = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert full.returncode == 1
     assert len(full.stderr.splitlines()) <= 2
     assert "No space left on device" in full.stdout + full.stderr

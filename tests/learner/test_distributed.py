@@ -44,7 +44,7 @@ def test_the_error_of_one_of_two_learners_is_reported_at_once(cartpole_config, b
     with pytest.raises(Exception, match=said) as raised:
         train()
     assert isinstance(raised.value, RuntimeError if dies else ArithmeticError)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 180
 
 
 class Alone:

@@ -23,7 +23,7 @@ from rllib_kd.sweeps.report import summary
 from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, drawn_space, population_space, read_space
 from rllib_kd.sweeps.spec import check_spec, write_spec
 from rllib_kd.sweeps.trial import StudentTrial, Task, settings_of
-from tests.background import in_background
+from tests.background import in_background, wait_for
 from tests.conftest import make_q_module, ray_address
 from tests.shrink.test_shrink import SeededWhenMade
 
@@ -61,8 +61,8 @@ def space():
 
 def test_every_point_of_the_space_is_a_config(space):
     teacher = load_teacher("cartpole")
-    for _ in range(30):
-        sample = {name: domain.sample() for name, domain in space.items()}
+    for seed in range(30):
+        sample = {name: domain.sample(random_state=seed) for name, domain in space.items()}
         student_config("CartPole-v1", teacher, settings_of(sample, {}), seed=0).validate()
 
 
@@ -410,8 +410,7 @@ def test_ctrl_c_saves_the_trials_and_says_how_to_go_on(cluster, tmp_path):
     sweep = quick_sweep(tmp_path, search="random", num_samples=1, env_steps=8_000)
 
     def interrupt():
-        while not any(map(rows_of, trials_in(sweep))):
-            time.sleep(0.05)
+        wait_for(lambda: any(map(rows_of, trials_in(sweep))))
         os.kill(os.getpid(), signal.SIGINT)
 
     interrupting = in_background(interrupt)

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import ray
 
 from rllib_kd import _rllib
 from rllib_kd.workers import fork_server, forking, ray_worker
-from tests.background import in_background
+from tests.background import in_background, wait_for
 from tests.conftest import fork_server as server_of_tests
 from tests.conftest import ray_address
 
@@ -138,7 +137,7 @@ def ask(folder: Path, script: str, server: str, environment: dict[str, str] | No
     environment = environment | rays | variables
     with output.open("w") as file:
         command = [sys.executable, ray_worker.__file__, "--node-id=1"]
-        subprocess.run(command, env=environment, stdout=file, stderr=file, timeout=60, check=True)
+        subprocess.run(command, env=environment, stdout=file, stderr=file, timeout=300, check=True)
     return output.read_text()
 
 
@@ -279,10 +278,7 @@ def test_the_server_ends_with_the_process_that_started_it(code):
     os.kill(server, 0)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    began = time.monotonic()
-    while not ended(server):
-        assert time.monotonic() - began < 10
-        time.sleep(0.02)
+    wait_for(lambda: ended(server))
 
 
 @needs_forks

@@ -175,7 +175,9 @@ class DistillDQN(CheckpointedDQN):
         )
         self._sampling = make_sampling(self, files)
         self._restarts = Restarts(
-            self.config.num_copies, self.config.num_validation_episodes, num_students=max(1, len(self.config.students))
+            self.config.num_copies,
+            self.config.num_validation_episodes,
+            num_students=max(1, len(self.config.students or ())),
         )
         self._patience = Patience(self.config.patience, self.config.acting_teacher_fraction)
         self._unusable_states = UnusableStates(self.config, self._teachers)

@@ -44,18 +44,21 @@ def hand_over(env_runner: Any, columns: Mapping[str, Any]) -> Any:
     Raises:
         ray.exceptions.OutOfDiskError: the object store had no room in time, and the disk is too full to spill to.
     """
-    is_here = env_runner.worker_index == 0 and env_runner.config.num_learners == 0
-    return columns if is_here else _put(columns)
+    is_here = env_runner.worker_index == 0
+    return columns if is_here and env_runner.config.num_learners == 0 else _put(columns, is_here=is_here)
 
 
-def _put(columns: Mapping[str, Any]) -> ray.ObjectRef:
-    """Put columns into the object store. Where Ray does not spill what is in it, wait until there is room."""
+def _put(columns: Mapping[str, Any], *, is_here: bool) -> ray.ObjectRef:
+    """Put columns into the object store. Where Ray does not spill what is in it, wait until there is room.
+
+    In the driver's process, nobody would make room meanwhile.
+    """
     deadline = time.monotonic() + _SECONDS_FOR_ROOM
     while True:
         try:
             return ray.put(columns)
         except (ObjectStoreFullError, OutOfDiskError):
-            if time.monotonic() > deadline:
+            if is_here or time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
 

@@ -202,7 +202,7 @@ class ExplainsFailures:
                 self._failure = reason
             except Exception as error:
                 logger.exception("EnvRunner %s failed.", self.worker_index)
-                self._failure = SamplingFailedError(f"Sampling failed: {described(error)}")
+                self._failure = SamplingFailedError(f"An EnvRunner failed: {described(error)}")
             return None
 
         was_whole = self._failure is None

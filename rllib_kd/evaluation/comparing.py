@@ -334,7 +334,9 @@ def _eyes(network: Teacher) -> Hashable:
     return (network.pipeline or ObservationPipeline(network.input_space)).images
 
 
-def check_players_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> list[Any]:
+def check_players_fit(
+    make_env: Callable[[], gym.Env], networks: Mapping[str, Any], *, for_files: bool = False
+) -> list[Any]:
     """Check that policies fit the environment, before PyTorch fails in the middle of an episode.
 
     Policies that take vectors fit all observations of which vectors of this length are made.
@@ -342,6 +344,7 @@ def check_players_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, An
     Args:
         make_env: makes the environment.
         networks: policies by name, as at the beginning of a sentence.
+        for_files: whether they are Q-networks for files, which contain no conversion of images but a stage.
 
     Returns:
         The policies for this environment, in their order.
@@ -363,4 +366,4 @@ def check_players_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, An
         q_network = network.network if isinstance(network, GreedyQ) else network
         if isinstance(q_network, Teacher):
             warn_of_bytes(q_network, spaces[0])
-    return list(fitted.values())
+    return [network.with_image_stage(spaces[0]) if for_files else network for network in fitted.values()]

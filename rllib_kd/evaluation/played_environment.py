@@ -49,7 +49,8 @@ def described(name: str, env_config: Mapping[str, Any]) -> str:
         name: name of the environment.
         env_config: its config, as JSON.
     """
-    config = json.dumps(env_config).replace("\x7f", "\\u007f")  # all other control characters are escaped already
+    ordered = dict(sorted(env_config.items(), key=lambda item: str(item[0])))  # equal configs are equal texts
+    config = json.dumps(ordered).replace("\x7f", "\\u007f")  # all other control characters are escaped already
     return f"{name} {config}" if env_config else name
 
 

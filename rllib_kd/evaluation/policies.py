@@ -39,7 +39,7 @@ class GreedyQ:
         return self.network.takes(space)
 
     def for_space(self, space: gym.Space) -> GreedyQ:
-        """Return this policy, or one whose pipeline makes what it takes of the observations."""
+        """Return this policy, or one that makes the vectors that it takes of the observations."""
         network = self.network.for_space(space)
         return self if network is self.network else GreedyQ(network)
 
@@ -70,7 +70,7 @@ class LikeliestAction:
         return self._pipeline.takes(space)
 
     def for_space(self, space: gym.Space) -> LikeliestAction:
-        """Return this policy, or one whose pipeline makes what it takes of the observations."""
+        """Return this policy, or one that makes the vectors that it takes of the observations."""
         pipeline = self._pipeline.for_space(space)
         if pipeline is self._pipeline:
             return self

@@ -170,10 +170,7 @@ class Card:
         if self.origin.verdict is None:
             return
         if self.deployment.exported.int8:
-            yield (
-                "The certificate is about the student with 32-bit floats. This file has other weights, and is not "
-                "certified."
-            )
+            yield "This file rounds weights or activations of the student to integers, and is not certified."
         certified_in, has_played = self.origin.certified_in, not math.isnan(self.deployment.torch_return)
         if certified_in is not None and has_played and certified_in != self.deployment.played_in:
             yield f"The certificate is about another environment or config: {code(certified_in)}"

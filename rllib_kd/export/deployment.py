@@ -135,7 +135,8 @@ def deploy(
     source = open_source(checkpoint)
     played = resolve_environment({"the student": source}, env, env_config)
     network, make_env = source.network(), env_maker(*played)
-    (network,) = check_players_fit(make_env, {"The teacher" if out is None else "The student": network})
+    name = "The teacher" if out is None else "The student"
+    (network,) = check_players_fit(make_env, {name: network}, for_files=True)
     check_exportable(network, format=format, int8=int8, prefix=prefix)
     view = artifact_view(network)
     recorder = MaskRecorder(int(network.action_space.n))

@@ -242,7 +242,8 @@ def fitted(student: Teacher, obs: Any) -> Teacher:
         return student
     if obs.ndim != 4 and obs.shape[1:] == student.observation_space.shape:  # no images
         return student
-    return student.for_space(gym.spaces.Box(0, 255 if obs.dtype == np.uint8 else 1, obs.shape[1:], obs.dtype))
+    space = gym.spaces.Box(0, 255 if obs.dtype == np.uint8 else 1, obs.shape[1:], obs.dtype)
+    return student.for_space(space).with_image_stage(space)
 
 
 def _as_inputs(student: Teacher, obs: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
+from rllib_kd.environments.pools import played
 from rllib_kd.evaluation.played_environment import described
 from rllib_kd.evaluation.sources import Source
 
@@ -69,7 +70,9 @@ def _certificate_beside(path: str) -> dict[str, Any]:
 
 def _environment_of(certificate: dict[str, Any]) -> str | None:
     name, env_config = _text(certificate.get("env")), certificate.get("env_config") or {}
-    return described(name, env_config) if name is not None and isinstance(env_config, dict) else None
+    if name is None or not isinstance(env_config, dict):
+        return None
+    return described(*((name, env_config) if certificate.get("certify_in_pool") else played(name, env_config)))
 
 
 def _text(value: Any) -> str | None:

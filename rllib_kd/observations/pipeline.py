@@ -293,19 +293,25 @@ class ObservationPipeline:
         return self.images.takes(space) if self.images else same_space(own, space)
 
     def for_space(self, space: gym.Space) -> ObservationPipeline:
-        """Return a pipeline whose stages name what observations of this space need before this one.
+        """Return a pipeline that makes one vector of observations first, if this one takes such vectors.
 
-        That is one vector made of them, if this one takes such vectors; or the conversion of bytes, or of channels
-        first, if this one has no stages and takes images of floats. Otherwise return this one.
+        Otherwise return this one.
         """
         space = features_space(space)
-        images = self.images
-        if not self.stages and images is not None and images.takes(space):
-            is_converted = space.dtype == np.uint8 or space.shape != images.shape
-            return ObservationPipeline(space, (images,)) if is_converted else self
         if not is_flattened(space) or self.takes(space) or not same_space(self.observation_space, input_space(space)):
             return self
         return ObservationPipeline(space, (Flatten(space), *self.stages))
+
+    def with_image_stage(self, space: gym.Space) -> ObservationPipeline:
+        """Return a pipeline of which the conversion of such images is a stage: files contain stages alone.
+
+        Return this one if it has stages, or takes these observations as they are.
+        """
+        space, images = features_space(space), self.images
+        if self.stages or images is None or not images.takes(space):
+            return self
+        is_converted = space.dtype == np.uint8 or space.shape != images.shape
+        return ObservationPipeline(space, (images,)) if is_converted else self
 
     def check_feeds(self, space: gym.Space, source: str) -> None:
         """Check that the outputs fit a network, before PyTorch fails in the middle of an episode.

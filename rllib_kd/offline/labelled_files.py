@@ -96,9 +96,10 @@ def absolute_uris(places: Any, filesystem: Any = None) -> Any:
 
     Args:
         places: the path or paths.
-        filesystem: `input_filesystem` of the config. If it is set, the paths are its own, and stay as they are.
+        filesystem: `input_filesystem` of the config. Unless it is this machine's, the paths are its own, and stay as
+            they are.
     """
-    if filesystem is not None:
+    if filesystem is not None and getattr(filesystem, "type_name", None) != "local":
         return places
     if isinstance(places, list | tuple):
         return [absolute_uris(place) for place in places]

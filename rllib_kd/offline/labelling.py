@@ -323,7 +323,7 @@ def _as_part(space: gym.Space, obs: np.ndarray, column: str, place: Place) -> np
         DataError: it has another shape, but for axes of length 1.
     """
     image, shape = image_shape(space), space.shape
-    if shape is None or (obs.ndim <= 2 and image is None):  # vectors, whose length is checked where they are joined
+    if len(shape or ()) <= 1 or (obs.ndim <= 2 and image is None):  # vectors, whose lengths are checked when joined
         return obs
     layouts = [shape] if image is None else [shape, image, (image[2], *image[:2])]
     if obs.ndim == 2 and obs.shape[1] == math.prod(shape):

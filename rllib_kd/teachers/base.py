@@ -253,15 +253,19 @@ class Teacher(Checkpointable):
         return (self.pipeline or ObservationPipeline(self.input_space)).takes(space)
 
     def for_space(self, space: gym.Space) -> Teacher:
-        """Return this teacher, or a copy whose pipeline names what observations of this space need before its own.
+        """Return this teacher, or a copy that makes the vectors that it takes of the observations."""
+        return self._with_pipeline(lambda pipeline: pipeline.for_space(space))
 
-        They are made one vector, if it takes that; bytes of images are divided, and channels come last.
-        """
+    def with_image_stage(self, space: gym.Space) -> Teacher:
+        """Return this teacher, or a copy with `ObservationPipeline.with_image_stage()`: a file has what is a stage."""
+        return self._with_pipeline(lambda pipeline: pipeline.with_image_stage(space))
+
+    def _with_pipeline(self, change: Callable[[ObservationPipeline], ObservationPipeline]) -> Teacher:
         pipeline = self.pipeline or ObservationPipeline(self.input_space)
-        if (fitted := pipeline.for_space(space)) is pipeline:
+        if (changed := change(pipeline)) is pipeline:
             return self
-        copy = Teacher(pipeline=fitted)
-        copy.set_state({**self.get_state(), "pipeline": fitted})
+        copy = Teacher(pipeline=changed)
+        copy.set_state({**self.get_state(), "pipeline": changed})
         return copy
 
     def checked(self) -> Teacher:

@@ -74,8 +74,13 @@ _QUANTIZATION = {
 
 def _num_parameters(graph: Any) -> int:
     """Return the number of weights of a model, without shapes, and scales and zero points of 8-bit numbers."""
+    scales = {node.output[1] for node in graph.node if node.op_type == "DynamicQuantizeLinear"}
     names = {
-        name for node in graph.node for i, name in enumerate(node.input) if i not in _QUANTIZATION.get(node.op_type, ())
+        name
+        for node in graph.node
+        if not (node.op_type == "Mul" and scales & {*node.input})  # of a scale that is set at run time and a weight's
+        for i, name in enumerate(node.input)
+        if i not in _QUANTIZATION.get(node.op_type, ())
     }
     weights = (tensor for tensor in graph.initializer if tensor.name in names and tensor.data_type != TensorProto.INT64)
     return sum(math.prod(tensor.dims) for tensor in weights)

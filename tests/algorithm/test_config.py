@@ -224,8 +224,6 @@ def test_infinity_is_a_limit_that_there_is_not():
 @pytest.mark.parametrize(
     ("setting", "settings"),
     [
-        ("student", {"student": "linear"}),
-        ("student", {"student": {"fcnet_hiddens": [4]}}),
         ("student", {"student": {"tree": {"max_leaf_nodes": 8}}}),
         ("compression", {"compression": 0.1}),
         (r"model_config\['tree'\]", {"model_config": {"tree": {"max_leaf_nodes": 8}}}),
@@ -239,6 +237,14 @@ def test_a_module_of_the_users_has_its_own_shape(setting, settings):
     config.rl_module(model_config={"fcnet_hiddens": [4], "use_lstm": False}).validate()  # the module may read it
     with pytest.raises(ValueError, match=f"Both `rl_module_spec` and `{setting}` set what is trained. Set one of them"):
         apply_settings(config, settings).validate()
+
+
+@pytest.mark.parametrize("student", ["linear", {"fcnet_hiddens": [4]}])
+def test_a_student_shapes_a_module_of_the_users_whose_spec_does_not(student):
+    config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole", student=student)
+    config.rl_module(rl_module_spec=RLModuleSpec()).validate()
+    with pytest.raises(ValueError, match="Both `rl_module_spec` and `student` set what is trained"):
+        config.rl_module(rl_module_spec=RLModuleSpec(model_config={"fcnet_hiddens": [8]})).validate()
 
 
 def test_with_td_the_students_temperature_may_be_the_teachers():

@@ -291,7 +291,7 @@ class Unreachable(Teacher):
 def test_a_teacher_that_raises_in_every_remote_env_runner_is_an_error_with_its_reason(build):
     teacher = load_teacher("cartpole")
     teacher.__class__ = Unreachable
-    said = r"Sampling failed: ConnectionError: the teacher's service is gone \(.*:\d+, in q_values\)"
+    said = r"An EnvRunner failed: ConnectionError: the teacher's service is gone \(.*:\d+, in q_values\)"
     with pytest.raises(SamplingFailedError, match=said):
         build(config(1).distillation(teacher=teacher)).train()
 

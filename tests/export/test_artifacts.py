@@ -104,6 +104,8 @@ def test_scales_of_run_time_are_of_one_observation_at_a_time(with_masks, tmp_pat
     masks = np.ones((1000, 3)) if with_masks else None
     done = export(network(), tmp_path / "s.onnx", format="onnx", obs=obs, action_masks=masks, int8=True)
     assert onnx_notes(done.path)["quantization"] == "dynamic"
+    if not with_masks:
+        assert load_teacher(done.path).num_parameters == network().num_parameters  # scales are no parameters
     assert done.agreement > 0.98  # of fixed scales and of whole batches: below 0.9
     assert done.num_observations == 1000
     runner, rows = q_function(done.path), [obs, masks] if with_masks else [obs]

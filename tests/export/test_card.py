@@ -199,13 +199,22 @@ def test_an_origin_has_the_command_of_the_certificate_beside_it(tmp_path):
 @pytest.mark.parametrize(
     ("int8", "played_in", "limits"),
     [
-        (False, 'Lake {"size": 4}', []),
-        (True, 'Lake {"size": 4}', ["This file has other weights, and is not certified."]),
-        (False, 'Lake {"size": 8}', ['about another environment or config: `Lake {"size": 4}`']),
+        (False, 'Lake {"depth": 2, "size": 4}', []),
+        (
+            True,
+            'Lake {"depth": 2, "size": 4}',
+            ["This file rounds weights or activations of the student to integers, and is not certified."],
+        ),
+        (
+            False,
+            'Lake {"depth": 2, "size": 8}',
+            ['about another environment or config: `Lake {"depth": 2, "size": 4}`'],
+        ),
     ],
 )
 def test_what_a_certificate_is_not_about(int8, played_in, limits, tmp_path):
-    content = {"checkpoint": "student", "verdict": "Certified.", "env": "Lake", "env_config": {"size": 4}}
+    env_config = {"size": 4, "depth": 2}
+    content = {"checkpoint": "student", "verdict": "Certified.", "env": "Lake", "env_config": env_config}
     (tmp_path / "certificate.json").write_text(json.dumps(content))
     shutil.copytree(STUDENT, tmp_path / "student")
     (tmp_path / "s.onnx").touch()
@@ -216,6 +225,14 @@ def test_what_a_certificate_is_not_about(int8, played_in, limits, tmp_path):
     for limit in ("is not certified", "about another environment or config"):
         assert (limit in card) == any(limit in each for each in limits)
     assert all(each in card for each in limits)
+
+
+def test_certificates_of_environments_of_envpool_are_of_gymnasiums_own(tmp_path):
+    shutil.copytree(STUDENT, tmp_path / "student")
+    for in_pool, name in ((False, "LunarLander-v3"), (True, "envpool/LunarLander-v3")):
+        content = {"checkpoint": "student", "env": "envpool/LunarLander-v3", "certify_in_pool": in_pool}
+        (tmp_path / "certificate.json").write_text(json.dumps(content))
+        assert origin_of(open_source(tmp_path / "student")).certified_in == name
 
 
 def test_names_from_outside_stay_in_code(tmp_path):

@@ -86,11 +86,14 @@ def test_composed_observations_of_another_kind_are_refused(struct, message):
 def test_parts_have_the_axes_of_their_space():
     spaces = gym.spaces
     space = spaces.Dict(
-        eye=spaces.Box(0, 255, (16, 20, 3), np.uint8), grid=spaces.Box(-9, 9, (3, 4)), on=spaces.MultiBinary([2, 3])
+        eye=spaces.Box(0, 255, (16, 20, 3), np.uint8),
+        grid=spaces.Box(-9, 9, (3, 4)),
+        on=spaces.MultiBinary([2, 3]),
+        speed=spaces.Box(-9, 9, (8,)),
     )
     labeller, rng = Labeller(vector_teacher(space)), np.random.default_rng(0)
     obs = {"eye": rng.integers(256, size=(2, 16, 20, 3), dtype=np.uint8), "grid": rng.normal(size=(2, 3, 4))}
-    obs["on"] = rng.integers(2, size=(2, 2, 3))
+    obs |= {"on": rng.integers(2, size=(2, 2, 3)), "speed": rng.normal(size=(2, 8))}
     expected = labeller({"obs": obs})["obs"]
     for name, same in (
         ("eye", np.moveaxis(obs["eye"], -1, 1)),
@@ -98,6 +101,7 @@ def test_parts_have_the_axes_of_their_space():
         ("grid", obs["grid"].reshape(2, 12)),
         ("grid", obs["grid"][:, None]),
         ("on", obs["on"].reshape(2, 6)),
+        ("speed", obs["speed"].reshape(2, 4, 2)),  # a vector has one order
     ):
         np.testing.assert_array_equal(labeller({"obs": obs | {name: same}})["obs"], expected)
     for name, other in (

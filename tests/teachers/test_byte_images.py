@@ -16,6 +16,7 @@ from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.export.export import export
 from rllib_kd.observations.pipeline import Images, ObservationPipeline, Shown
+from rllib_kd.offline.fingerprint import fingerprint
 from tests.formats import mlp, q_values
 
 SHAPE = (6, 5, 3)
@@ -46,7 +47,8 @@ def test_bytes_are_divided_as_described(tmp_path, caplog, divisor, is_in_config)
     expected = said_of(OBS / np.float32(divisor))
     for obs in (OBS, np.moveaxis(OBS, -1, 1)):
         space = gym.spaces.Box(0, 255, obs.shape[1:], np.uint8)
-        check_players_fit(lambda space=space: Shows(space), {"The teacher": teacher})
+        (fitted,) = check_players_fit(lambda space=space: Shows(space), {"The teacher": teacher})
+        assert fingerprint(fitted) == fingerprint(teacher)  # by which labels are known as its own
         assert q_values(teacher, obs) == expected
     if divisor == 255:
         assert teacher.takes(gym.spaces.Box(0, 1, SHAPE))

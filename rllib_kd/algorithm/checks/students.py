@@ -6,9 +6,10 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.metrics import ALL_MODULES
 
@@ -41,9 +42,10 @@ def check_student(config: DistillationConfig) -> None:
     """Check that one setting alone shapes the student."""
     own = config.given_model_config
     if config.own_rl_module_spec is not None:
-        others = {"student": config.student, "compression": config.compression}
+        is_tree = isinstance(config.student, Mapping) and TREE in config.student
+        others = {"student": config.student if is_tree or _has_shape(config.own_rl_module_spec) else None}
         of_model = {f"model_config['{name}']": own.get(name) or None for name in (TREE, USE_LSTM)}
-        _check_alone("rl_module_spec", others | of_model)
+        _check_alone("rl_module_spec", {**others, "compression": config.compression, **of_model})
     widths = sorted(WIDTH_KEYS & set(own))
     if config.compression is not None and widths:
         raise ValueError(
@@ -82,6 +84,12 @@ def check_family(config: DistillationConfig) -> None:
             )
         check_folder_name("student", name)
         _check_shape(f"students['{name}']", shape)
+
+
+def _has_shape(spec: Any) -> bool:
+    """Return whether a spec has a model config of its own, beside which a student's would have no effect."""
+    specs = spec.rl_module_specs.values() if isinstance(spec, MultiRLModuleSpec) else (spec,)
+    return any(own.model_config for own in specs)
 
 
 def _check_alone(setting: str, others: Mapping[str, object]) -> None:

@@ -108,7 +108,7 @@ def publish(
     checked_out(out, "web")
     seeds, make_env = episode_seeds(num_episodes, FRESH_SEED), env_maker(*played)
     networks = {"The student": student} | ({} if teacher is None else {"The teacher": teacher})
-    student, *others = check_players_fit(make_env, networks)
+    student, *others = check_players_fit(make_env, networks, for_files=True)
     view = artifact_view(student)
     recorder = MaskRecorder(int(student.action_space.n))
     torch_returns, (states, masks) = play(

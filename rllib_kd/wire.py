@@ -45,20 +45,19 @@ def hand_over(env_runner: Any, columns: Mapping[str, Any]) -> Any:
         ray.exceptions.OutOfDiskError: the object store had no room in time, and the disk is too full to spill to.
     """
     is_here = env_runner.worker_index == 0
-    return columns if is_here and env_runner.config.num_learners == 0 else _put(columns, is_here=is_here)
+    if is_here and env_runner.config.num_learners == 0:
+        return columns
+    return _put(columns, seconds=0.0 if is_here else _SECONDS_FOR_ROOM)  # the driver would wait for itself
 
 
-def _put(columns: Mapping[str, Any], *, is_here: bool) -> ray.ObjectRef:
-    """Put columns into the object store. Where Ray does not spill what is in it, wait until there is room.
-
-    In the driver's process, nobody would make room meanwhile.
-    """
-    deadline = time.monotonic() + _SECONDS_FOR_ROOM
+def _put(columns: Mapping[str, Any], *, seconds: float) -> ray.ObjectRef:
+    """Put columns into the object store. Where Ray does not spill what is in it, wait so many seconds for room."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return ray.put(columns)
         except (ObjectStoreFullError, OutOfDiskError):
-            if is_here or time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 raise
             time.sleep(0.1)
 

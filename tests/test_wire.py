@@ -33,3 +33,16 @@ def test_it_does_not_wait_for_ever(monkeypatch):
     monkeypatch.setattr(wire, "_SECONDS_FOR_ROOM", 0.2)
     with pytest.raises(OutOfDiskError):
         wire.hand_over(ENV_RUNNER, {"obs": 1})
+
+
+def test_an_env_runner_in_the_drivers_process_does_not_wait(monkeypatch):
+    def put(columns):
+        tries.append(columns)
+        raise OutOfDiskError("full")
+
+    tries: list[object] = []
+    monkeypatch.setattr(ray, "put", put)
+    here = SimpleNamespace(worker_index=0, config=SimpleNamespace(num_learners=1))
+    with pytest.raises(OutOfDiskError):
+        wire.hand_over(here, {"obs": 1})
+    assert len(tries) == 1

@@ -12,7 +12,7 @@ from rllib_kd.checkpoints.uris import replace_remote_file
 
 
 def write_json(folder: str, name: str, value: Any, *, indent: int | None = None) -> None:
-    """Write a whole file in one step: nobody finds half of it. The folder is made if it is missing.
+    """Write a file in one step, so that no reader finds a part of it. The folder is made if it is missing.
 
     Args:
         folder: path or URI of the folder.

@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,10 @@ class Experiment:
         cls = algorithm_class(self.algorithm)
         settings = dict(self.settings)
         base = cls.get_default_config() if self.config is None else self.config
-        has_own_paths = settings.get("input_filesystem", base.input_filesystem) is not None
-        for name in _VALID_EVERYWHERE.keys() & settings.keys() - ({"input_"} if has_own_paths else set()):
-            settings[name] = _over_grid(settings[name], _VALID_EVERYWHERE[name])
+        filesystem = settings.get("input_filesystem", base.input_filesystem)
+        make_valid = _VALID_EVERYWHERE | {"input_": partial(absolute_uris, filesystem=filesystem)}
+        for name in make_valid.keys() & settings.keys():
+            settings[name] = _over_grid(settings[name], make_valid[name])
         written = dict(settings)
         settings = as_meant(type(base), settings)
         own = {name: value for name, value in base.to_dict().items() if has_space(value)}  # in the config itself
@@ -199,7 +201,6 @@ def _imported(path: str) -> type[Algorithm]:
 _VALID_EVERYWHERE: dict[str, Callable[[Any], Any]] = {
     "teacher": absolute_teachers,
     "env": settled,
-    "input_": absolute_uris,
     "output": absolute_uris,
 }
 

@@ -69,10 +69,13 @@ def _certificate_beside(path: str) -> dict[str, Any]:
 
 
 def _environment_of(certificate: dict[str, Any]) -> str | None:
-    name, env_config = _text(certificate.get("env")), certificate.get("env_config") or {}
+    name: Any = _text(certificate.get("env"))
+    env_config: Any = certificate.get("env_config") or {}
     if name is None or not isinstance(env_config, dict):
         return None
-    return described(*((name, env_config) if certificate.get("certify_in_pool") else played(name, env_config)))
+    if not certificate.get("certify_in_pool"):
+        name, env_config = played(name, env_config)
+    return described(name, env_config)
 
 
 def _text(value: Any) -> str | None:

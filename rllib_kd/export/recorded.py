@@ -75,7 +75,7 @@ def _as_shown(obs: np.ndarray, space: gym.Space) -> np.ndarray:
     """Return observations as the space shows them, of which files may have the vectors `[N, size]`.
 
     Raises:
-        DataError: a vector is none of the space's.
+        DataError: a vector stands for no value of the space.
     """
     if obs.shape[1:] == space.shape:
         return obs

@@ -66,8 +66,11 @@ def _shown(kind: str | None, size: int | None) -> str:
 def note_left_out(names: Sequence[str]) -> None:
     """Print a note of the columns that are not read, if there are some."""
     if names:
-        more = ", ..." if len(names) > _MAX_SHOWN else ""
-        say(f"note: columns left out: {', '.join(names[:_MAX_SHOWN])}{more}.")
+        say(f"note: columns left out: {_first(names)}.")
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "")
 
 
 class Reader(Protocol):
@@ -98,7 +101,7 @@ def used_columns(names: list[str], obs_column: str, file: str) -> dict[str, str]
         DataError: there is no column of observations.
     """
     if obs_column not in names:
-        shown = ", ".join(f"'{name}'" for name in names[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "")
+        shown = _first([f"'{name}'" for name in names])
         remedy = did_you_mean(obs_column, names) or " Name the column of observations: --obs-column."
         raise DataError(f"is missing; the file has {shown or 'no columns'}.{remedy}", file=file, column=obs_column)
     return {Columns.OBS: obs_column} | {name: name for name in RECORDED if name in names and name != obs_column}

@@ -23,8 +23,11 @@ from rllib_kd.numeric import is_integer
 
 _PREFIX = "envpool/"
 
-#: Packages that register an environment with gymnasium, by the beginning of its name.
-_PACKAGES = {"highway": "highway_env", "MiniGrid": "minigrid", "BabyAI": "minigrid"}
+#: Packages that register environments with gymnasium, and how the names of these begin.
+_PACKAGES = {
+    "highway_env": ("exit", "highway", "intersection", "lane", "merge", "parking", "racetrack", "roundabout", "two", "u"),
+    "minigrid": ("BabyAI", "MiniGrid"),
+}
 
 _NUM_SEEDS = 2**31  # seeds that a pool distinguishes
 
@@ -73,7 +76,7 @@ def register(env: Any) -> None:
     if not is_pool(env) or env in gym.registry:
         return
     name = own_name(env)
-    package = _PACKAGES.get(re.split(r"[-_]", name)[0])
+    package = next((package for package, names in _PACKAGES.items() if re.split(r"[-_]", name)[0] in names), None)
     if package is not None and name not in gym.registry:
         with suppress(ImportError):
             importlib.import_module(package)

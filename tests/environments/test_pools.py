@@ -40,6 +40,8 @@ def test_its_environment_is_gymnasiums():
     ("name", "message"),
     [
         ("envpool/NoSuch-v0", "evaluated in gymnasium's 'NoSuch-v0', but gymnasium has no 'NoSuch-v0'"),
+        ("envpool/roundabout-v99", r"no 'roundabout-v99'\. Install it: pip install highway-env"),
+        ("envpool/u-turn-v99", "pip install highway-env"),
         ("envpool/ALE/Pong-v5", "Use the name 'ALE/...' instead"),
         ("envpool/", "gymnasium has no"),
     ],

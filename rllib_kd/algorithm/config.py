@@ -69,6 +69,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.teacher_explores = False
         self.teacher_fraction: Schedule | None = None
         self.max_regret: float | None = None
+        self.label_fraction = 1.0
         self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
         self.td_coeff: Schedule = 0.0
         self.compression: float | None = None
@@ -177,6 +178,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         teacher_explores: bool = NotProvided,
         teacher_fraction: Schedule | None = NotProvided,
         max_regret: float | None = NotProvided,
+        label_fraction: float = NotProvided,
         kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
         td_coeff: Schedule = NotProvided,
         compression: float | None = NotProvided,
@@ -283,6 +285,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 high: a poor student soon sees little else, and forgets the rest; infinite: no limit. None (default): 3
                 with `restarts`, 30 for trees with them; no limit without, or with `td_coeff`. Zhang and Cho 2016
                 (SafeDAgger), arXiv 1605.06450.
+            label_fraction: share of the steps whose states the teacher labels, once the student acts alone; in (0, 1].
+                Students learn from labelled states only. Low: more env steps a second, and fewer rows of the replay for
+                each; where successive states are alike, as in games, little is lost. Default: 1.
             kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: the student
                 stays close to its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD can
                 improve on the teacher. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff`

@@ -11,6 +11,24 @@ import torch
 from rllib_kd.learner.label_statistics import QStatistics
 
 
+def draw_labelled(num_steps: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Return which steps the teacher labels, `[T]`: one is drawn from each of about `share · T` equal parts.
+
+    Every k-th one would not do: an environment may show another thing in each second step.
+
+    Args:
+        num_steps: T ≥ 1, the steps of a fragment.
+        share: in (0, 1]; at least one step is labelled.
+        rng: generator of the draws; not used if `share` is 1.
+    """
+    if share == 1.0:
+        return np.ones(num_steps, dtype=bool)
+    num_parts = max(1, round(share * num_steps))
+    is_labelled = np.zeros(num_steps, dtype=bool)
+    is_labelled[((np.arange(num_parts) + rng.random(num_parts)) * num_steps / num_parts).astype(int)] = True
+    return is_labelled
+
+
 class ActionGaps:
     """The median action gap of the teacher on the states that one EnvRunner has visited."""
 
@@ -52,6 +70,11 @@ class BehaviorPolicy:
     rng: np.random.Generator
     max_regret: float = math.inf
     teacher_explores: bool = False
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Return whether the teacher's outputs decide who acts, or how."""
+        return self.teacher_fraction > 0.0 or math.isfinite(self.max_regret)
 
     def act(self, student_q: np.ndarray | None, teacher_q: np.ndarray | None) -> np.ndarray:
         """Return the actions of `decide()`."""

@@ -23,11 +23,13 @@ class Fragment:
     Args:
         ended_before: `[N]`, whether the environment's last step before this fragment ended an episode.
         begins: whether all environments begin new episodes with it.
+        is_labelled: `[T]`, whether the teacher labels each step in turn, over and over; None: all.
     """
 
-    def __init__(self, ended_before: np.ndarray, *, begins: bool = False):
+    def __init__(self, ended_before: np.ndarray, *, begins: bool = False, is_labelled: np.ndarray | None = None):
         self.ended_before = ended_before
         self.begins = begins
+        self._is_labelled = np.ones(1, dtype=bool) if is_labelled is None else is_labelled
         self.steps: list[dict[str, np.ndarray]] = []
         self.final_obs: np.ndarray | None = None  # [N, ...], from which sampling continues
         self.final_mask: np.ndarray | None = None  # [N, A], the legal actions there, if the environments have masks
@@ -55,6 +57,11 @@ class Fragment:
         self.ended_before = np.zeros_like(self.ended_before)
         self.restarted = self.begins = True
         self.steps.clear()
+
+    @property
+    def labels_next(self) -> bool:
+        """Return whether the teacher labels the states of the step that comes."""
+        return bool(self._is_labelled[len(self.steps) % len(self._is_labelled)])
 
     @property
     def ended_after(self) -> np.ndarray:
@@ -112,16 +119,22 @@ class Fragment:
         return _stack([*(step[Columns.OBS] for step in self.steps), np.asarray(self.final_obs)]).swapaxes(0, 1)
 
     def _stacked(self, name: str) -> np.ndarray:
-        """Return a column step by step, `[T, N, ...]`."""
-        return _stack([step[name] for step in self.steps])
+        """Return a column step by step, `[T, N, ...]`; zeros where a step lacks it."""
+        rows = [step[name] for step in self.steps if name in step]
+        if len(rows) < len(self.steps):
+            blank = np.zeros_like(rows[0])
+            rows = [step.get(name, blank) for step in self.steps]
+        return _stack(rows)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Return everything as columns `[N, T, ...]`."""
+        """Return everything as columns `[N, T, ...]`; rows of steps without labels are not valid."""
         states = self._states()
         counts, rewards, _ = self.transitions()
         made = {Columns.OBS: states[:, :-1], Columns.REWARDS: as_rewards(rewards).swapaxes(0, 1)}
-        columns = {name: made[name] if name in made else self._stacked(name).swapaxes(0, 1) for name in self.steps[0]}
-        columns[VALID] = counts.swapaxes(0, 1)
+        whole = max(self.steps, key=len)  # a step with labels, if there is one
+        columns = {name: made[name] if name in made else self._stacked(name).swapaxes(0, 1) for name in whole}
+        has_labels = np.array([len(step) == len(whole) for step in self.steps])
+        columns[VALID] = counts.swapaxes(0, 1) & has_labels
         usable = is_usable(states, columns[Columns.REWARDS], columns.get(TEACHER_Q))
         self.num_dropped = int((columns[VALID] & ~usable).sum())
         if self.num_dropped:

@@ -48,12 +48,14 @@ class RecurrentEnvRunner(DistillEnvRunner):
             self._layout = StateLayout(self._students)
 
     @override(DistillEnvRunner)
-    def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _decide(
+        self, obs: torch.Tensor, policy: BehaviorPolicy, is_labelled: bool = True
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         self._memory.begin(self._students, self._shown.first, self._device)
         if not self._is_training:  # the teacher or a random policy plays, for its return
-            return super()._decide(obs, policy)
+            return super()._decide(obs, policy, is_labelled)
         before = self._layout.join(self._memory.arrays())
-        labels, actions = super()._decide(obs, policy)
+        labels, actions = super()._decide(obs, policy, is_labelled)
         if policy.teacher_fraction == 1.0:  # the students were not asked
             self._student_q(as_input(obs.to(self._device), self.module.observation_space.shape))
         labels[FIRST] = self._shown.first

@@ -28,7 +28,7 @@ from ray.rllib.utils.metrics import ENV_STEP_TIMER, SAMPLE_TIMER
 from rllib_kd import _rllib
 from rllib_kd.allocator import keep_freed_memory
 from rllib_kd.checkpoints.connectors import stages_of
-from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
+from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy, draw_labelled
 from rllib_kd.env_runner.column_sampler import (
     ExplainsFailures,
     apart_from_samples,
@@ -299,7 +299,9 @@ class DistillEnvRunner(RecordingEnvRunner):
     def _sample_fragment(self, policy: BehaviorPolicy) -> Fragment:
         if self._needs_initial_reset:
             self._ended = np.zeros(self.num_envs, dtype=bool)
-        fragment = Fragment(self._ended, begins=self._needs_initial_reset)
+        share = 1.0 if policy.needs_teacher else self.config.label_fraction
+        is_labelled = draw_labelled(self.config.get_rollout_fragment_length(), share, self._rng)
+        fragment = Fragment(self._ended, begins=self._needs_initial_reset, is_labelled=is_labelled)
         if self._samples_directly:
             with self.metrics.log_time(SAMPLE_TIMER):
                 self._sample_directly(fragment, policy)
@@ -329,10 +331,12 @@ class DistillEnvRunner(RecordingEnvRunner):
             numbers = numbers._replace(what=f"observation{named(path)}", got=numbers.got[place])
         raise not_finite(self.config.env, self.env, numbers, doing=doing)
 
-    def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return labels `[N, ...]` and actions `[N]`, by one pass of each network."""
+    def _decide(
+        self, obs: torch.Tensor, policy: BehaviorPolicy, is_labelled: bool = True
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return labels `[N, ...]`, none if not `is_labelled`, and actions `[N]`, by one pass of each network."""
         obs = as_input(obs.to(self._device), self.module.observation_space.shape)
-        labels = self._label(obs)
+        labels = self._label(obs, is_labelled)
         student_q, mask = None, self._shown.mask
         if policy.teacher_fraction < 1.0:
             student_q = legal_only(self._student_q(obs).cpu().numpy(), mask)
@@ -352,12 +356,14 @@ class DistillEnvRunner(RecordingEnvRunner):
             return self._plain.q_values(obs)
         return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
 
-    def _label(self, obs: torch.Tensor) -> dict[str, np.ndarray]:
+    def _label(self, obs: torch.Tensor, is_labelled: bool) -> dict[str, np.ndarray]:
         """Return the labels of the states that the student sees as `obs`; empty without a teacher."""
         if not self.config.label_columns:
             return {}
-        if self._teacher_view is not None:
+        if self._teacher_view is not None:  # it sees every state
             obs = torch.from_numpy(self._teacher_view(self._shown)).to(self._device)
+        if not is_labelled:
+            return {}
         masks = () if self._shown.mask is None else (torch.from_numpy(self._shown.mask).to(self._device),)
         labels = self._teacher.labels(obs, self.config.label_columns, *masks)
         return {name: column.cpu().numpy() for name, column in labels.items()}
@@ -395,7 +401,7 @@ class DistillEnvRunner(RecordingEnvRunner):
             self._reset_directly(seed=self._seed)
         seconds: list[float] = []  # of each step
         while len(fragment.steps) < self.config.get_rollout_fragment_length():
-            labels, actions = self._decide(torch.from_numpy(self._obs), policy)
+            labels, actions = self._decide(torch.from_numpy(self._obs), policy, fragment.labels_next)
             fragment.decide(self._obs, labels, actions)
             start = time.perf_counter()
             results = self._try_env_step(actions)
@@ -429,7 +435,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         """Run RLlib's own loop, with π instead of the student, and record each step of the env."""
 
         def act(batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
-            labels, actions = self._decide(self._inputs_in(batch), policy)
+            labels, actions = self._decide(self._inputs_in(batch), policy, fragment.labels_next)
             fragment.decide(self._seen(batch), labels, actions)
             return self._as_outputs(actions)
 

@@ -25,7 +25,18 @@ _PREFIX = "envpool/"
 
 #: Packages that register environments with gymnasium, and how the names of these begin.
 _PACKAGES = {
-    "highway_env": ("exit", "highway", "intersection", "lane", "merge", "parking", "racetrack", "roundabout", "two", "u"),
+    "highway_env": (
+        "exit",
+        "highway",
+        "intersection",
+        "lane",
+        "merge",
+        "parking",
+        "racetrack",
+        "roundabout",
+        "two",
+        "u",
+    ),
     "minigrid": ("BabyAI", "MiniGrid"),
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from rllib_kd.algorithm.checks.label_fraction import check_label_fraction
 from rllib_kd.algorithm.checks.learners import (
     check_learner_class,
     check_learners,
@@ -382,6 +383,7 @@ _TOGETHER: tuple[Callable[[DistillationConfig], None], ...] = (
     check_recurrent,
     check_quantize,
     check_restarts,
+    check_label_fraction,
     check_classes,
     check_learners,
     check_parallel_evaluation,

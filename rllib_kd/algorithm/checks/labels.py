@@ -67,6 +67,7 @@ def _check_needs_no_single_states(config: DistillationConfig, teacher: Teacher) 
         ("loss", config.loss == "categorical", "Use another loss"),
         ("feature_coeff", bool(config.feature_coeff), "Set it to 0"),
         ("init", config.starts_from_teacher, "Set init='random'"),
+        ("label_fraction", config.label_fraction < 1.0, "Leave it at 1: the teacher has to see each state"),
     )
     because = f"is not supported with a recurrent teacher, and '{name}' is one"
     refuse(config, settings, lambda setting, remedy: f"{setting} {because}. {remedy}.")

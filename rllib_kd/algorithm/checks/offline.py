@@ -47,7 +47,15 @@ _UNWRITTEN = (
 )
 
 #: Settings of the policy that acts in EnvRunners.
-OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_regret", "max_staleness", "own_states")
+OF_BEHAVIOUR = (
+    "rollout_policy",
+    "teacher_explores",
+    "teacher_fraction",
+    "max_regret",
+    "label_fraction",
+    "max_staleness",
+    "own_states",
+)
 
 
 def check_offline(config: DistillationConfig) -> None:

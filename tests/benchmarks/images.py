@@ -2,13 +2,14 @@
 
     python tests/benchmarks/images.py record GAME TEACHER FOLDER [--states 200000] [--epsilon 0.05] [--seed 0]
     python tests/benchmarks/images.py train GAME TEACHER FOLDER --rows rows.jsonl [--student rusu-net3 ...]
-        [--states 120000 ...] [--steps 6000 ...] [--settings '{"loss": "kl", "temperature": 0.01}' ...]
+        [--states 120000 ...] [--every 1 ...] [--steps 6000 ...] [--settings '{"loss": "kl", "temperature": 0.01}' ...]
 
 `record` lets the teacher play, and writes what it saw, with its Q-values, in parts. `train` trains a student by the
 package's own Learner on the first states, without those of the last parts, which are of other games: one run for each
-combination of what is given several times. A student is a preset, or a number, its compression. A row has agreement and
-Q-regret on states that the student was trained on, and on states of the other games. If only the second are bad, more
-or other states would help; if both are, more steps or units would. A run that is in the rows already is not made again.
+combination of what is given several times. With `--every 4`, it learns from each fourth of these states alone. A
+student is a preset, or a number, its compression. A row has agreement and Q-regret on states that the student was
+trained on, and on states of the other games. If only the second are bad, more or other states would help; if both are,
+more steps or units would. A run that is in the rows already is not made again.
 """
 
 from __future__ import annotations
@@ -117,8 +118,9 @@ def train(run: Mapping[str, Any], teacher: Teacher, folder: Path) -> Iterator[di
     config.debugging(seed=run["seed"])
     learner = learner_of(config, teacher)
     for columns in parts(folder, held_out=False):
-        if len(learner.groups[DEFAULT_MODULE_ID].replay) >= run["states"]:
+        if len(learner.groups[DEFAULT_MODULE_ID].replay) >= run["states"] // run["every"]:
             break
+        columns["valid"] = columns["valid"] & (np.arange(len(columns["valid"])) % run["every"] == 0)
         learner.update([{name: columns[name] for name in ("obs", "teacher_q", "valid", "context")}])
     if config.init != "random":
         first = FirstStates()
@@ -166,6 +168,7 @@ def main() -> None:
     parser.add_argument("teacher")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--states", type=int, nargs="+", default=[120_000])
+    parser.add_argument("--every", type=int, nargs="+", default=[1], help="learn from each so-many-th state alone")
     parser.add_argument("--epsilon", type=float, default=0.05, help="share of random actions while recording")
     parser.add_argument("--rows", type=Path, help="JSON, a line for each look at a student")
     parser.add_argument("--student", nargs="+", default=["rusu-net3"])
@@ -189,11 +192,11 @@ def main() -> None:
         parser.error("--rows is missing: the file that the results are written to")
     done = {row["key"] for row in map(json.loads, args.rows.read_text().splitlines())} if args.rows.exists() else set()
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    for student, states, steps, settings, seed in itertools.product(
-        args.student, args.states, args.steps, args.settings, args.seed
+    for student, states, every, steps, settings, seed in itertools.product(
+        args.student, args.states, args.every, args.steps, args.settings, args.seed
     ):
         run = {"game": args.game, "teacher": args.teacher, "student": student, "states": states, "steps": steps}
-        run |= {"settings": settings, "seed": seed}
+        run |= {"settings": settings, "seed": seed, "every": every}
         key = json.dumps(run, sort_keys=True)
         if key in done:
             continue

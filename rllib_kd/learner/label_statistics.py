@@ -13,8 +13,9 @@ from torch import Tensor
 _GAP_BINS = 256
 _LOG2_GAP_RANGE = (-32.0, 32.0)  # action gaps from 2e-10 to 4e9 return units, a factor of 1.19 a bin
 #: Relative tolerance of ties, eight units of float32 rounding: actions that are worse than the best one by less than
-#: this times the largest Q-value count as equally good. Many actions have equals (two ways around a wall). Then half of
-#: the states may have a gap of 0 or of rounding, on whose scale the cost of a real mistake is a million or more.
+#: this times its own Q-value count as equally good. Many actions have equals (two ways around a wall). Then half of
+#: the states may have a gap of 0 or of rounding, on whose scale the cost of a real mistake is a million or more. Other
+#: Q-values of the state do not count: a catastrophic one of -1e5 would make all others equally good.
 _TIE_TOLERANCE = 8 * 2.0**-23
 _SMALLEST_SCALE = 1e-6  # return units; a teacher whose values do not vary at all
 
@@ -172,11 +173,9 @@ def regret(q: Tensor, actions: Tensor) -> Tensor:
 
 def _ties(q: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `equally_good()` does, and whether all legal actions of a state are alike, `[...]`."""
-    legal = torch.isfinite(q)
-    tolerance = _TIE_TOLERANCE * torch.where(legal, q, 0.0).abs().amax(-1, keepdim=True)
     best = q.amax(-1, keepdim=True)
-    is_close = q >= best - tolerance
-    are_alike = (is_close | ~legal).all(-1, keepdim=True)
+    is_close = q >= best - _TIE_TOLERANCE * best.abs()
+    are_alike = (is_close | ~torch.isfinite(q)).all(-1, keepdim=True)
     return torch.where(are_alike, q == best, is_close), are_alike.squeeze(-1)
 
 

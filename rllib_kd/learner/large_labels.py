@@ -7,15 +7,18 @@ about illegal actions: without a mask of the environment, nothing would keep the
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-#: Usual numbers are −1e8, −1e9 and the lowest float of 32 bits. From the ratio on, the tolerance of ties
-#: (label_statistics.py) is 1 % of the best Q-values or more, which is larger than many action gaps.
-_LEAST, _LEAST_RATIO = 1e6, 1e4
+#: Usual numbers are −1e8, −1e9 and the lowest float of 32 bits. From this many times the best Q-values on, the rounding
+#: of such a number to 32 bits is 1 % of them or more, which is larger than many action gaps.
+_LEAST_RATIO = 1e5
+#: This share of the states have best Q-values that are no larger than what is usual: they may often be 0.
+_USUAL = 0.9
 
 
 class LargeLabels:
@@ -33,17 +36,17 @@ class LargeLabels:
         if self._has_warned or not len(labels):
             return
         lowest = labels.masked_fill(labels == -torch.inf, torch.inf).min()
-        usual = labels.amax(-1).abs().median()
+        usual = labels.amax(-1).abs().kthvalue(math.ceil(_USUAL * len(labels))).values
         low, size = torch.stack([lowest, usual]).tolist()
-        if low > -max(_LEAST, _LEAST_RATIO * size):
+        if not size or low > -_LEAST_RATIO * size:
             return
         self._has_warned = True
         logger.warning(
-            "The teacher's Q-values go down to %.3g, while the best ones are usually about %.3g in size. If such a "
-            "value marks an illegal action: it counts as a Q-value here, and spoils ties, regrets, the automatic "
-            "temperature and value losses. Let the environment return its mask of legal actions (docs/pages/masks.md). "
-            "If it has none, return a value a few action gaps below the others, so that students learn to avoid the "
-            "action.",
+            "The teacher's Q-values go down to %.3g, while the best ones are usually at most %.3g in size. If such a "
+            "value marks an illegal action: it counts as a Q-value here, and spoils value losses, regrets and, if most "
+            "states have one legal action, the automatic temperature. Let the environment return its mask of legal "
+            "actions (docs/pages/masks.md). If it has none, return a value a few action gaps below the others, so that "
+            "students learn to avoid the action.",
             low,
             size,
         )

@@ -40,6 +40,20 @@ def test_q_values_of_any_size_are_none(caplog, scale):
     assert warnings_of(caplog, labels, labels[:0], labels[:1]) == []
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0])
+def test_it_does_not_depend_on_the_unit_of_rewards(caplog, scale):
+    labels = usual(scale=100 * scale)
+    labels[7, 1] = -1e8 * scale
+    assert len(warnings_of(caplog, labels)) == 1
+
+
+def test_best_values_that_are_usually_or_always_zero_are_none(caplog):
+    labels = torch.tensor([[0.0, -1.0, -200.0]]).repeat(200, 1)
+    sometimes = labels.clone()
+    sometimes[:30, 0] = -0.01
+    assert warnings_of(caplog, labels, sometimes) == []
+
+
 @pytest.mark.parametrize("outputs", ["q_values", "log_probs"])
 def test_the_learner_looks_at_q_values(caplog, outputs):
     config = config_of()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rllib_kd.learner.label_statistics import QStatistics, equally_good
+from rllib_kd.learner.label_statistics import QStatistics, agrees, equally_good
 
 
 def q_like_cartpole(count: int, seed: int = 0, num_actions: int = 2) -> torch.Tensor:
@@ -79,8 +79,9 @@ def test_states_without_a_choice_say_nothing_about_gaps():
     assert statistics.median_gap() == pytest.approx(0.5, rel=0.2)
 
 
-@pytest.mark.parametrize("noise", [0.0, 3e-7], ids=["equal", "equal up to rounding"])
-@pytest.mark.parametrize("offset", [20.0, 0.0], ids=["far from 0", "best at 0"])
+@pytest.mark.parametrize(
+    ("offset", "noise"), [(20.0, 0.0), (20.0, 3e-7), (0.0, 0.0)], ids=["equal", "equal up to rounding", "best at 0"]
+)
 def test_actions_as_good_as_the_best_one_make_no_gap(noise, offset):
     rng = np.random.default_rng(0)
     gaps = rng.lognormal(-2, 1, 2_000)
@@ -90,6 +91,25 @@ def test_actions_as_good_as_the_best_one_make_no_gap(noise, offset):
     statistics.update(torch.tensor(values))
     statistics.update(torch.tensor(20.0 * (1 - noise * rng.random((3_000, 4)))))  # nothing depends on the action
     assert statistics.median_gap() == pytest.approx(np.median(gaps), rel=0.2)
+
+
+@pytest.mark.parametrize("cost", [1e3, 1e5, 1e9])
+def test_a_catastrophic_action_changes_neither_gaps_nor_agreement(cost):
+    rng = np.random.default_rng(0)
+    q = torch.tensor(10 + rng.normal(size=(1_000, 4)), dtype=torch.float32)
+    q[:, 3] = -cost
+    statistics = QStatistics(4)
+    statistics.update(q)
+    best = q[:, :3].sort(descending=True).values
+    assert statistics.median_gap() == pytest.approx((best[:, 0] - best[:, 1]).median().item(), rel=0.2)
+    assert not agrees(q, q[:, :3].argmin(-1)).any()
+    assert agrees(q, q.argmax(-1)).all()
+
+
+def test_ties_of_a_dueling_head_count_beside_a_catastrophic_action():
+    value, advantages = torch.tensor([[12.3]]), torch.tensor([[0.7, 0.7, 0.1, -1e5]])
+    q = value + advantages - advantages.mean(-1, keepdim=True)
+    assert equally_good(q).tolist() == [[True, True, False, False]]
 
 
 def test_gaps_of_a_few_roundings_count_where_there_are_no_others():
@@ -106,6 +126,8 @@ def test_equally_good_actions_are_equal_up_to_rounding_but_for_those_that_are_al
         (-torch.inf, 3.0, 3.0): (False, True, True),
         (-torch.inf, 3.0, -torch.inf): (False, True, False),
         (1e5, 1e5 + 0.03125, 1e5): (False, True, False),  # small gaps of large values: only exact equals
+        (10.0, 9.95, -5e5): (True, False, False),  # a catastrophe says nothing about the others
+        (-10.0, -10.0 - 1e-6, -5e5): (True, True, False),
     }
     found = equally_good(torch.tensor(list(cases)))
     assert found.tolist() == list(map(list, cases.values()))

@@ -17,7 +17,8 @@ _LOG2_GAP_RANGE = (-32.0, 32.0)  # action gaps from 2e-10 to 4e9 return units, a
 #: the states may have a gap of 0 or of rounding, on whose scale the cost of a real mistake is a million or more. Other
 #: Q-values of the state do not count: a catastrophic one of -1e5 would make all others equally good.
 _TIE_TOLERANCE = 8 * 2.0**-23
-_SMALLEST_SCALE = 1e-6  # return units; a teacher whose values do not vary at all
+#: Smallest scale, as a share of the labels' root mean square: below it, what varies is float32 rounding.
+_SMALLEST_SCALE = 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,14 @@ class QStatistics:
         value_mean = sums[1] / count
         value_variance = sums[2] / count - value_mean**2
         deviation_mean = sums[3 : 3 + actions] / count
-        deviation_variance = (sums[3 + actions : 3 + 2 * actions] / count - deviation_mean**2).mean()
+        deviation_square = sums[3 + actions : 3 + 2 * actions] / count
+        deviation_variance = (deviation_square - deviation_mean**2).mean()
+        smallest = _SMALLEST_SCALE**2 * (sums[2] / count + deviation_square.mean()) or 1.0  # 1 if all labels are 0
         return QScale(
             value_mean=float(value_mean),
-            value_scale=float(np.sqrt(max(value_variance, _SMALLEST_SCALE**2))),
+            value_scale=float(np.sqrt(max(value_variance, smallest))),
             deviation_mean=deviation_mean,
-            deviation_scale=float(np.sqrt(max(deviation_variance, _SMALLEST_SCALE**2))),
+            deviation_scale=float(np.sqrt(max(deviation_variance, smallest))),
         )
 
     def get_state(self) -> dict[str, Any]:

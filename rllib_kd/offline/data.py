@@ -196,7 +196,7 @@ class LabelledData(OfflineData):
         expected = own(seen, file=piece.path)[column]
         legal = np.isfinite(found) & np.isfinite(expected)  # files without masks do not show illegal actions
         gap = np.abs(np.where(legal, found, 0.0) - np.where(legal, expected, 0.0)).max(initial=0.0)
-        if gap > _TOLERANCE * max(1e-6, np.abs(expected[legal]).max(initial=0.0)):
+        if gap > _TOLERANCE * np.abs(expected[legal]).max(initial=0.0):
             raise DataError(
                 f"has labels that differ by {gap:.3g} from those of the teacher '{one_line(teacher.source)}' for the "
                 f"same observations. {_AGAIN}",

@@ -32,6 +32,25 @@ def test_normalised_parts_have_mean_zero_and_scale_one(num_actions):
     assert deviation.square().mean().sqrt().item() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("unit", [2.0**-50, 2.0**50])
+def test_the_scale_does_not_depend_on_the_unit_of_rewards(unit):
+    found = []
+    for factor in (1.0, unit):
+        statistics = QStatistics(2)
+        statistics.update(q_like_cartpole(500) * factor)
+        scale = statistics.scale()
+        found.append([scale.value_mean, scale.value_scale, *scale.deviation_mean, scale.deviation_scale])
+    np.testing.assert_allclose(np.divide(found[1], unit), found[0])
+
+
+@pytest.mark.parametrize(("size", "smallest"), [(0.0, 1.0), (3.0, 3 * 2.0**-23), (3e5, 3e5 * 2.0**-23)])
+def test_values_that_do_not_vary_have_the_scale_of_their_rounding(size, smallest):
+    statistics = QStatistics(2)
+    statistics.update(torch.full((100, 2), size))
+    assert statistics.scale().value_scale == pytest.approx(smallest, rel=0.1)
+    assert statistics.scale().deviation_scale == pytest.approx(smallest, rel=0.1)
+
+
 @given(seed=st.integers(0, 100), num_actions=st.integers(1, 6))
 def test_denormalize_is_the_inverse(seed, num_actions):
     q = q_like_cartpole(50, seed, num_actions)

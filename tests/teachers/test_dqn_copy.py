@@ -16,6 +16,13 @@ def test_rounding_is_measured_by_the_largest_output(outputs, same):
     assert are_same(torch.tensor(outputs), torch.tensor([1e4, 0.01])) == same
 
 
+def test_another_function_of_small_outputs_is_not_the_same():
+    expected = 1e-6 * torch.tensor([[1.0, 0.5], [-0.3, 0.0]])
+    assert are_same(expected * (1 + 1e-6), expected)
+    assert not are_same(expected.flip(-1), expected)
+    assert are_same(torch.zeros(2), torch.zeros(2))
+
+
 def test_weights_of_other_shapes_have_no_module():
     module = make_q_module()
     weights, config = list(module.parameters()), module.model_config

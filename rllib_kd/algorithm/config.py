@@ -257,7 +257,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
             feature_coeff: weight of the squared distance between the features of the last hidden layers, the student's
                 after a linear map that is learned with it but not saved with it; ≥ 0. Low: the student finds features
                 of its own; high: it copies the teacher's. Default: 0; 0.01 in Parisotto et al. 2015, arXiv 1511.06342.
-            weight_averaging: the student is the average of the weights over about this share of the gradient steps so
+            weight_averaging: the student is the average of the weights over about this share of its gradient steps so
                 far; in [0, 1). 0: the last weights. High: smoother, slower to follow. 0.1 (default) has the effect of a
                 decaying learning rate, for any length of training. Not used with `td_coeff`, nor for modules
                 with batch norm.

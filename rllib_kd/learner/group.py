@@ -76,7 +76,7 @@ class StudentGroup:
         normalizes_obs = any(student.first_layers for student in self.students.values())
         self.obs_statistics = ObservationStatistics(shape[0] if normalizes_obs else 0, device=device)
         self._obs_scale: ObservationScale | None = None  # inside an update
-        self.num_steps = 0  # gradient steps of each student, over restarts
+        self.num_steps = 0  # gradient steps of those that are awake, over restarts
         self.temperature = self.student_temperature = self.median_gap = 1.0  # of the current update
         self._large_labels = LargeLabels()
         self._num_taken = 0  # calls of `take_in()` with fragments
@@ -317,10 +317,8 @@ class StudentGroup:
             moves_targets: whether the target networks are updated.
         """
         self.num_steps += 1
-        share = 1.0 / (1.0 + self.config.weight_averaging * (self.num_steps - 1))
         for learner in self.learners:
-            if learner.averages:
-                torch._foreach_lerp_(learner.averages, learner.weights, share)
+            learner.average(self.config.weight_averaging)
             if moves_targets and isinstance(learner, Student):  # what learns by TD is never stacked
                 learner.update_targets(self.config.tau)
         if isinstance(self.replay, PrioritizedReplay):
@@ -370,7 +368,8 @@ class StudentGroup:
             self.trees.set_state(state["trees"])
         for name, student_state in state["students"].items():
             if name in self.students:
-                self.students[name].set_state(student_state)
+                own = {"num_averaged": self.num_steps, **student_state}  # a version counted the steps of the group
+                self.students[name].set_state(own)
 
     def restore_feature_maps(self, state: Mapping[str, Any]) -> None:
         """Create the feature maps of `get_state()` before the optimizers' states are set, if features are matched."""

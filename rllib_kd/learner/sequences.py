@@ -136,6 +136,9 @@ class RecurrentStudents(StackedStudents):
             student.leave()
         self.averages = []
 
+    def _factors(self, numbers: Tensor) -> list[Tensor]:
+        return [own for student, own in zip(self.members, numbers, strict=True) for _ in student.weights]
+
     def optimizer_state(self, saved: Mapping[str, Any]) -> None:
         """Return None: no earlier checkpoint has their optimizer in another form."""
 

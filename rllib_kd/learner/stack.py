@@ -80,6 +80,21 @@ class StackedStudents:
         if self.members[0].averages:
             self.averages = [weight for stack in self._stacks for weight in stack.pack(stack.averages)]
 
+    def average(self, window: float) -> None:
+        """As `Student.average()`, for each member by its own steps: some may have rested."""
+        if not self.averages:
+            return
+        shares = [student.next_share(window) for student in self.members]
+        if len(set(shares)) == 1:
+            torch._foreach_lerp_(self.averages, self.weights, shares[0])
+        else:
+            torch._foreach_lerp_(self.averages, self.weights, self._factors(torch.tensor(shares).to(self.params[0])))
+
+    def _factors(self, numbers: Tensor) -> list[Tensor]:
+        """Return a number of each member, `[N]`, as factors of each of `params`."""
+        by_stack = numbers.view(-1, 1, 1).split([len(stack.names) for stack in self._stacks])
+        return [own for stack, own in zip(self._stacks, by_stack, strict=True) for _ in stack.params]
+
     def _follow_whole(self) -> None:
         """Take the learning rate of the stack that this one is a part of, which RLlib sets by its schedule."""
         if self.whole is not None:

@@ -73,6 +73,7 @@ class Student:
         self.params: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.weights: list[Tensor] = []  # inside an update: the parameters, without the record of what is done to them
         self.averages: list[Tensor] = []  # inside an update: of the weights that learn, where they are averaged
+        self.num_averaged = 0  # gradient steps after which the weights were averaged
         #: Outside of an update: the weights that learn, where those of the module are their average.
         self.training_weights: list[Tensor] | None = None
         #: Outside of an update: the weights that act, before rounding, if those of the module are rounded.
@@ -192,6 +193,20 @@ class Student:
         """Return the Q-values of the module's outputs inside an update."""
         return outputs if self.scale is None else self.scale.denormalize(outputs)
 
+    def average(self, window: float) -> None:
+        """Inside an update, after a gradient step, move the averages towards the weights that learn.
+
+        Args:
+            window: the share of the steps so far over which the weights are averaged, in [0, 1).
+        """
+        if self.averages:
+            torch._foreach_lerp_(self.averages, self.weights, self.next_share(window))
+
+    def next_share(self, window: float) -> float:
+        """Count a step, and return the share of its weights in their average, in (0, 1]."""
+        self.num_averaged += 1
+        return 1.0 / (1.0 + window * (self.num_averaged - 1))
+
     def update_targets(self, tau: float) -> None:
         """Inside an update, move the target networks towards the weights that learn, by a share of `tau`."""
         if self._target_weights is None:
@@ -205,6 +220,7 @@ class Student:
     def forget(self) -> None:
         """Forget the weights that learn: learning continues from those in the module, whose outputs are Q-values."""
         self.training_weights, self.unrounded, self._starts_normalized = None, None, False
+        self.num_averaged = 0
 
     def _heed_others(self) -> None:
         """Forget the weights that learn if others have set those of the module."""
@@ -219,6 +235,7 @@ class Student:
             "training_weights": [_as_array(weight) for weight in self.training_weights or ()],
             "unrounded": [_as_array(weight) for weight in self.unrounded or ()],
             "starts_normalized": self._starts_normalized,
+            "num_averaged": self.num_averaged,
         }
         if self.feature_map is not None:
             state["feature_map"] = weights_of(self.feature_map)
@@ -235,6 +252,7 @@ class Student:
 
         self.training_weights, self.unrounded = weights("training_weights"), weights("unrounded")
         self._starts_normalized = state.get("starts_normalized", False)
+        self.num_averaged = state["num_averaged"]
         self.note_weights()
 
     def _normalize(self) -> None:

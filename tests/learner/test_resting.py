@@ -62,6 +62,23 @@ def test_those_that_rest_stay_as_they_are_and_the_others_learn_on(cluster, train
     assert any((changed["wide"][key] != value).any() for key, value in before["wide"].items())
 
 
+@pytest.mark.parametrize("training", [{}, {"grad_clip": 1e9}])
+def test_the_average_of_one_that_wakes_is_over_its_own_steps(cluster, training):
+    learner = learner_of(**training)
+    learn(learner, 0)
+    learner.rest(["wide"])
+    learn(learner, 1, 2)
+    learner.rest([])
+    learn(learner, 3)
+    (group,) = learner.groups.values()
+    assert (group.students["wide"].num_averaged, group.students["narrow"].num_averaged) == (20, 40)
+    state = group.get_state()
+    for own in state["students"].values():
+        del own["num_averaged"]  # a version counted the steps of the group
+    group.set_state(state)
+    assert {student.num_averaged for student in group.students.values()} == {40}
+
+
 def test_a_part_is_as_narrow_as_its_members(cluster):
     learner = learner_of()
     (group,) = learner.groups.values()

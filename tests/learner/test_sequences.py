@@ -121,6 +121,8 @@ def test_members_of_a_family_can_rest():
         learner.update([], num_gradient_steps=3)
     first, second = all_learn.module, some.module
     torch.testing.assert_close(second["gru"].state_dict(), first["gru"].state_dict())
+    counts = {name: student.num_averaged for name, student in group_of(some).students.items()}
+    assert counts == {"gru": 9, "long": 6, "b": 6}
     for name in ("long", "b"):
         assert any((second[name].state_dict()[key] != value).any() for key, value in first[name].state_dict().items())
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.learner.learners import config_of, fragment, make_learner
+from tests.learner.learners import config_of, fragment, make_learner, student_of
 
 FAMILIES = [{}, {"students": {"a": {"fcnet_hiddens": [4]}, "b": {"fcnet_hiddens": [4]}}}, {"restarts": 2}]
 
@@ -39,6 +39,15 @@ def test_they_are_learned_from_as_they_are(loss, family, num_before, is_saved):
     for _ in range(2):
         learner.update([fragment()], num_gradient_steps=3)
     assert_same(learner, given)
+
+
+def test_their_average_begins_anew():
+    learner = make_learner(config_of("kl", weight_averaging=0.1))
+    learner.update([fragment()], num_gradient_steps=50)
+    learner.module["default_policy"].load_state_dict(weights_of_all(learner)["default_policy"])
+    learner.update([fragment()], num_gradient_steps=1)
+    student = student_of(learner)
+    torch.testing.assert_close(list(map(torch.detach, student.params)), student.training_weights)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

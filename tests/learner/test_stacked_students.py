@@ -53,16 +53,20 @@ def learn(learner, num_steps=15):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        torch._foreach_lerp_(learner.averages, learner.weights, 1 / (1 + step))
+        learner.average(0.5)
     learner.leave()
 
 
-def test_each_learns_as_by_itself():
+@pytest.mark.parametrize("rested", [0, 7], ids=["all alike", "some have rested"])
+def test_each_learns_as_by_itself(rested):
     own = modules()
     apart = copy.deepcopy(own)
-    stack = StackedStudents(students(own))
+    stack, alone = StackedStudents(students(own)), students(apart)
+    for number, student in enumerate(alone):
+        student.num_averaged = rested * number
+        next(member for member in stack.members if member.name == student.name).num_averaged = rested * number
     learn(stack)
-    for student in students(apart):
+    for student in alone:
         learn(student)
         mine = next(member for member in stack.members if member.name == student.name)
         torch.testing.assert_close(own[student.name].state_dict(), student.module.state_dict(), rtol=1e-4, atol=1e-5)

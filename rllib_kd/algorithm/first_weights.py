@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from rllib_kd.algorithm.dead_learners import ask_learners
 from rllib_kd.algorithm.students import Students
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.learner.losses import POLICY_LOSSES
+from rllib_kd.learner.replay import spread_over
 from rllib_kd.networks.weights import Weights, weights_of
 from rllib_kd.observations.frames import CONTEXT, VALID, observations
 from rllib_kd.observations.images import as_input
@@ -177,8 +177,8 @@ class FirstStates:
             check_convolutions(student, teacher.module)
         obs, teacher_q = (torch.from_numpy(np.concatenate(part)) for part in zip(*self._parts, strict=True))
         most = _NUM_IMAGES if of_convolutions else _NUM_STATES
-        stride = math.ceil(max(len(obs) / most, obs.numel() / _NUM_NUMBERS))
-        obs, teacher_q = obs[::stride], teacher_q[::stride]
+        some = spread_over(len(obs), min(most, max(1, _NUM_NUMBERS // obs[0].numel())))
+        obs, teacher_q = obs[some], teacher_q[some]
         obs = torch.cat([as_input(part, student.observation_space.shape) for part in obs.split(_AT_ONCE)])
         legal = torch.isfinite(teacher_q)
         parts = zip(obs.split(_AT_ONCE), legal.split(_AT_ONCE), strict=True)

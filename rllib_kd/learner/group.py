@@ -17,7 +17,7 @@ from rllib_kd.learner import losses
 from rllib_kd.learner.label_statistics import QStatistics, agrees, regret
 from rllib_kd.learner.large_labels import LargeLabels
 from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, ObservationStatistics
-from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay, stride_to
+from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay, spread_over
 from rllib_kd.learner.stack import StackedStudents, members_of
 from rllib_kd.learner.student import Student
 from rllib_kd.learner.trees import Trees, TreeStudent
@@ -161,7 +161,8 @@ class StudentGroup:
         labelled = fragments if self.config.label_columns and not is_again else []
         valid = [np.flatnonzero(each.get(VALID, np.ones(len(each[TEACHER_Q]), dtype=bool))) for each in labelled]
         # From all EnvRunners, and from all episodes of a piece of a file, which is larger than any fragment.
-        stride = stride_to(MAX_METRIC_STATES, sum(map(len, valid)))
+        is_seen = np.zeros(sum(map(len, valid)), dtype=bool)
+        is_seen[spread_over(len(is_seen), MAX_METRIC_STATES)] = True
         fresh: list[dict[str, Tensor]] = []
         all_labels: list[Tensor] = []
         for fragment, rows in zip(labelled, valid, strict=True):
@@ -169,7 +170,8 @@ class StudentGroup:
                 for student in self.students.values():
                     if student.feature_map is None:
                         student.make_feature_map(fragment[TEACHER_FEATURES].shape[-1])
-            some = rows[::stride]
+            own, is_seen = np.split(is_seen, [len(rows)])
+            some = rows[own]
             fresh.append({Columns.OBS: torch.tensor(observations(fragment, some))})
             fresh[-1][TEACHER_Q] = torch.tensor(fragment[TEACHER_Q][some])
             all_labels.append(torch.tensor(fragment[TEACHER_Q][rows]))

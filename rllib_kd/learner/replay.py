@@ -37,9 +37,20 @@ _MOST_IMAGES = 400_000  # rows
 _MOST_BYTES = 4 * 2**30
 
 
-def stride_to(most: int, count: int) -> int:
-    """Return the least stride that leaves at most `most` of `count` rows in their order: 1 if all fit."""
-    return max(1, -(-count // most))
+def spread_over(count: int, most: int) -> np.ndarray:
+    """Return at most `most` of `count` rows, spread evenly over all, in rising order: `[M]`.
+
+    If not all fit, each of `most` equal parts has one, at random: every second row would be of one phase wherever
+    environments or fragments alternate. Equal counts have equal rows, so that equal and resumed runs are the same.
+
+    Args:
+        count: number of rows, ≥ 0.
+        most: the most to return, ≥ 1.
+    """
+    if count <= most:
+        return np.arange(count)
+    ends = np.arange(most + 1) * count // most
+    return np.random.default_rng(count).integers(ends[:-1], ends[1:])
 
 
 class ColumnarReplay:
@@ -188,8 +199,8 @@ class ColumnarReplay:
         return self._drawable[torch.from_numpy(np.sort(chosen)).to(self.device)]
 
     def spread(self, count: int) -> Tensor:
-        """Return rows spread evenly over all that can be drawn, without drawing: `[M]`, M ≤ `count`."""
-        return self._drawable[:: stride_to(count, len(self._drawable))]
+        """Return rows spread evenly over all that can be drawn, the same at each call: `[M]`, M ≤ `count`."""
+        return self._drawable[torch.from_numpy(spread_over(len(self._drawable), count)).to(self.device)]
 
     def gather(self, rows: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Return the named columns at `rows` (`[B]`), each `[B, ...]`; `obs` of packed stacks is `[B, H, W, k]`."""

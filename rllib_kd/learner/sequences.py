@@ -23,7 +23,7 @@ from torch import Tensor
 from rllib_kd.learner.group import MAX_METRIC_STATES, StudentGroup
 from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.learner.observation_scale import ObservationScale
-from rllib_kd.learner.replay import ColumnarReplay, default_capacity, stride_to
+from rllib_kd.learner.replay import ColumnarReplay, default_capacity, spread_over
 from rllib_kd.learner.stack import StackedStudents
 from rllib_kd.learner.student import Student, unless_frozen
 from rllib_kd.networks.dqn_module import QF_PREDS
@@ -237,11 +237,10 @@ class SequenceGroup(StudentGroup):
         self._take_labels(joined.to(device), reduce)
         batch: dict[str, Tensor] = {}
         if labelled:
-            stride = stride_to(
-                max(1, MAX_METRIC_STATES // self.replay.length), sum(len(each[LEARNED]) for each in labelled)
-            )
+            count = sum(len(each[LEARNED]) for each in labelled)
+            some = spread_over(count, max(1, MAX_METRIC_STATES // self.replay.length))
             names = (Columns.OBS, TEACHER_Q, LEARNED, *self.replay.there(*_STATES))
-            columns = {name: np.concatenate([fragment[name] for fragment in labelled])[::stride] for name in names}
+            columns = {name: np.concatenate([fragment[name] for fragment in labelled])[some] for name in names}
             batch = self._as_batch({name: torch.tensor(column).to(device) for name, column in columns.items()})
         if self.obs_statistics.num_inputs:
             none = torch.zeros(0, self.obs_statistics.num_inputs, device=device)

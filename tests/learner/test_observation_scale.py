@@ -5,10 +5,11 @@ import pytest
 import ray
 import torch
 
+from rllib_kd.learner.group import MAX_METRIC_STATES
 from rllib_kd.learner.observation_scale import ObservationStatistics, take_normalized, take_raw
 from rllib_kd.networks.dqn_module import first_linears
 from tests.conftest import make_q_module
-from tests.learner.learners import RAW, config_of, fragment, make_learner, q_values, student_of
+from tests.learner.learners import RAW, config_of, fragment, group_of, make_learner, q_values, student_of
 
 
 def scale_of(obs):
@@ -258,6 +259,24 @@ def test_without_a_step_the_student_stays_what_it_is(cluster):
 @pytest.mark.parametrize("settings", [RAW, {"td_coeff": 1.0}, {"loss": "nll", "normalize_observations": False}])
 def test_who_does_not_normalise_observations(cluster, settings):
     assert not student_of(make_learner(config_of(**settings))).first_layers
+
+
+@pytest.mark.parametrize("num_fragments", [1, 4])
+def test_the_statistics_are_of_all_phases_where_environments_alternate(num_fragments):
+    columns = fragment(2 * MAX_METRIC_STATES, names=("obs", "teacher_q"))
+    columns["obs"][:, 0] = np.arange(len(columns["obs"])) % 2
+    parts = [
+        dict(zip(columns, part, strict=True))
+        for part in zip(*(np.array_split(column, num_fragments) for column in columns.values()), strict=True)
+    ]
+    group = group_of(make_learner(config_of()))
+    seen = group.take_in(parts, reduce=None)
+    assert len(seen["obs"]) == MAX_METRIC_STATES
+    assert group.obs_statistics.scale().mean[0] == pytest.approx(0.5, abs=0.05)
+    labels = {row.tobytes(): q for row, q in zip(columns["obs"], columns["teacher_q"], strict=True)}
+    assert all(
+        (labels[row.tobytes()] == q).all() for row, q in zip(*map(torch.Tensor.numpy, seen.values()), strict=True)
+    )
 
 
 def test_the_statistics_are_in_the_state(cluster):

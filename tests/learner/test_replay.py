@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.replay_buffers import PrioritizedEpisodeReplayBuffer
 
-from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay
+from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay, spread_over
 from rllib_kd.observations.frames import CONTEXT, pack, unpack
 
 
@@ -451,9 +451,19 @@ def test_spread_rows_are_even_and_all_if_there_are_few():
     replay = ColumnarReplay(20, seed=0)
     replay.add(rows(0, 12))
     assert replay.spread(100).tolist() == replay.spread(12).tolist() == list(range(12))
-    assert replay.spread(6).tolist() == [0, 2, 4, 6, 8, 10]
-    assert replay.spread(5).tolist() == [0, 3, 6, 9]
+    assert [row // 2 for row in replay.spread(6).tolist()] == [0, 1, 2, 3, 4, 5]
+    assert replay.spread(5).tolist() == replay.spread(5).tolist()
     assert ColumnarReplay(20).spread(5).tolist() == []
+
+
+@pytest.mark.parametrize(("count", "most"), [(4_096, 2_048), (5_000, 2_048), (8_192, 2_048), (2_049, 2_048)])
+def test_spread_rows_are_of_all_phases(count, most):
+    some = spread_over(count, most)
+    assert len(np.unique(some)) == most
+    assert 0 <= some.min() <= some.max() < count
+    assert some.tolist() == spread_over(count, most).tolist()
+    for period in (2, 3, 4):
+        assert (np.bincount(some % period, minlength=period) > 0.8 * most / period).all()
 
 
 @pytest.mark.parametrize("first", [False, True])

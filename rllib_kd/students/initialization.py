@@ -29,8 +29,10 @@ from rllib_kd.networks.dqn_module import QF_PREDS, support_of
 from rllib_kd.networks.parts import heads_of
 from rllib_kd.students.chains import Chain, Layer, match, merged, network_of
 
-#: Weight of the pull towards the teacher's own weights, as a share of the mean square of the columns.
+#: Weight of the pull towards the teacher's own weights, as a share of the variance of each column: inputs have units of
+#: their own, and an important one may be thousands of times smaller than another.
 RIDGE = 1e-5
+_CONSTANT = 1e-6  # of a column's mean square: a smaller variance may be rounding
 _TINY = 1e-12
 _STATES_AT_ONCE = 32  # of images: their windows would fill the memory
 
@@ -172,22 +174,31 @@ def choose_units(gram: Tensor, cross: Tensor, num_units: int, count: int) -> Ten
     """
     width = (len(gram) - 1) // num_units
     everything = torch.arange(len(gram) - 1).unflatten(0, (num_units, width))
-    gram, cross = _swept(gram, cross, torch.tensor([len(gram) - 1]), ridge=0.0)
-    ridge = RIDGE * float(gram.diagonal()[:-1].mean()) + torch.finfo(gram.dtype).tiny
+    ridge = _ridge(gram)
+    gram, cross = _swept(gram, cross, torch.tensor([len(gram) - 1]), ridge)
     chosen: list[int] = []
     for _ in range(count):
-        blocks = gram[everything[:, :, None], everything[:, None, :]] + ridge * torch.eye(width).to(gram)
+        blocks = gram[everything[:, :, None], everything[:, None, :]] + torch.diag_embed(ridge[everything])
         wanted = cross[everything]  # [units, g, D]
         gains = (wanted * torch.linalg.solve(blocks, wanted)).sum((1, 2))  # of squared error
         gains[chosen] = -torch.inf
         chosen.append(int(gains.argmax()))
-        gram, cross = _swept(gram, cross, everything[chosen[-1]], ridge=ridge)
+        gram, cross = _swept(gram, cross, everything[chosen[-1]], ridge)
     return torch.tensor(sorted(chosen))
 
 
-def _swept(gram: Tensor, cross: Tensor, columns: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
-    """Return the moments of the residuals of columns and targets after regression on these columns."""
-    block = gram[columns][:, columns] + ridge * torch.eye(len(columns)).to(gram)
+def _ridge(gram: Tensor) -> Tensor:
+    """Return the ridge of each column of moments with a constant column at the end, which has none: `[P + 1]`."""
+    square = gram.diagonal()
+    variance = (square - gram[-1].square() / gram[-1, -1]).clamp(min=0.0)
+    ridge = RIDGE * (variance + _CONSTANT * square) + torch.finfo(gram.dtype).tiny  # of columns that are 0
+    ridge[-1] = 0.0
+    return ridge
+
+
+def _swept(gram: Tensor, cross: Tensor, columns: Tensor, ridge: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the moments of the residuals of columns and targets after ridge regression on these columns."""
+    block = gram[columns][:, columns] + torch.diag(ridge[columns])
     explained = torch.linalg.solve(block, torch.cat([gram[columns], cross[columns]], dim=1))
     return gram - gram[:, columns] @ explained[:, : len(gram)], cross - gram[:, columns] @ explained[:, len(gram) :]
 
@@ -218,7 +229,7 @@ def choose_kept(paths: Sequence[Path], i: int, obs: Tensor, targets: Sequence[Ta
 
 
 def fit(gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
-    """Fit a ridge regression towards a prior: argmin_B ‖Y − X B‖² + ridge · ‖B − prior‖², without the constant column.
+    """Fit a ridge regression towards a prior: argmin_B ‖Y − X B‖² + Σ_j ridge_j · ‖B_j − prior_j‖².
 
     Args:
         gram: XᵀX, `[P + 1, P + 1]`; the last column of X is constant.
@@ -228,10 +239,7 @@ def fit(gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
     Returns:
         B, `[P + 1, D]`; the prior itself if it leaves no error.
     """
-    ridge = torch.full((len(gram),), RIDGE * float(gram.diagonal()[:-1].mean()), dtype=gram.dtype)
-    ridge[-1] = 0.0
-    ridge += torch.finfo(gram.dtype).eps * gram.diagonal().max()
-    return prior + torch.linalg.solve(gram + torch.diag(ridge), cross - gram @ prior)
+    return prior + torch.linalg.solve(gram + torch.diag(_ridge(gram)), cross - gram @ prior)
 
 
 def fitted(path: Path, i: int, obs: Tensor, target: Target) -> Layer:

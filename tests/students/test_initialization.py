@@ -214,6 +214,34 @@ def test_units_are_chosen_as_by_trying_all():
     assert {1, 4} <= set(expected)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_small_columns_beside_large_ones_count(scale, mean):
+    x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)).double() + mean
+    units = torch.tensor([scale, 0.03, 1.0]).double()
+    truth = torch.tensor([[0.1], [1.0], [0.3]]).double() / units[:, None]
+    columns = torch.cat([x * units, torch.ones(500, 1).double()], dim=1)
+    wanted = (x * units) @ truth - 2.0
+    gram, cross = columns.T @ columns, columns.T @ wanted
+    solution = fit(gram, cross, torch.zeros(4, 1).double())
+    torch.testing.assert_close(columns @ solution, wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(solution[:3], truth, rtol=2e-3, atol=0.0)
+    assert choose_units(gram, cross, 3, 2).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-3, 1.0, 1e4])
+def test_constant_columns_say_nothing(value):
+    x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)).double()
+    x[:, 1] = value
+    columns = torch.cat([x, torch.ones(500, 1).double()], dim=1)
+    wanted = x[:, :1] - 2.0 * x[:, 2:] + 3.0
+    gram, cross = columns.T @ columns, columns.T @ wanted
+    solution = fit(gram, cross, torch.zeros(4, 1).double())
+    torch.testing.assert_close(columns @ solution, wanted, rtol=1e-3, atol=1e-3)
+    assert abs(float(solution[1] * value)) < 0.1
+    assert choose_units(gram, cross, 3, 2).tolist() == [0, 2]
+
+
 def test_the_prior_fills_what_the_states_do_not_say():
     """Columns that never differ from zero keep the prior's weights; and what is seen wins over it."""
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double()

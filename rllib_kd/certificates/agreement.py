@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rllib_kd.certificates.certificate import Certificate, Measured, RatioTest
-from rllib_kd.certificates.evidence import BETS, log_capital
+from rllib_kd.certificates.evidence import more_episodes
 
 #: What `AgreementTest` is about; its units are further described by what they are.
 AGREEMENT = Measured("agreement", "held-out units")
@@ -83,14 +83,14 @@ def fewest_units(keep: float, confidence: float) -> float:
     """Return how many units certify a student that always takes the teacher's action: with fewer, nothing does.
 
     Args:
-        keep: agreement to prove, in (0, 1]; 1 takes ∞ units.
+        keep: agreement to prove, in (0, 1].
         confidence: in (0.5, 1).
+
+    Returns:
+        A number ≥ 1; ∞ for an agreement of 1, and if it takes more than a billion.
     """
-    if keep >= 1:
-        return math.inf
-    bound, goal = max(keep, 1 - keep), math.log(1 / (1 - confidence))
-    most = math.ceil((goal + math.log(BETS.sum())) / math.log1p((1 - keep) / bound))  # for the largest bet alone
-    return int(np.argmax(log_capital(np.full(most, 1 - keep), bound) >= goal)) + 1
+    more = more_episodes(np.array([1 - keep]), max(keep, 1 - keep), math.log(1 / (1 - confidence)))
+    return math.inf if more is None else 1 + more
 
 
 def agreement_means(unit: str, keep: float, alpha: float) -> list[str]:

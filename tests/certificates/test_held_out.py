@@ -166,7 +166,11 @@ def test_the_fewest_units_certify_a_student_that_always_agrees_and_one_less_does
         test.add([1.0] * count)
         assert test.is_certified == is_enough
         assert (test.episodes_needed() == 0) == is_enough
-    assert fewest_units(1.0, 0.95) == float("inf")
+
+
+@pytest.mark.parametrize(("keep", "units"), [(1.0, float("inf")), (1 - 1e-12, float("inf")), (1 - 1e-8, 356_892_231)])
+def test_an_agreement_of_nearly_one_takes_many_units_and_no_memory(keep, units):
+    assert fewest_units(keep, 0.95) == pytest.approx(units, rel=1e-3)
 
 
 def test_what_it_says_is_about_agreement():

@@ -10,7 +10,7 @@ from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
-from rllib_kd.algorithm.first_weights import FirstWeights
+from rllib_kd.algorithm.first_weights import FirstStates, FirstWeights
 from rllib_kd.algorithm.students import new_student
 from tests.algorithm.weights import assert_equal_weights, student_weights
 from tests.conftest import make_q_module, states
@@ -144,3 +144,17 @@ def test_each_policy_starts_by_its_own_loss(cartpole_config, small_teacher, monk
         own_q[policy] = student.compute_q_values({"obs": obs})["qf_preds"].detach()
     torch.testing.assert_close(own_q["values"], teacher_q, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(own_q["ranks"].mean(-1), torch.zeros(50), rtol=0.0, atol=1e-3)
+
+
+def test_they_are_fitted_to_states_of_all_phases_where_environments_alternate(
+    cartpole_config, small_teacher, monkeypatch
+):
+    teacher, obs = load_teacher(small_teacher), states(4_096)
+    obs[:, 0] = np.arange(len(obs)) % 2
+    first, seen = FirstStates(), []
+    first.keep({"obs": obs, "teacher_q": teacher.q_values(torch.as_tensor(obs)).numpy()})
+    name = "rllib_kd.algorithm.first_weights.initialize"
+    monkeypatch.setattr(name, lambda student, teacher, obs, **kwargs: seen.append(obs))
+    first.initial_weights(make_q_module(), teacher, standing_still(cartpole_config))
+    assert seen[0].shape == (2_048, 4)
+    assert seen[0][:, 0].mean() == pytest.approx(0.5, abs=0.05)

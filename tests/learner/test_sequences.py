@@ -9,6 +9,7 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from torch.nn import functional as F
 
+from rllib_kd.learner.group import MAX_METRIC_STATES
 from rllib_kd.learner.sequences import SequenceGroup
 from rllib_kd.networks.memories import StateLayout
 from rllib_kd.networks.recurrent import run_sequences
@@ -235,6 +236,14 @@ def test_padding_and_burn_in_have_no_effect_on_the_statistics():
     assert batch["teacher_q"].numpy() == pytest.approx(data["teacher_q"][data["learned"]])
     student = student_of(learner)
     assert student.outputs(batch)["qf_preds"].shape == batch["teacher_q"].shape
+
+
+def test_the_statistics_are_of_all_phases_where_environments_alternate():
+    data = sequences(2 * MAX_METRIC_STATES // LENGTH)
+    data["obs"][:, :, 0] = np.arange(len(data["obs"]))[:, None] % 2
+    group = group_of(make_learner(recurrent_config()))
+    assert len(group.take_in([data], reduce=None)["obs"]) == MAX_METRIC_STATES // LENGTH
+    assert group.obs_statistics.scale().mean[0] == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_replay_counts_states_and_is_refilled():

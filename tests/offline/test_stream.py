@@ -404,10 +404,10 @@ def test_labels_of_another_teacher_are_found_by_what_they_are(tmp_path, teacher,
 def test_labels_of_another_teacher_are_found_in_any_unit_of_rewards(tmp_path, rows):
     teacher = load_teacher("cartpole")
     labels, q_values = rows["teacher_q"], teacher.q_values
-    teacher.q_values = lambda *args: q_values(*args) * 1e-9
-    begin(write(tmp_path / "own", {**rows, "teacher_q": labels * 1e-9}), teacher)
+    teacher.q_values = lambda *args: q_values(*args) * 1e-12
+    begin(write(tmp_path / "own", {**rows, "teacher_q": labels * 1e-12}), teacher)
     with pytest.raises(DataError, match=r"column 'teacher_q': has labels that differ by"):
-        begin(write(tmp_path / "other", {**rows, "teacher_q": labels * 1.5e-9}), teacher)
+        begin(write(tmp_path / "other", {**rows, "teacher_q": labels * 1.5e-12}), teacher)
 
 
 def test_labels_of_another_number_of_actions_name_file_and_column(tmp_path, teacher, rows):

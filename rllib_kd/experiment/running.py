@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import inspect
 import os
 import posixpath
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -43,13 +42,13 @@ from rllib_kd.experiment.resuming import (
     record,
     recorded,
 )
+from rllib_kd.experiment.schedulers import scheduler_named
 from rllib_kd.experiment.snapshots import Snapshots, forget, has_snapshot, put_back, snapshot_often
 from rllib_kd.locks import LockedError, locked
 from rllib_kd.numeric import check_integer
 from rllib_kd.relay import listening
 from rllib_kd.teachers.loading import OpenedCheckpoint
 from rllib_kd.terminal import say
-from rllib_kd.text import did_you_mean
 
 _STOP, _CONFIG = "--stop", "config"
 
@@ -387,26 +386,4 @@ def _scheduler(experiment: CheckedExperiment, options: RunOptions) -> Any:
         if arguments:
             raise ValueError("--scheduler-config needs a --scheduler. Name one, or leave it out.")
         return None
-    from ray.tune.schedulers import SCHEDULER_IMPORT
-
-    cls = SCHEDULER_IMPORT.get(name.lower())
-    if cls is None:
-        hint = did_you_mean(name, SCHEDULER_IMPORT)
-        raise ValueError(f"Unknown scheduler '{name}'.{hint} Known are: {', '.join(SCHEDULER_IMPORT)}.")
-    known = inspect.signature(cls() if inspect.isfunction(cls) else cls).parameters
-    for key in arguments:  # Tune drops unknown arguments silently
-        if key not in known:
-            raise ValueError(f"The scheduler '{name}' has no argument '{key}'.{did_you_mean(key, known)}")
-    arguments = dict(arguments)
-    if "metric" in arguments:
-        arguments["metric"] = checked_metric(arguments["metric"])
-        arguments.setdefault("mode", "max")
-    elif "metric" in known:
-        raise ValueError(
-            f"The scheduler '{name}' needs a metric: --scheduler-config "
-            '\'{"metric": "env_runners/episode_return_mean", "mode": "max"}\'.'
-        )
-    try:
-        return tune.create_scheduler(name, **arguments)
-    except Exception as error:  # TuneError, TypeError, AssertionError, ...
-        raise ValueError(f"The scheduler '{name}' does not take {arguments}: {error}") from error
+    return scheduler_named(name, arguments)

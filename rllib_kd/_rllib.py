@@ -228,6 +228,11 @@ def callbacks_uncounted() -> AbstractContextManager[None]:
     return _replaced(usage, tag_callbacks=lambda callbacks: False)
 
 
+def trial_storage(algorithm: Any) -> Any:
+    """Return Tune's storage of an Algorithm's trial; None outside of Tune."""
+    return algorithm._storage
+
+
 # --- Ray --------------------------------------------------------------------------------------------------------------
 
 LEAST_OBJECT_STORE_MEMORY = ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES  # bytes

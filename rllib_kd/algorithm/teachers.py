@@ -12,7 +12,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from rllib_kd.algorithm.answers import call_all
-from rllib_kd.checkpoints.uris import list_folder
+from rllib_kd.checkpoints.tune import checkpoints_of
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_members
@@ -165,9 +165,7 @@ def _load(config: DistillationConfig, group_id: str, storage: Any) -> Teacher:
 def _load_from_trial(storage: Any, component: str) -> Teacher | None:
     """Load the teacher from the newest checkpoint of a Tune trial; None if it has none."""
     filesystem, trial = storage.storage_filesystem, storage.trial_fs_path
-    entries = list_folder(filesystem, trial, missing_ok=True)
-    checkpoints = sorted(entry.path for entry in entries if entry.base_name.startswith("checkpoint_"))
-    for checkpoint in reversed(checkpoints):
+    for checkpoint in checkpoints_of(filesystem, trial):
         teacher = Teacher()
         try:
             teacher.restore_from_path(f"{checkpoint}/{component}", filesystem=filesystem)

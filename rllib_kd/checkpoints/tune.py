@@ -21,7 +21,7 @@ import pyarrow.fs
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, ReadBudget, read_pickle
-from rllib_kd.checkpoints.results import ITERATION, RESULTS, TrialReader, of_rows_that_count
+from rllib_kd.checkpoints.results import ITERATION, RESULTS, TrialReader, folders_among, of_rows_that_count
 from rllib_kd.checkpoints.run_names import CHECKPOINT, SWEEP, short_names
 from rllib_kd.checkpoints.runs import EVALUATION, RETURNS, TRAINING, Curve, CurvePoint, curve_of
 from rllib_kd.checkpoints.uris import (
@@ -29,6 +29,7 @@ from rllib_kd.checkpoints.uris import (
     absolute_uri,
     file_types,
     is_file,
+    list_folder,
     only_zip,
     open_uri,
     read_file,
@@ -152,6 +153,18 @@ def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[st
         is_taken = each.name is None and (is_other or name in given)
         students[each.path + at if is_taken else name] = own._replace(is_named=each.name is not None)
     return students
+
+
+def checkpoints_of(filesystem: pyarrow.fs.FileSystem, trial: str) -> list[str]:
+    """Return the checkpoints in the folder of a trial, the newest first; empty if it has none.
+
+    Args:
+        filesystem: filesystem of the folder.
+        trial: path of the folder, which need not exist.
+    """
+    folders = folders_among(list_folder(filesystem, trial, missing_ok=True))
+    named = [folder for folder in folders if posixpath.basename(folder).startswith(CHECKPOINT)]
+    return sorted(named, key=_place, reverse=True)
 
 
 class _Found(NamedTuple):

@@ -25,8 +25,10 @@ from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.settings import check_names
 from rllib_kd.checkpoints.manifest import MARKS
 from rllib_kd.checkpoints.replay_files import local_folder, resolve_filesystem
-from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, child_of, file_types
-from rllib_kd.checkpoints.whole import lacking
+from rllib_kd.checkpoints.results import folders_among
+from rllib_kd.checkpoints.tune import checkpoints_of
+from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, child_of, file_types, list_folder, open_uri
+from rllib_kd.checkpoints.whole import first_whole, lacking
 from rllib_kd.environments.own import short_name
 from rllib_kd.experiment.experiment import LOG_LEVEL, CheckedExperiment, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
@@ -111,8 +113,6 @@ def check_options(experiment: CheckedExperiment, options: RunOptions, given: Col
     Raises:
         ValueError: the same as `run()` would raise after the start of Ray.
     """
-    if options.restore is not None:
-        _checkpoint_uri(options.restore, experiment.trainable)
     if options.resume:
         _check_resumable(folder := folder_of(experiment, options))
         defaults = _flags(dataclasses.replace(experiment, settings={}, num_samples=1), RunOptions())
@@ -121,7 +121,9 @@ def check_options(experiment: CheckedExperiment, options: RunOptions, given: Col
         began_with = recorded(folder)
         check_unchanged(began_with, _flags(experiment, options), defaults)
         check_same_config(began_with.get(_CONFIG, experiment.configured), experiment.configured)
+        _restored_checkpoint(experiment, options)
         return
+    _restored_checkpoint(experiment, options)
     _scheduler(experiment, options)
     _checkpoint_config(options)
     _check_writable(absolute_uri(options.storage_path))
@@ -229,8 +231,8 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
     snapshot_often(experiment.num_samples, seconds=1.0)
     storage, folder = absolute_uri(options.storage_path), folder_of(experiment, options)
     space = experiment.param_space
-    if options.restore is not None:
-        space = _restoring(space, _checkpoint_uri(options.restore, experiment.trainable))
+    if (restored := _restored_checkpoint(experiment, options)) is not None:
+        space = _restoring(space, restored)
     if options.resume:
         tuner = _resumed(experiment, space, folder)
     else:
@@ -362,6 +364,29 @@ def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
     return checkpoint.uri
 
 
+def _restored_checkpoint(experiment: CheckedExperiment, options: RunOptions) -> str | None:
+    """Return the checkpoint from which trials start that have none of their own; None: they start from nothing.
+
+    Raises:
+        ValueError: it cannot be restored, and no trial of a resumed run has a checkpoint of its own.
+    """
+    path, folder = options.restore, folder_of(experiment, options)
+    if options.resume:  # with or without --restore
+        path = recorded(folder).get("--restore", path)
+    try:
+        return None if path is None else _checkpoint_uri(path, experiment.trainable)
+    except ValueError:
+        if options.resume and _has_checkpoints(folder):
+            return path
+        raise
+
+
+def _has_checkpoints(folder: str) -> bool:
+    filesystem, path = open_uri(folder)
+    trials = folders_among(list_folder(filesystem, path))
+    return any(checkpoints_of(filesystem, trial) for trial in trials)
+
+
 def _restoring(space: AlgorithmConfig | dict[str, Any], checkpoint: str) -> AlgorithmConfig | dict[str, Any]:
     """Return the search space, in which algorithms start from a checkpoint."""
     name = "callbacks_on_algorithm_init"
@@ -374,9 +399,17 @@ def _restoring(space: AlgorithmConfig | dict[str, Any], checkpoint: str) -> Algo
 
 
 def _restore(path: str, *, algorithm: Any, **kwargs: Any) -> None:
+    """Restore an algorithm from a checkpoint; if its trial continues, from the newest one of its own.
+
+    Tune then restores the trial, too, if its state has that checkpoint, which it lacks if the run was killed just then.
+    """
+    filesystem = None
+    if (storage := _rllib.trial_storage(algorithm)) is not None:
+        own = first_whole(storage.storage_filesystem, checkpoints_of(storage.storage_filesystem, storage.trial_fs_path))
+        path, filesystem = (path, None) if own is None else (own, storage.storage_filesystem)
     if not isinstance(algorithm, DistillDQN) and algorithm.learner_group is not None:  # the first checks it itself
-        check_networks(algorithm.learner_group, *resolve_filesystem(path, None))
-    algorithm.restore_from_path(path)
+        check_networks(algorithm.learner_group, *resolve_filesystem(path, filesystem))
+    algorithm.restore_from_path(path, filesystem=filesystem)
 
 
 def _scheduler(experiment: CheckedExperiment, options: RunOptions) -> Any:

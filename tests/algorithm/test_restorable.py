@@ -95,7 +95,9 @@ def test_what_cannot_be_read_is_left_to_rllib(tmp_path):
 
 def test_networks_of_rllibs_algorithms_are_checked_too(tmp_path):
     write(tmp_path, default_policy=student())
-    algorithm = SimpleNamespace(learner_group=Learners(default_policy=student()), restore_from_path=[].append)
+    algorithm = SimpleNamespace(
+        learner_group=Learners(default_policy=student()), restore_from_path=lambda path, filesystem: None, _storage=None
+    )
     running._restore(str(tmp_path), algorithm=algorithm)
     algorithm.learner_group = Learners(default_policy=student(widths=(16,)))
     with pytest.raises(ValueError, match="has other layers"):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pyarrow.fs import LocalFileSystem
 from ray import cloudpickle, tune
 
 from rllib_kd import DistillDQNConfig
@@ -244,6 +245,38 @@ def test_algorithms_that_start_from_a_checkpoint_have_their_callbacks_too(given,
     restored, *others = running._restoring(space, "/checkpoint")[name]
     assert restored.args == ("/checkpoint",)
     assert others == own
+
+
+@pytest.mark.parametrize(("own", "restored"), [([], "/other"), ([0, 2, 10], "{}/checkpoint_000010")])
+def test_a_trial_with_a_checkpoint_of_its_own_is_not_restored_from_the_first_one(tmp_path, own, restored):
+    """Which may be gone; and Tune has no record of its own one if the run was killed just after it was saved."""
+    for number in own:
+        (tmp_path / f"checkpoint_{number:06}").mkdir()
+        (tmp_path / f"checkpoint_{number:06}" / "file").touch()
+    (tmp_path / "checkpoint_000011").mkdir()  # half written
+    storage = SimpleNamespace(storage_filesystem=LocalFileSystem(), trial_fs_path=str(tmp_path))
+    paths = []
+    algorithm = SimpleNamespace(
+        learner_group=None, restore_from_path=lambda path, filesystem: paths.append(path), _storage=storage
+    )
+    running._restore("/other", algorithm=algorithm)
+    assert paths == [restored.format(tmp_path)]
+
+
+@pytest.mark.parametrize("given", ["{}/gone", None])
+def test_a_run_that_is_resumed_needs_the_checkpoint_it_began_from_only_without_its_own(tmp_path, monkeypatch, given):
+    monkeypatch.setattr(running, "_check_resumable", lambda path: None)
+    gone = f"{tmp_path}/gone"
+    mine = CheckedExperiment("x", object, {}, STOP, 1, 0, {}, "")
+    record(f"{tmp_path}/x", running._flags(mine, RunOptions(restore=gone)))
+    options = RunOptions(storage_path=str(tmp_path), resume=True, restore=given and given.format(tmp_path))
+    with pytest.raises(ValueError, match="Nothing can be restored from"):
+        check_options(mine, options)
+    (tmp_path / "x" / "trial" / "checkpoint_000000").mkdir(parents=True)
+    check_options(mine, options)
+    assert running._restored_checkpoint(mine, options) == gone
+    with pytest.raises(ValueError, match="Nothing can be restored from"):
+        check_options(mine, replace(options, resume=False, restore=gone))
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import uuid
 from collections.abc import Collection
 from contextlib import nullcontext
 from functools import partial
@@ -14,13 +16,14 @@ from ray.rllib.core import COMPONENT_LEARNER_GROUP
 from ray.rllib.utils.annotations import override
 from typing_extensions import Self
 
-from rllib_kd.algorithm.dead_learners import names_dead_learners
+from rllib_kd.algorithm.dead_learners import names_dead_learners, raise_failures
 from rllib_kd.algorithm.fit import check_fit
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, STATE_ENTRY, check_format, check_format_at
 from rllib_kd.algorithm.learner_saves import check_learner_has_saved, num_learner_saves
 from rllib_kd.algorithm.replays import refill_replays, save_replays
 from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.teachers import TEACHER_IN_CHECKPOINT
+from rllib_kd.checkpoints.copies import copied_to, on_this_machine
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.replacing import replacing
 from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER, local_folder, resolve_filesystem
@@ -99,37 +102,42 @@ class CheckpointedDQN(DQN):
     ) -> str:
         """Save RLlib's checkpoint, with the replay of each Learner; on a local disk, atomically.
 
-        An older checkpoint at `path` stays until the new one is complete. See `replacing()`.
+        An older checkpoint at `path` stays until the new one is complete. See `replacing()`. On another filesystem, it
+        stays until the new one is complete on this machine, from where it is copied. See `copied_to()`.
+
+        Args:
+            path: path or URI of the checkpoint; None: a new temporary folder.
+            state: the state to save, instead of the Algorithm's.
+            filesystem: filesystem of the path.
+            **kwargs: other arguments of RLlib's method.
+
+        Returns:
+            The absolute path of the checkpoint on a local disk; otherwise `path`.
 
         Raises:
             OSError: the checkpoint cannot be written, or a Learner could not write its part.
         """
+        path = Path(tempfile.gettempdir(), str(uuid.uuid4())) if path is None else path
         folder = local_folder(path, filesystem)
-        if folder is None:
-            return self._write_checkpoint(path, state=state, filesystem=filesystem, **kwargs)
-        with replacing(folder, left_out=(REPLAY_FOLDER,)) as new:
+        with (
+            copied_to(*resolve_filesystem(path, filesystem))
+            if folder is None
+            else replacing(folder, left_out=(REPLAY_FOLDER,))
+        ) as new:
             self._write_checkpoint(new, state=state, **kwargs)
-        return str(folder)
+        return str(path if folder is None else folder)
 
-    def _write_checkpoint(
-        self,
-        path: str | Path | None,
-        *,
-        state: dict[str, Any] | None,
-        filesystem: pyarrow.fs.FileSystem | None = None,
-        **kwargs: Any,
-    ) -> str:
+    def _write_checkpoint(self, path: Path, *, state: dict[str, Any] | None, **kwargs: Any) -> None:
         if state is None:
             self._choose_restarts()
         num_saves = num_learner_saves(self.learner_group)
         with self._restarts.in_their_places(self.learner_group) if state is None else nullcontext():
-            saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
+            saved = super().save_to_path(path, state=state, **kwargs)
         if state is None:
             check_learner_has_saved(self.learner_group, saved, num_saves_before=num_saves)
             if self.config.store_buffer_in_checkpoints:
-                place = resolve_filesystem(saved if path is None else path, filesystem)[1]
-                save_replays(self.learner_group, saved, place, with_rows=self._sampling.stores_rows)
-        return saved
+                with_rows = self._sampling.stores_rows
+                save_replays(self.learner_group, saved, pyarrow.fs.LocalFileSystem(), with_rows=with_rows)
 
     @classmethod
     @override(DQN)
@@ -147,10 +155,18 @@ class CheckpointedDQN(DQN):
 
     @override(DQN)
     @names_dead_learners
-    def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
-        path = str(local_folder(path, kwargs.get("filesystem")) or path)
+    def restore_from_path(
+        self, path: str | Path, *args: Any, filesystem: pyarrow.fs.FileSystem | None = None, **kwargs: Any
+    ) -> None:
+        """Restore from a checkpoint as RLlib does; if it is not on a local disk, by a copy on this machine.
+
+        Raises:
+            ValueError: the checkpoint is incomplete, or one of other networks or another version.
+            OSError: it cannot be read.
+        """
+        path = str(local_folder(path, filesystem) or path)
         is_whole = "component" not in kwargs
-        resolved, filesystem = resolve_filesystem(path, kwargs.get("filesystem"))
+        resolved, filesystem = resolve_filesystem(path, filesystem)
         if is_whole:
             if (lack := lacking(filesystem, resolved)) is not None:
                 raise CheckpointError(f"The checkpoint '{path}' is incomplete: {lack}. Restore another one.")
@@ -158,15 +174,18 @@ class CheckpointedDQN(DQN):
             self._restarts.check(own.get("restarts", {"num_copies": 1}))
             check_networks(self.learner_group, resolved, filesystem)
         self._sampling.forget()
-        super().restore_from_path(path, *args, **kwargs)
+        with on_this_machine(resolved, filesystem) as folder:
+            super().restore_from_path(folder, *args, **kwargs)
+            raise_failures(self.learner_group)
+            if is_whole:
+                self._restarts.put_back(self.learner_group)
+            self._play_newest_student()
+            if self._teachers.are_loaded:
+                self._go_on()
+            if is_whole:
+                stores_rows = self.config.store_buffer_in_checkpoints
+                has_rows = stores_rows and refill_replays(self.learner_group, folder, pyarrow.fs.LocalFileSystem())
         if is_whole:
-            self._restarts.put_back(self.learner_group)
-        self._play_newest_student()
-        if self._teachers.are_loaded:
-            self._go_on()
-        if is_whole:
-            stores_rows = self.config.store_buffer_in_checkpoints
-            has_rows = stores_rows and refill_replays(self.learner_group, resolved, filesystem)
             self._sampling.replays_are(restored=has_rows)
             if not has_rows:
                 self._replay_ratio.replay_is_empty()

@@ -66,6 +66,20 @@ def naming_dead_learners(learner_group: LearnerGroup | None) -> Iterator[None]:
         raise LearnerDiedError from error
 
 
+def raise_failures(learner_group: LearnerGroup) -> None:
+    """Raise the error by which a remote Learner has failed, which RLlib drops when it restores.
+
+    Args:
+        learner_group: the Learners of a run. A local Learner raises its errors itself.
+
+    Raises:
+        LearnerDiedError: a Learner has died.
+        Exception: raised by a Learner.
+    """
+    if not learner_group.is_local and (reason := _reason_in(learner_group)) is not None:
+        raise reason
+
+
 def _reason_in(learner_group: LearnerGroup) -> Exception | None:
     """Return the error of a Learner that made the others fail; a `LearnerDiedError` if it has died; None: neither."""
     answers = list(learner_group.foreach_learner(raise_failure, healthy_only=False, timeout_seconds=_SECONDS_TO_ANSWER))

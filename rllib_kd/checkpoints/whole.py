@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import pyarrow.fs
 
 from rllib_kd import limits
-from rllib_kd.checkpoints.manifest import MANIFEST, parse_manifest
+from rllib_kd.checkpoints.manifest import MANIFEST, MARKS, parse_manifest
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER
 from rllib_kd.checkpoints.uris import list_folder, read_file
@@ -70,17 +70,52 @@ def lacking(filesystem: pyarrow.fs.FileSystem, folder: str) -> str | None:
         if _ALGORITHM not in top and "metadata.json" not in top:
             return f"it has no {_ALGORITHM}"
         sizes, are_all = _sizes(filesystem, folder)
-        if MANIFEST in sizes:
-            path = posixpath.join(folder, MANIFEST)
-            written = parse_manifest(read_file(filesystem, path, max_bytes=limits.MAX_DESCRIPTION), present=top)
-            if written is not None:
-                return _lacking_of(sizes, written, are_all=are_all)
+        if (written := _listed(filesystem, folder, top)) is not None:
+            return _lacking_of(sizes, written, are_all=are_all)
         own = [name for name in sizes if "/" not in name or name.partition("/")[0] in _FOLDERS]
         has_networks = "learner_group" not in top or any("/rl_module/" in name for name in own)
         lack = _half_file(filesystem, folder, own) or (_missing_file(own) if are_all else None)
         return lack or (None if has_networks else "it has no networks")
     except (CheckpointError, OSError):
         return None  # the code that reads it reports why it cannot be read
+
+
+def files_written(filesystem: pyarrow.fs.FileSystem, folder: str) -> list[str]:
+    """Return the paths, within an Algorithm's checkpoint, of the files that it wrote, those that make it one first.
+
+    They are those of its manifest, which comes first. Without one, they are those of RLlib's and this package's names.
+
+    Args:
+        filesystem: filesystem of the folder.
+        folder: folder of the checkpoint. If it is none, or not there, nothing was written.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    top = {entry.base_name for entry in list_folder(filesystem, folder, missing_ok=True)}
+    if top.isdisjoint(MARKS):
+        return []
+    sizes, _ = _sizes(filesystem, folder)
+    listed = _listed(filesystem, folder, top)
+    names = filter(_is_written, sizes) if listed is None else sizes.keys() & {*listed, MANIFEST}
+    return sorted(names, key=lambda name: (name != MANIFEST, name not in MARKS, name))
+
+
+def _is_written(name: str) -> bool:
+    """Return whether RLlib or this package writes a file of this name; the user may have arrays beside the replay."""
+    top, _, inner = name.partition("/")
+    base = posixpath.basename(name)
+    is_array = base.endswith(".npz")
+    is_ours = not inner or top in (_FOLDERS if not is_array else {REPLAY_FOLDER})
+    return is_ours and (inner or not is_array) and bool(_WRITTEN.fullmatch(base) or _STATE.fullmatch(base))
+
+
+def _listed(filesystem: pyarrow.fs.FileSystem, folder: str, top: Container[str]) -> Mapping[str, int] | None:
+    """Return the sizes of the files in a checkpoint's manifest; None if it has none to be trusted."""
+    if MANIFEST not in top:
+        return None
+    path = posixpath.join(folder, MANIFEST)
+    return parse_manifest(read_file(filesystem, path, max_bytes=limits.MAX_DESCRIPTION), present=top)
 
 
 def _lacking_of(sizes: Mapping[str, int], written: Mapping[str, int], *, are_all: bool) -> str | None:

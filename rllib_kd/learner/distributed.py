@@ -47,8 +47,23 @@ def fails_with_its_peers(update: _Method) -> _Method:
     return update_together  # type: ignore[return-value]
 
 
+def keeps_failure(restore: _Method) -> _Method:
+    """Keep the error that a method of a Learner raises, for `raise_failure()`: RLlib drops those of remote ones."""
+
+    @functools.wraps(restore)
+    def restore_and_keep(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.failure = None
+        try:
+            return restore(self, *args, **kwargs)
+        except Exception as error:
+            self.failure = error
+            raise
+
+    return restore_and_keep  # type: ignore[return-value]
+
+
 def raise_failure(learner: Any) -> None:
-    """Raise the error by which the last update of this Learner has failed, unless that was another Learner's."""
+    """Raise the error of this Learner's last update or restore that failed, unless that was another Learner's."""
     if (failure := getattr(learner, "failure", None)) is not None:
         raise failure
 

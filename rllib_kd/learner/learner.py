@@ -30,7 +30,7 @@ from ray.rllib.utils.metrics import (
 from torch import Tensor
 
 from rllib_kd.allocator import keep_freed_memory
-from rllib_kd.learner.distributed import fails_with_its_peers
+from rllib_kd.learner.distributed import fails_with_its_peers, keeps_failure
 from rllib_kd.learner.gradients import gradient_of
 from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.learning_rate import learning_rate_for
@@ -62,9 +62,8 @@ _TARGET_UPDATES = "last_update_ts_by_mid"  # env steps at the last update of eac
 class DistillDQNTorchLearner(DQNTorchLearner):
     """RLlib's DQN Learner with a distillation loss, a replay shard of its own and a tight update loop.
 
-    `update()` adds columns to the shard (they come as references from other processes), and makes
-    `num_gradient_steps` minibatch steps on rows drawn from it. Several Learners all-reduce their gradients, and must
-    make the same number of steps.
+    `update()` adds columns to the shard (references of other processes) and makes `num_gradient_steps` minibatch steps
+    on rows drawn from it. Several Learners all-reduce their gradients, and must make the same number of steps.
     """
 
     num_saves = 0  # by which the Algorithm sees whether a remote Learner has saved: RLlib drops its errors
@@ -305,6 +304,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         return saved
 
     @override(DQNTorchLearner)
+    @keeps_failure
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
         self._forget_training_weights()  # a whole checkpoint brings its own, in set_state()
         super().restore_from_path(path, **kwargs)

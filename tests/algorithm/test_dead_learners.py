@@ -12,7 +12,13 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.utils.actor_manager import RemoteCallResults, ResultOrError
 
 from rllib_kd import DistillDQN
-from rllib_kd.algorithm.dead_learners import LearnerDiedError, ask_learner, has_dead_learners, naming_dead_learners
+from rllib_kd.algorithm.dead_learners import (
+    LearnerDiedError,
+    ask_learner,
+    has_dead_learners,
+    naming_dead_learners,
+    raise_failures,
+)
 from rllib_kd.algorithm.learner_saves import check_learner_has_saved, num_learner_saves
 from rllib_kd.algorithm.replays import save_replays
 from rllib_kd.algorithm.sampling import Sampling
@@ -132,6 +138,18 @@ def test_what_a_learner_itself_has_raised_keeps_its_words(dead):
         raise RayTaskError("update", "loss is NaN", ValueError("loss is NaN")).as_instanceof_cause()
     with pytest.raises(OSError, match="disk"), naming_dead_learners(dead):
         raise OSError("disk full")
+
+
+def test_an_error_of_a_learner_that_restores_is_raised_though_rllib_drops_it(group, monkeypatch):
+    learner = group._worker_manager.learner
+    learner.failure = None
+    raise_failures(group)
+    error = RayTaskError("restore", "no such file", FileNotFoundError("no such file")).as_instanceof_cause()
+    answers = RemoteCallResults()
+    answers.add_result(0, ResultOrError(error=error), None)
+    monkeypatch.setattr(LearnerGroup, "foreach_learner", lambda self, func, **kwargs: answers)
+    with pytest.raises(FileNotFoundError, match="no such file"), naming_dead_learners(group):
+        raise_failures(group)
 
 
 def test_a_local_learner_never_dies(group):

@@ -1,8 +1,11 @@
 """The replay in checkpoints: a file for each Learner, in as many Learners as there are when it is restored."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow.fs
 import pytest
+from ray.rllib.algorithms.dqn import DQN
 
 from rllib_kd import DistillDQN
 from tests.algorithm.resumable import resumable_config, td_config
@@ -80,13 +83,31 @@ def test_a_replay_with_more_than_is_learned_now_is_taken(build, tmp_path):
     other.train()
 
 
-def test_a_checkpoint_may_lie_on_another_filesystem(build, tmp_path):
+def test_a_checkpoint_may_lie_on_another_filesystem(build, tmp_path, monkeypatch):
+    """It is written and read on this machine, where RLlib looks for what it has copied from a Learner's node."""
+    folders = []
+
+    def on_this_machine(method):
+        def noted(self, path, **kwargs):
+            folders.append(Path(path))
+            assert "filesystem" not in kwargs
+            return method(self, path, **kwargs)
+
+        return noted
+
+    for name in ("save_to_path", "restore_from_path"):
+        monkeypatch.setattr(DQN, name, on_this_machine(getattr(DQN, name)))
     filesystem = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
     algo = build(resumable_config())
     algo.train()
-    algo.save_to_path("bucket/checkpoint", filesystem=filesystem)
-    assert (tmp_path / "bucket/checkpoint/replay/0.npz").exists()
+    (tmp_path / "bucket/checkpoint/replay").mkdir(parents=True)
+    for file in ("class_and_ctor_args.pkl", "replay/0.npz", "replay/1.npz"):  # of an older run with two Learners
+        (tmp_path / "bucket/checkpoint" / file).write_bytes(b"older")
+    assert algo.save_to_path("bucket/checkpoint", filesystem=filesystem) == "bucket/checkpoint"
+    assert [file.name for file in (tmp_path / "bucket/checkpoint/replay").iterdir()] == ["0.npz"]
+    assert algo.save_to_path("mock:///bucket/checkpoint") == "mock:///bucket/checkpoint"
     resumed = build(resumable_config())
     resumed.restore_from_path("bucket/checkpoint", filesystem=filesystem)
+    assert [(folder.is_absolute(), folder.exists()) for folder in folders] == [(True, False)] * 3
     replays = [each.learner_group._learner.replay_arrays() for each in (algo, resumed)]
     assert_equal_weights(*replays)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from rllib_kd import DistillDQNTorchLearner
-from rllib_kd.learner.distributed import PeerFailedError, fails_with_its_peers, raise_failure
+from rllib_kd.learner.distributed import PeerFailedError, fails_with_its_peers, keeps_failure, raise_failure
 
 
 class FailingLearner(DistillDQNTorchLearner):
@@ -94,6 +94,21 @@ def test_an_error_of_the_connections_is_another_learners():
         lonely.update()
     raise_failure(lonely)  # which is none of its own
     assert not dist.is_initialized()
+
+
+def test_a_restore_that_raises_is_found_afterwards():
+    @keeps_failure
+    def restore(self, error):
+        if error is not None:
+            raise error
+
+    learner = SimpleNamespace()
+    with pytest.raises(FileNotFoundError):
+        restore(learner, FileNotFoundError("state"))
+    with pytest.raises(FileNotFoundError, match="state"):
+        raise_failure(learner)
+    restore(learner, None)
+    raise_failure(learner)
 
 
 def test_a_learner_that_is_alone_has_no_connections():

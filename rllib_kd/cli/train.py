@@ -164,7 +164,7 @@ def train(
     with (
         nullcontext(checked) if experiment.name is not None else named(checked, options) as checked,
         alone(checked, options),
-        connection(checked.trial_resources, address=ray_address, local=local, log_level=level),
+        connection(checked.trial_resources, bundles=checked.bundles, address=ray_address, local=local, log_level=level),
     ):
         if experiment.name is None:
             say(f"note: results go to '{folder_of(checked, options)}'.")

@@ -7,13 +7,15 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 import torch
+from ray.tune import PlacementGroupFactory
 
 from rllib_kd import _rllib
 from rllib_kd.environments.imports import setup_hook
@@ -44,10 +46,16 @@ class LocalRay:
                 raise ValueError(f"--ray-{name.replace('_', '-')} must be at least {low:,}, got {number:,}.")
 
 
+def bundles_of(request: PlacementGroupFactory) -> list[dict[str, float]]:
+    """Return the resources of a trial that need a node which has them at once: its bundles, or all of them together."""
+    return [request.required_resources] if request.strategy == "STRICT_PACK" else request.bundles
+
+
 @contextmanager
 def connection(
     needs: Mapping[str, float],
     *,
+    bundles: Sequence[Mapping[str, float]] = (),
     address: str | None = None,
     local: LocalRay = LocalRay(),
     log_level: str | None = None,
@@ -57,6 +65,7 @@ def connection(
 
     Args:
         needs: resources of one trial, `{"CPU": 1.0, ...}`.
+        bundles: result of `bundles_of()`; empty: not checked.
         address: address of a Ray to join, or "auto" for the one on this machine; None: RAY_ADDRESS if it is set,
             otherwise a local Ray is started.
         local: resources of the local Ray.
@@ -78,8 +87,9 @@ def connection(
             )
         _check_reachable(address)
     _set_variables_of_ray(is_logged=log_level is not None)
-    lacks = lacks or _trial_lacks
-    settings = {} if address is not None or ray.is_initialized() else _settings(needs, local, lacks)
+    lacks = lacks or partial(_trial_lacks, is_local=address is None)
+    is_started = address is None and not ray.is_initialized()
+    settings = _settings(needs, local, lacks) if is_started else {}
     with ExitStack() as stack:
         if not ray.is_initialized():
             if address is None:
@@ -93,10 +103,7 @@ def connection(
                 stack.callback(ray.shutdown)
                 logging = {"logging_level": log_level or "ERROR", "log_to_driver": log_level is not None}
                 ray.init(**where, **_paths_of_workers(), **logging)
-        for name, amounts in _missing(needs, ray.cluster_resources()):
-            if address is None:
-                raise ValueError(lacks(name, amounts))
-            say(f"note: a trial needs {amounts} now. Training waits until the cluster grows.")
+        _check_room(needs, bundles, lacks, may_grow=address is not None, is_started=is_started)
         yield
 
 
@@ -206,6 +213,26 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
+def _check_room(
+    needs: Mapping[str, float],
+    bundles: Sequence[Mapping[str, float]],
+    lacks: Callable[[str, str], str],
+    *,
+    may_grow: bool,
+    is_started: bool,
+) -> None:
+    """Check that Ray has the resources of a trial, and for each bundle a node; of a cluster that may grow, note it."""
+    missing = list(_missing(needs, ray.cluster_resources()))
+    for name, amounts in missing:
+        if not may_grow:
+            raise ValueError(lacks(name, amounts))
+        say(f"note: a trial needs {amounts} now. Training waits until the cluster grows.")
+    for name, amounts in () if missing else _too_large(bundles):
+        if is_started:
+            raise ValueError(lacks(name, amounts))
+        say(f"note: training waits until the cluster has a larger node. {lacks(name, amounts)}")
+
+
 def _missing(needs: Mapping[str, float], available: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """Yield the name of each resource of which there is too little, and both amounts in words."""
     for name, amount in needs.items():
@@ -213,6 +240,16 @@ def _missing(needs: Mapping[str, float], available: Mapping[str, float]) -> Iter
             yield name, f"{amount:g} {name}s, but Ray has {available.get(name, 0):g}"
 
 
-def _trial_lacks(name: str, amounts: str) -> str:
-    flag = f", or raise --ray-num-{name.lower()}s" if name in ("CPU", "GPU") else ""
+def _too_large(bundles: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str]]:
+    """Yield the same of the first bundle for which no node is large enough."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]] if bundles else []
+    for bundle in bundles:
+        if all(any(_missing(bundle, node)) for node in nodes):
+            amounts = " and ".join(f"{amount:g} {name}s" for name, amount in bundle.items() if amount)
+            yield next(iter(bundle)), f"{amounts} on one node, but no node has as many"
+            return
+
+
+def _trial_lacks(name: str, amounts: str, *, is_local: bool) -> str:
+    flag = f", or raise --ray-num-{name.lower()}s" if is_local and name in ("CPU", "GPU") else ""
     return f"A trial needs {amounts}. Lower num_env_runners, num_learners or their {name}s in --config{flag}."

@@ -38,6 +38,7 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, record_config
 from rllib_kd.evaluation.sources import Source, open_source
+from rllib_kd.experiment.connection import bundles_of
 from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.names import new_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
@@ -114,7 +115,8 @@ class Experiment:
             _check_is_one_student(configs)
             if any(config.env is None for config in configs):
                 raise ValueError("`compare_episodes` needs an environment. Name one: --env ID, or leave it out.")
-        first, requests = configs[0], [cls.default_resource_request(config).required_resources for config in configs]
+        first, requests = configs[0], [cls.default_resource_request(config) for config in configs]
+        needs = [request.required_resources for request in requests]
         about = subject(cls, map(_place_of, configs))
         return CheckedExperiment(
             name=new_name(about) if self.name is None else self.name,
@@ -123,7 +125,8 @@ class Experiment:
             stop=checked_stop(self.stop),
             num_samples=self.num_samples,
             compare_episodes=self.compare_episodes,
-            trial_resources={name: max(r.get(name, 0.0) for r in requests) for name in set().union(*requests)},
+            trial_resources={name: max(need.get(name, 0.0) for need in needs) for name in set().union(*needs)},
+            bundles=[bundle for request in requests for bundle in bundles_of(request)],
             settings=written,
             configured={} if self.config is None else _configured(base),
             title=f"{cls.__name__}-{short_name(_place_of(first))}",
@@ -146,6 +149,7 @@ class CheckedExperiment:
     settings: dict[str, Any] = field(default_factory=dict)  # as the user has written them, with absolute teachers
     configured: dict[str, Any] = field(default_factory=dict)  # what its config itself sets, before these settings
     subject: str = ""  # beginning of the experiment's default name
+    bundles: Sequence[Mapping[str, float]] = ()  # of the trials; each is for one node
 
 
 #: A setting that any command may change, also one that resumes.

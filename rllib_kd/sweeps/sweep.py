@@ -39,7 +39,7 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean
-from rllib_kd.experiment.connection import connection
+from rllib_kd.experiment.connection import bundles_of, connection
 from rllib_kd.experiment.experiment import check_below_storage, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.locations import location
@@ -246,7 +246,8 @@ class Sweep:
             check_spec(self.path, {SPACE: self._own_space})
         self._check(space, teacher)
         resources = self._resources(teacher)
-        with connection(resources.required_resources, address=address):
+        needs, bundles = resources.required_resources, bundles_of(resources)
+        with connection(needs, bundles=bundles, address=address, lacks=_lacks):
             task = replace(task, rounded=self._rounded)
             shared = tune.with_parameters(StudentTrial, teacher=teacher, task=task)  # in the object store
             trainable = tune.with_resources(shared, resources)
@@ -473,6 +474,14 @@ _NOTES = {
     "asha": "ASHA compares returns alone. Students that it stopped early, more often small ones, are not on the front.",
     "pbt": "Settings are those at the end of training: PBT changes them on the way, together with the weights.",
 }
+
+
+def _lacks(name: str, amounts: str) -> str:
+    """Return the message of `connection()`."""
+    return (
+        f"A trial needs {amounts}. Lower --num-seeds (num_seeds), the number of students that share a bundle, or "
+        f"num_env_runners, num_learners or their {name}s in --config (config)."
+    )
 
 
 def _evenly(items: list[Any], count: int) -> list[Any]:

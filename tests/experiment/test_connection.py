@@ -1,13 +1,16 @@
 """What a Ray starts with, without starting one."""
 
+from unittest.mock import MagicMock
+
 import pytest
 import ray
 from ray._private import parameter, services
 from ray.runtime_env import RuntimeEnv
+from ray.tune import PlacementGroupFactory
 from ray.tune.execution import class_cache
 from ray.tune.trainable import Trainable
 
-from rllib_kd.experiment.connection import LocalRay, connection
+from rllib_kd.experiment.connection import LocalRay, bundles_of, connection
 
 SERVER_OF_DASHBOARD = services.start_api_server
 
@@ -32,6 +35,39 @@ def daemons(monkeypatch):
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     return found
+
+
+@pytest.mark.parametrize(
+    ("bundles", "named"),
+    [
+        ([{"CPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}], None),
+        ([{"CPU": 1.0}, {"CPU": 3.0}], "3 CPUs on one node"),
+        ([{"CPU": 4.0, "GPU": 1.0}], "4 CPUs and 1 GPUs on one node"),  # of two
+    ],
+)
+def test_a_trial_waits_aloud_for_a_node_that_is_large_enough(daemons, monkeypatch, capsys, bundles, named):
+    nodes = [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0}, {"CPU": 8.0}]
+    nodes = [{"Resources": node, "Alive": node["CPU"] < 8} for node in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr("ray.cluster_utils.Cluster", MagicMock())
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    with connection({"CPU": 4.0}, bundles=bundles, address="auto"):
+        note = capsys.readouterr().err
+    assert (note == "") == (named is None)
+    if named is not None:
+        assert f"note: training waits until the cluster has a larger node. A trial needs {named}" in note
+        assert "Lower num_env_runners" in note
+        with (
+            pytest.raises(ValueError, match=f"{named}.* raise --ray-num-cpus"),
+            connection({"CPU": 4.0}, bundles=bundles, local=LocalRay(num_cpus=2, num_gpus=1, num_nodes=2)),
+        ):
+            pass
+
+
+def test_the_bundles_of_a_trial_are_for_one_node_each_if_it_is_not_packed():
+    bundles = [{"CPU": 1.0}, {"CPU": 2.0}]
+    assert bundles_of(PlacementGroupFactory(bundles)) == bundles
+    assert bundles_of(PlacementGroupFactory(bundles, strategy="STRICT_PACK")) == [{"CPU": 3.0}]
 
 
 def runtime_env_of_trials() -> str:

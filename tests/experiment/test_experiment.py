@@ -50,7 +50,9 @@ def test_search_spaces_of_a_config_and_of_settings_meet():
 
 def test_a_trial_needs_what_the_largest_of_its_variants_needs():
     settings = {"env": "CartPole-v1", "num_env_runners": {"grid_search": [1, 3, 2]}}
-    assert Experiment("x", "DQN", settings=settings).checked().trial_resources["CPU"] == 4
+    checked = Experiment("x", "DQN", settings=settings).checked()
+    assert checked.trial_resources["CPU"] == 4
+    assert checked.bundles == [{"CPU": 1.0}] * (2 + 4 + 3)
 
 
 def test_stop_criteria_have_todays_names():

@@ -142,6 +142,11 @@ def uri_of(uri: str, path: str, inner: str) -> str:
     return before.rstrip("/") + quote(below, safe=_PLAIN) + mark + options
 
 
+def without_options(uri: str) -> str:
+    """Return a URI without its options, such as `?region=eu-west-1`; a path unchanged."""
+    return uri.partition("?")[0] if "://" in uri else uri
+
+
 def child_of(uri: str, name: str) -> str:
     """Return the path or URI of a file or folder with this name in another one; options of a URI stay at its end."""
     return uri_of(uri, "", f"/{name}")

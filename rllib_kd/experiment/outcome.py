@@ -15,6 +15,7 @@ from rllib_kd.algorithm.teachers import has_networks
 from rllib_kd.checkpoints.manifest import MODULES
 from rllib_kd.checkpoints.run_names import short_names
 from rllib_kd.checkpoints.runs import GREEDY, Curve, read_curve
+from rllib_kd.checkpoints.uris import child_of
 from rllib_kd.environments.failures import EnvFailedError, SamplingFailedError, frames_in, users_line
 from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.evaluation.comparing import compare_all
@@ -93,7 +94,7 @@ def summary(result: tune.Result) -> str:
     metrics = result.metrics or {}
     if "training_iteration" not in metrics:
         return f"{Path(result.path).name}: not trained yet"
-    where = result.path if result.checkpoint is None else location(result.checkpoint)
+    where = location(result if result.checkpoint is None else result.checkpoint)
     return f"{progress_words([_with_last_returns(metrics, Path(result.path))])}\n{where}"
 
 
@@ -137,8 +138,9 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
     given = experiment.param_space.get("teacher")
     is_loaded = has_networks(given)
     if not experiment.compare_episodes:
-        family = [f"/{MODULES}/{name}" for name in config.get("students") or ()]
-        paths = [location(student.checkpoint) + inner for student in students for inner in family or [""]]
+        family = [f"{MODULES}/{name}" for name in config.get("students") or ()]
+        places = [location(student.checkpoint) for student in students]
+        paths = [child_of(place, inner) for place in places for inner in family] if family else places
         if is_loaded:
             return f"compare in Python with: rllib_kd.compare(teacher, {paths[0]!r})"
         teachers = config["teacher"] if isinstance(config["teacher"], list) else [config["teacher"]]

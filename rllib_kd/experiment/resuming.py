@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -157,7 +158,7 @@ def check_unfinished(results: tune.ResultGrid, stop: Mapping[str, float]) -> Non
         say(f"note: {words}.")
         return
     checkpoint = short[0].checkpoint
-    where = "CHECKPOINT" if checkpoint is None else location(checkpoint)
+    where = "CHECKPOINT" if checkpoint is None else shlex.quote(location(checkpoint))
     raise ValueError(f"{words}. Continue in a new one: --restore {where} --experiment-name NAME, without --resume.")
 
 

@@ -32,6 +32,7 @@ from rllib_kd.checkpoints.whole import first_whole, lacking
 from rllib_kd.environments.own import short_name
 from rllib_kd.experiment.experiment import LOG_LEVEL, CheckedExperiment, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
+from rllib_kd.experiment.locations import remember
 from rllib_kd.experiment.metrics import MissingMetrics, checked_metric
 from rllib_kd.experiment.names import newest, own_folder
 from rllib_kd.experiment.resuming import (
@@ -230,6 +231,7 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
 def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
     snapshot_often(experiment.num_samples, seconds=1.0)
     storage, folder = absolute_uri(options.storage_path), folder_of(experiment, options)
+    remember(folder)
     space = experiment.param_space
     if (restored := _restored_checkpoint(experiment, options)) is not None:
         space = _restoring(space, restored)

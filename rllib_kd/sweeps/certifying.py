@@ -15,6 +15,7 @@ from rllib_kd.certificates.certification import MAX_EPISODES, Episodes, Tested, 
 from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.certificates.held_out import HeldOut, RowGames
 from rllib_kd.checkpoints.run_json import read_json, write_json
+from rllib_kd.checkpoints.uris import without_options
 from rllib_kd.teachers.base import Teacher
 
 _EPISODES = "certification.json"  # in the sweep's folder
@@ -123,7 +124,7 @@ def _check_first_test(claim: Claim, confidences: Mapping[str, float], *, has_row
 
 def _in_sweep(checkpoint: str) -> str:
     """Return a checkpoint's path in the sweep's folder, which may have been moved: trial, checkpoint and seed."""
-    return "/".join(checkpoint.split("/")[-3:])
+    return "/".join(without_options(checkpoint).split("/")[-3:])
 
 
 def content_of(claim: Claim, tested: Tested) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 
 from rllib_kd.certificates.agreement import AGREEMENT
+from rllib_kd.experiment.locations import place_of
 from rllib_kd.experiment.loggers import wandb_callback
 from rllib_kd.public import public
 from rllib_kd.sweeps.trial import NUM_REPORTS, RETURN
@@ -59,7 +60,8 @@ class SettingLines(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print that the setting failed: Tune calls this at a failure, also if the trial is retried."""
-        self._print(trials, trial, f"failed: see error.txt in {trial.path}")
+        place = place_of(trial.path, trial.storage.storage_filesystem)
+        self._print(trials, trial, f"failed: see error.txt in {place}")
 
     def _print(self, trials: list[Any], trial: Any, line: str) -> None:
         ended = sum(other is trial or _has_ended(other) for other in trials)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from rllib_kd.checkpoints.uris import without_options
 from rllib_kd.export.certificate_card import write_certificate_card
 from rllib_kd.export.units import UNITS
 from rllib_kd.report.drawing import (
@@ -258,7 +259,8 @@ def _link(student: SweptStudent, at: str, text: str) -> str:
         return "–"
     if _scheme(checkpoint) != _scheme(at):
         return for_html(text)
-    return f'<a href="{for_html(quote(posixpath.relpath(checkpoint, at)))}">{for_html(text)}</a>'
+    link = posixpath.relpath(without_options(checkpoint), without_options(at))
+    return f'<a href="{for_html(quote(link))}">{for_html(text)}</a>'
 
 
 def _scheme(uri: str) -> str:

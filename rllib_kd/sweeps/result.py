@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rllib_kd.certificates.agreement import AGREEMENT, agreement_dict, note_on
 from rllib_kd.certificates.certificate import RETURN_RATIO, Measured
+from rllib_kd.checkpoints.uris import child_of
 from rllib_kd.evaluation.intervals import lower_bound
 from rllib_kd.export.units import UNITS
 from rllib_kd.text import finite_or_none, plain, printable, ratio, rough_percent
@@ -48,7 +49,8 @@ class SweptStudent:
         """Return path or URI of the checkpoint of the best seed, as all commands take it; None if there is none."""
         if self.checkpoint is None:
             return None
-        return f"{self.checkpoint}/seed_{max(range(len(self.return_ratios)), key=self.return_ratios.__getitem__)}"
+        best = max(range(len(self.return_ratios)), key=self.return_ratios.__getitem__)
+        return child_of(self.checkpoint, f"seed_{best}")
 
     @property
     def return_ratio(self) -> float:

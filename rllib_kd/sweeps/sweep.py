@@ -42,7 +42,7 @@ from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean
 from rllib_kd.experiment.connection import bundles_of, connection
 from rllib_kd.experiment.experiment import check_below_storage, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
-from rllib_kd.experiment.locations import location
+from rllib_kd.experiment.locations import location, place_of, remember
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.export.units import MINIMIZED
@@ -211,6 +211,7 @@ class Sweep:
             ValueError: the teacher cannot be loaded or plays no better than a random policy; a setting is refused; or
                 the folder already contains a sweep, and it is not to be resumed, differs from this one, or still runs.
         """
+        remember(self.path)
         with alone_in(self.path, remedy="give another name"):
             return self._run(resume=resume, address=address)
 
@@ -464,8 +465,7 @@ class Sweep:
     def _write(self, result: ReportedSweep) -> None:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
         with tempfile.TemporaryDirectory() as folder:
-            at = path if filesystem.type_name == "local" else f"{filesystem.type_name}://{path}"  # as `location()`
-            result.write(Path(folder), at=f"{at}/report")
+            result.write(Path(folder), at=child_of(place_of(path, filesystem), "report"))
             filesystem.create_dir(f"{path}/report", recursive=True)
             pyarrow.fs.copy_files(folder, f"{path}/report", destination_filesystem=filesystem)
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
+from ray import tune
 from ray.air._internal import usage
 
 from rllib_kd import _rllib
@@ -94,7 +95,7 @@ def test_at_the_end_the_last_known_return_is_shown(tmp_path, own, said):
         {"num_env_steps_sampled_lifetime": 2_000, "env_runners": {}, "training_iteration": 2, **own},
     ]
     (tmp_path / "result.json").write_text("\n".join(map(json.dumps, rows)))
-    result = SimpleNamespace(error=None, metrics=rows[-1], path=str(tmp_path), checkpoint=None)
+    result = tune.Result(error=None, metrics=rows[-1], path=str(tmp_path), checkpoint=None)
     assert summary(result).splitlines()[0] == f"2,000 env steps · {said}"
 
 

@@ -10,7 +10,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 
 from rllib_kd import DistillDQNConfig
-from rllib_kd.experiment import experiment
+from rllib_kd.experiment import experiment, locations
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.files import parse_settings, read_experiment
 from rllib_kd.experiment.locations import location
@@ -117,6 +117,22 @@ def test_checkpoints_are_named_so_that_they_can_be_found(kind, expected):
     assert location(SimpleNamespace(path="results/x", filesystem=SimpleNamespace(type_name=kind))) == expected
 
 
+@pytest.mark.parametrize(
+    ("folder", "path", "expected"),
+    [
+        ("s3://b/x?scheme=http&region=r", "b/x/trial/lr=0.1 #", "s3://b/x/trial/lr=0.1%20%23?scheme=http&region=r"),
+        ("s3://b/x?scheme=http&region=r", "b/xy/trial", "s3://b/xy/trial"),
+        ("abfs://c@account.dfs.core.windows.net/x", "c/x/trial", "abfs://c@account.dfs.core.windows.net/x/trial"),
+        ("/x", "/x/trial", "s3:///x/trial"),
+    ],
+)
+def test_checkpoints_have_the_options_of_the_uri_that_results_were_written_to(monkeypatch, folder, path, expected):
+    monkeypatch.setattr(locations, "_uris", {})
+    locations.remember(folder)
+    assert location(SimpleNamespace(path=path, filesystem=SimpleNamespace(type_name="s3"))) == expected
+    assert location(SimpleNamespace(path=path, filesystem=SimpleNamespace(type_name="local"))) == path
+
+
 def test_the_summary_shows_the_last_evaluation_and_whose_return_it_is_otherwise(tmp_path):
     metrics = {
         "training_iteration": 2,
@@ -124,7 +140,7 @@ def test_the_summary_shows_the_last_evaluation_and_whose_return_it_is_otherwise(
         "env_runners": {"episode_return_mean": 400.0},
         "distillation": {"teacher_fraction": 0.5},
     }
-    result = SimpleNamespace(error=None, path=str(tmp_path), metrics=metrics, checkpoint=None)
+    result = tune.Result(error=None, path=str(tmp_path), metrics=metrics, checkpoint=None)
     assert summary(result).splitlines() == ["20 env steps · behaviour return 400.0", str(tmp_path)]
     earlier = {**metrics, "training_iteration": 1, "num_env_steps_sampled_lifetime": 10}
     earlier["evaluation"] = {"env_runners": {}}

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from rllib_kd import DistillDQNConfig, Teacher, compare
-from rllib_kd.experiment import outcome
+from rllib_kd.experiment import locations, outcome
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.outcome import comparison
 from tests.conftest import make_q_module
@@ -41,6 +41,15 @@ def test_the_command_after_training_names_each_student_of_a_family():
     command = comparison(asked(0), [SimpleNamespace(checkpoint=checkpoint, config=config)])
     modules = "/c/learner_group/learner/rl_module"
     assert command == f"compare with: rllib compare --teacher cartpole {modules}/s4 {modules}/lin"
+
+
+def test_the_command_after_training_has_the_options_of_a_uri(monkeypatch):
+    monkeypatch.setattr(locations, "_uris", {"b/x": "s3://b/x?scheme=http"})
+    checkpoint = SimpleNamespace(filesystem=SimpleNamespace(type_name="s3"), path="b/x/c")
+    for students, inner in (({}, ""), ({"s4": {}}, "/learner_group/learner/rl_module/s4")):
+        config = {"teacher": "cartpole", "students": students}
+        command = comparison(asked(0), [SimpleNamespace(checkpoint=checkpoint, config=config)])
+        assert command.endswith(f" 's3://b/x/c{inner}?scheme=http'")
 
 
 def test_the_command_after_training_has_the_path_of_a_described_teacher():

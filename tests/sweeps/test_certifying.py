@@ -85,6 +85,8 @@ def test_another_keep_goes_on_with_the_same_episodes(games, tmp_path):
     assert games == [(num_played, 50)]
     moved = replace(CLAIM, keep=0.9, checkpoint=f"/moved{CLAIM.checkpoint}")
     assert certified(tmp_path, moved).certificate == tested.certificate
+    at_uri = replace(moved, checkpoint=f"s3://bucket{CLAIM.checkpoint}?endpoint_override=http://host")
+    assert certified(tmp_path, at_uri).certificate == tested.certificate
     assert len(games) == 1
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from rllib_kd import Sweep, search_space
 from rllib_kd.cli.main import main
+from rllib_kd.experiment import locations
+from rllib_kd.sweeps import report
 from rllib_kd.sweeps.loggers import MinuteLines, SettingLines, sweep_loggers
 from tests.sweeps.test_pareto import result, student
 
@@ -149,9 +151,25 @@ def test_before_the_first_report_there_is_no_ratio(capsys):
 
 
 def saved(num_parameters, *ratios, at="/storage/sweep x"):
-    from dataclasses import replace
+    return dataclasses.replace(student(num_parameters, *ratios), checkpoint=f"{at}/s{num_parameters}/checkpoint_000007")
 
-    return replace(student(num_parameters, *ratios), checkpoint=f"{at}/s{num_parameters}/checkpoint_000007")
+
+def test_checkpoints_at_a_uri_with_options_can_be_opened_and_linked():
+    options = "?scheme=http&endpoint_override=h%2F:1"
+    found = dataclasses.replace(
+        saved(20, 0.4, 0.5, at="s3://b/x"), checkpoint=f"s3://b/x/s20/checkpoint_000007{options}"
+    )
+    assert found.best_checkpoint == f"s3://b/x/s20/checkpoint_000007/seed_1{options}"
+    link = report._link(found, f"s3://b/x/report{options}", "s20")
+    assert link == '<a href="../s20/checkpoint_000007/seed_1">s20</a>'
+
+
+def test_a_setting_that_fails_is_found_by_its_uri(monkeypatch, capsys):
+    monkeypatch.setattr(locations, "_uris", {"b/x": "s3://b/x?scheme=http"})
+    storage = SimpleNamespace(storage_filesystem=SimpleNamespace(type_name="s3"))
+    failed = SimpleNamespace(path="b/x/s20", storage=storage, status="ERROR")
+    SettingLines().on_trial_error(1, [failed], failed)
+    assert "failed: see error.txt in s3://b/x/s20?scheme=http" in capsys.readouterr().out
 
 
 def test_the_checkpoint_of_the_recommended_student_is_printed(tmp_path):

@@ -32,10 +32,10 @@ from rllib_kd.teachers.base import Teacher
 #: An iteration, after which the clock is read: env steps, or seconds if time is the limit, but at least one fragment.
 _ENV_STEPS_PER_ITERATION, _SECONDS_PER_ITERATION = 2_000, 2.0
 
-#: Settings that the command makes itself.
+#: Settings that the command makes itself, and `patience`: students are compared after the same number of env steps.
 OWN_SETTINGS = (
     *("teacher", "env", "seed", "student", "students", "restarts", "compression"),
-    *("num_baseline_episodes", "num_validation_episodes", "store_buffer_in_checkpoints"),
+    *("num_baseline_episodes", "num_validation_episodes", "store_buffer_in_checkpoints", "patience"),
 )
 
 
@@ -64,7 +64,7 @@ def training_config(
         ValueError: a setting is unknown or out of range, or one that the command makes itself.
     """
     if own := [name for name in settings if name in OWN_SETTINGS]:
-        raise ValueError(f"The setting '{own[0]}' cannot be in the config: the command sets it. Leave it out.")
+        raise ValueError(f"The setting '{own[0]}' cannot be in the config: the command decides on it. Leave it out.")
     config = student_config(env, teacher, settings, seed=seed)
     if config.own_connectors:
         raise ValueError(

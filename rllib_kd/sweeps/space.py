@@ -28,6 +28,7 @@ _OWN = {
     "env": "set --env (env=...)",
     "seed": "each student has its own. Set --seed (seed=...)",
     "students": "a setting is one student. Search 'fcnet_hiddens' or 'compression'",
+    "patience": "students are compared after the same number of env steps. Set --env-steps (env_steps=...)",
 }
 
 

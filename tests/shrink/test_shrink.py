@@ -53,6 +53,7 @@ WRONG = {
     "teacher of another environment": (["--env", "Acrobot-v1"], "The teacher '"),
     "teacher that is not there": (["--teacher", "/does/not/exist"], "no checkpoint at '/does/not/exist'"),
     "several agents": (["--env", "ray.rllib.examples.envs.classes.multi_agent.MultiAgentCartPole"], "several agents"),
+    "an end of its own": (["--config", '{"patience": 1000}'], "'patience' cannot be in the config"),
     "a setting of its own": (["--config", '{"restarts": 3}'], "'restarts' cannot be in the config"),
     "unknown setting": (["--config", '{"temprature": 1}'], "Did you mean 'temperature'?"),
 }

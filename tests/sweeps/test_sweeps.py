@@ -135,6 +135,7 @@ def test_the_space_of_the_file_in_tuning_is_one(tmp_path):
         ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
         ({"config": {"seed": 3}}, "'seed' cannot be in the config of a sweep: each student has its own. Set --seed"),
         ({"config": {"env": "Acrobot-v1"}}, "'env' cannot be in the config of a sweep"),
+        ({"config": {"patience": 1_000}}, "'patience' cannot be in the config .* after the same number of env steps"),
         ({"config": {"students": {"a": "linear"}}}, "'students' cannot be in the config .* a setting is one student"),
     ],
 )

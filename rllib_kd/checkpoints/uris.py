@@ -16,6 +16,7 @@ import pyarrow.fs
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.paths import expanded, tidied
+from rllib_kd.text import first_line
 
 _HEAD = 64  # bytes by which a file is recognised
 _BLOCK = 2**20  # bytes
@@ -53,6 +54,27 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
             "'cartpole', which comes with rllib_kd."
         )
     return filesystem, path.rstrip("/") or "/"
+
+
+def check_storage(uri: str) -> None:
+    """Check that there is a filesystem for the path or URI of a folder that need not exist.
+
+    Raises:
+        ValueError: a URI has an unknown scheme or option, no path, or a filesystem that this machine cannot open.
+    """
+    if "://" not in uri:
+        return
+    try:
+        _, path = pyarrow.fs.FileSystem.from_uri(uri)
+        reason = "" if path.strip("/") else "it has no path"
+    except (pyarrow.ArrowInvalid, OSError, ImportError, UnicodeEncodeError) as error:
+        reason = first_line(error)
+    if reason:
+        raise ValueError(
+            f"Results cannot be written to '{uri}': {reason}. Set --storage-path to a folder, or to a URI of S3 "
+            "(s3://BUCKET/FOLDER), Google Cloud Storage (gs://BUCKET/FOLDER) or Azure "
+            "(abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/FOLDER)."
+        )
 
 
 def file_types(filesystem: pyarrow.fs.FileSystem, paths: Sequence[str]) -> list[pyarrow.fs.FileType]:

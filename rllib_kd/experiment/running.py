@@ -27,7 +27,15 @@ from rllib_kd.checkpoints.manifest import MARKS
 from rllib_kd.checkpoints.replay_files import local_folder, resolve_filesystem
 from rllib_kd.checkpoints.results import folders_among
 from rllib_kd.checkpoints.tune import checkpoints_of
-from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, child_of, file_types, list_folder, open_uri
+from rllib_kd.checkpoints.uris import (
+    NothingThereError,
+    absolute_uri,
+    check_storage,
+    child_of,
+    file_types,
+    list_folder,
+    open_uri,
+)
 from rllib_kd.checkpoints.whole import first_whole, lacking
 from rllib_kd.environments.own import short_name
 from rllib_kd.experiment.experiment import LOG_LEVEL, CheckedExperiment, check_not_empty
@@ -100,6 +108,7 @@ class RunOptions:
         for path in (self.storage_path, self.restore):
             if path is not None:
                 local_folder(path, None)  # before Ray starts
+        check_storage(self.storage_path)
 
 
 def check_options(experiment: CheckedExperiment, options: RunOptions, given: Collection[str] = ()) -> None:

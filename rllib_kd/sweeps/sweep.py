@@ -34,7 +34,7 @@ from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import Tested
 from rllib_kd.certificates.fresh import check_fresh
 from rllib_kd.certificates.held_out import HeldOut, check_without_environment, has_input, hold_out_of
-from rllib_kd.checkpoints.uris import absolute_uri, child_of
+from rllib_kd.checkpoints.uris import absolute_uri, check_storage, child_of
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_players_fit
@@ -190,6 +190,7 @@ class Sweep:
         check_not_empty(name=self.name)
         check_below_storage(name=self.name)
         self.storage_path = absolute_uri(self.storage_path or "~/ray_results")
+        check_storage(self.storage_path)
 
     @property
     def path(self) -> str:

@@ -176,6 +176,19 @@ BAD = {
     ),
     "scheduler's arguments alone": ([*DISTIL, "--scheduler-config", '{"metric": "x"}'], "needs a --scheduler"),
     "nowhere to write": ([*DISTIL, "--storage-path", "/dev/null/x"], "cannot be written"),
+    "a URI of no filesystem": (
+        [*DISTIL, "--storage-path", "foo://b/x"],
+        "Results cannot be written to 'foo://b/x': Unrecognized filesystem type in URI: foo://b/x. Set --storage-path",
+    ),
+    "a URI with an unknown option": ([*DISTIL, "--storage-path", "s3://b/x?a=1"], "Unexpected query parameter"),
+    "a URI without a path, to resume": (
+        [*DISTIL, "--resume", "--experiment-name", "x", "--storage-path", "s3://"],
+        "Results cannot be written to 's3://': it has no path.",
+    ),
+    "a sweep at a URI of no filesystem": (
+        ["sweep", "--env", "CartPole-v1", "--teacher", "cartpole", "--storage-path", "abfs://x"],
+        "Results cannot be written to 'abfs://x': ",
+    ),
     "nothing to restore": ([*DISTIL, "--restore", "/none"], "restored from '/none': There is no checkpoint"),
     "nothing to resume": (
         [*DISTIL, "--resume", "--storage-path", "/tmp/rllib_kd_none", "-n", "mine"],

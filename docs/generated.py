@@ -31,6 +31,7 @@ SEE = {
     "[what was measured](learning.md#how-much-of-the-mixture-stays-the-teachers)",
     "max_regret": "[Whose states](whose_states.md#when-to-change-it), "
     "[restarts](families.md#restarts), [tiny students](learning.md#tiny-students)",
+    "label_fraction": "[Labels of some states](atari.md#labels-of-some-states)",
     "compression": "[Choosing a size](advice.md#size)",
     "student": "[Images and Atari](atari.md)",
     "students": "[Families](families.md)",

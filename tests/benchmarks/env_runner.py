@@ -10,12 +10,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from torch import nn
 
-from rllib_kd import load_teacher
+from rllib_kd import DistillDQNConfig, load_teacher
+from rllib_kd.algorithm.students import shape_students
 from rllib_kd.env_runner.single_agent import DistillEnvRunner
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
+from tests.benchmarks.evaluation import Frames, teacher_of_pong
 from tests.benchmarks.harness import NUM_ENVS, UNITS, VECTOR_STEPS, compare, distillation_config, rate
 
 
@@ -132,9 +135,33 @@ def showing(way: str) -> Callable:
     return measured
 
 
+def labelling(share: float) -> Callable:
+    @contextlib.contextmanager
+    def measured() -> Iterator[Callable]:
+        config = (
+            DistillDQNConfig()
+            .environment("ALE/Pong-v5")
+            .distillation(teacher="a network", student="rusu-net3", label_fraction=share, num_baseline_episodes=0)
+        )
+        teacher = teacher_of_pong(Frames())
+        config.settle_environment()
+        shape_students(config, {DEFAULT_MODULE_ID: teacher})
+        config.validate()
+        runner = DistillEnvRunner(config=config, worker_index=0)
+        runner.set_teacher(teacher)
+
+        def run() -> None:
+            runner.sample_columns(teacher_fraction=0.0, epsilon=0.05, names=DISTILLATION_COLUMNS, num_shards=1)
+
+        yield lambda: rate(config.num_envs_per_env_runner * config.get_rollout_fragment_length(), run)
+
+    return measured
+
+
 BENCHMARKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "env_runner_vs_bare": lambda name: compare(name, "env steps/s", our_env_runner, bare_env_loop),
     "env_runner_vs_rllib": lambda name: compare(name, "env steps/s", our_env_runner, rllib_env_runner),
+    "env_runner_label_fraction": lambda name: compare(name, "env steps/s", labelling(0.25), labelling(1.0)),
     **{
         f"env_runner_{way}": lambda name, way=way: compare(name, "env steps/s", showing(way), showing("plain"))
         for way in ("dict", "discrete", "mask", "mask_in_info", "mask_method")

@@ -23,10 +23,11 @@ NUM_ACTIONS = 6
 
 
 class Frames(nn.Module):
-    """The network of Mnih et al. 2015 with random weights, on stacks of bytes."""
+    """The network of Mnih et al. 2015 with random weights, the same ones each time, on stacks of bytes."""
 
     def __init__(self) -> None:
         super().__init__()
+        torch.manual_seed(0)
         convolutions = [nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1)]
         dense = [nn.ReLU(), nn.Flatten(), nn.Linear(3_136, 512), nn.ReLU(), nn.Linear(512, NUM_ACTIONS)]
         self.layers = nn.Sequential(*convolutions, *dense)
@@ -74,16 +75,20 @@ def cartpole(name: str) -> dict[str, Any]:
     )
 
 
-def atari(name: str) -> dict[str, Any]:
-    from ale_py.vector_env import AtariVectorEnv  # the extra [atari]
-
-    torch.manual_seed(0)
-    network = Frames()
-    teacher = Teacher.from_callable(
+def teacher_of_pong(network: Frames) -> Teacher:
+    """A teacher that sees ALE's stacks of frames."""
+    return Teacher.from_callable(
         network,
         observation_space=gym.spaces.Box(0, 255, (4, 84, 84), np.uint8),
         action_space=gym.spaces.Discrete(NUM_ACTIONS),
     )
+
+
+def atari(name: str) -> dict[str, Any]:
+    from ale_py.vector_env import AtariVectorEnv  # the extra [atari]
+
+    network = Frames()
+    teacher = teacher_of_pong(network)
     return compare(
         name,
         "states/s",

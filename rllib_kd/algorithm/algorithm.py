@@ -58,6 +58,7 @@ from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.algorithm.students import Students, new_student, warn_of_large_students
 from rllib_kd.algorithm.teachers import Teachers
 from rllib_kd.algorithm.unusable_states import UnusableStates
+from rllib_kd.environments.failures import exits_are_errors, users_errors
 from rllib_kd.environments.own import settled
 from rllib_kd.evaluation.played_environment import record_config
 from rllib_kd.learner.learner import STATE_AFTER_UPDATE
@@ -106,7 +107,6 @@ class DistillDQN(CheckpointedDQN):
     """Trains a compact student Q-network to act like a trained teacher, on the states that EnvRunners visit."""
 
     config: DistillDQNConfig
-    train: Callable[[], dict[str, Any]]  # RLlib's, which has no types
 
     SAVED: ClassVar = ("_returns", "_replay_ratio", "_first_weights", "_sampling", "_restarts", "_patience")
     #: The other attributes of this class, which follow from the config, or belong to one process.
@@ -124,6 +124,7 @@ class DistillDQN(CheckpointedDQN):
         return DQN._get_env_id_and_creator(settled(env_specifier), config)
 
     @override(DQN)
+    @exits_are_errors
     def setup(self, config: AlgorithmConfig) -> None:
         """Load the teachers, shape the students, build RLlib's groups, and connect teachers with students.
 
@@ -135,7 +136,7 @@ class DistillDQN(CheckpointedDQN):
         try:
             with _rllib.algorithm_init_put_off(self):
                 self._set_up()
-        except (Exception, KeyboardInterrupt):
+        except (Exception, KeyboardInterrupt, SystemExit):
             try:
                 self.cleanup()
             except Exception:  # the first error counts
@@ -161,7 +162,7 @@ class DistillDQN(CheckpointedDQN):
         try:
             with _rllib.learners_wait_for_each_other(seconds=_SECONDS_BETWEEN_LEARNERS):
                 super().setup(self.config)
-        except Exception as error:
+        except users_errors() as error:
             if self.config.num_env_runners == 0 or isinstance(error, IndexError):  # RLlib's if remote ones failed
                 explain_failed_env_runners(self.config, self.env_creator)
             raise
@@ -194,6 +195,12 @@ class DistillDQN(CheckpointedDQN):
         self._sampling.meet(self._teachers)
         for group_id, played in play_baselines(self.config, self._teachers, self.env_runner_group).items():
             self._returns.take_baselines(self._students.of_group(group_id), played)
+
+    @override(DQN)
+    @exits_are_errors
+    def train(self) -> dict[str, Any]:
+        """Run RLlib's training iteration, with callbacks of its result."""
+        return super().train()
 
     @override(DQN)
     @names_dead_learners

@@ -14,7 +14,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from rllib_kd.algorithm.preflight import check_teacher
 from rllib_kd.algorithm.students import Students, new_student
-from rllib_kd.environments.failures import described, name_of
+from rllib_kd.environments.failures import described, name_of, users_errors
 from rllib_kd.environments.making import check_has_spaces
 from rllib_kd.observations.connectors import UnfitConnectorsError
 from rllib_kd.observations.masks import features_space
@@ -118,7 +118,7 @@ def explain_failed_env_runners(config: DistillationConfig, make_env: Callable[[E
     name = name_of(config.env)
     try:
         env = make_env(EnvContext(config.env_config, worker_index=0))
-    except Exception as error:
+    except users_errors() as error:
         raise ValueError(f"The environment '{name}' cannot be made: {described(error)}") from error
     if config.is_multi_agent:
         if isinstance(env, gym.Env):
@@ -142,7 +142,7 @@ def _returned_by_connectors(config: DistillationConfig, env: Any) -> Any:
         return config.build_env_to_module_connector(env=envs, spaces=spaces).observation_space
     except UnfitConnectorsError:
         raise
-    except Exception as error:
+    except users_errors() as error:
         raise ValueError(f"The env_to_module_connector cannot be made: {described(error)}") from error
 
 

@@ -16,6 +16,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from rllib_kd.algorithm.checks.recurrent import check_recurrent_inputs
 from rllib_kd.algorithm.dead_learners import ask_learner
+from rllib_kd.environments.failures import users_errors
 from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, NUM_REGROWTHS
 from rllib_kd.networks.dqn_module import Support, count_parameters, student_module_spec, support_of
 from rllib_kd.networks.trees.module import TreeRLModule
@@ -247,6 +248,6 @@ def _inputs(config: DistillationConfig, teacher: Teacher, spaces: tuple[Any, Any
         return teacher.input_space
     try:
         seen = config.build_env_to_module_connector(spaces={INPUT_ENV_SINGLE_SPACES: spaces}).observation_space
-    except Exception:  # of any kind: the connectors need the environment itself, or EnvRunners will name the reason
+    except users_errors():  # the connectors need the environment itself, or EnvRunners will name the reason
         return teacher.input_space
     return seen if is_box_of_floats(seen) else teacher.input_space

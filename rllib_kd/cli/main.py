@@ -23,7 +23,7 @@ import typer
 from rllib_kd.cli import label, play, serve, shrink, sweep, train  # noqa: F401 (importing them adds their commands)
 from rllib_kd.cli.app import app, clean_warnings_of_others, echo, fail, with_log_level
 from rllib_kd.cli.gone import refuse_what_is_gone
-from rllib_kd.environments.failures import SamplingFailedError
+from rllib_kd.environments.failures import ExitedError, SamplingFailedError, exits_are_errors
 from rllib_kd.export.failures import ProgramFailedError
 from rllib_kd.relay import printed_warnings
 from rllib_kd.workers.forking import ServerOfCommand, this_process_is_a_command
@@ -44,13 +44,14 @@ def main(arguments: list[str] | None = None) -> None:
         with _ending_on_signals(), printed_warnings(), clean_warnings_of_others():
             refuse_what_is_gone(arguments)
             try:
-                code = app(with_log_level(arguments), prog_name="rllib", standalone_mode=False, obj=arguments)
+                run = exits_are_errors(app)
+                code = run(with_log_level(arguments), prog_name="rllib", standalone_mode=False, obj=arguments)
             except _UsageError as error:
                 command = error.ctx.command_path if error.ctx is not None else "rllib"
                 fail(f"{error.format_message()} See `{command} --help`.", code=2)
             except ValueError as error:
                 fail(str(error), code=2)
-            except (OSError, SamplingFailedError, ProgramFailedError) as error:
+            except (OSError, SamplingFailedError, ExitedError, ProgramFailedError) as error:
                 fail(str(error), code=1)
             except Exception:  # unforeseen; its message, too, may quote a file
                 echo(traceback.format_exc().rstrip("\n"), err=True)

@@ -40,7 +40,7 @@ from ray.rllib.utils.metrics import (
 from rllib_kd import _rllib
 from rllib_kd.checkpoints.connectors import is_default_connector
 from rllib_kd.environments import pools
-from rllib_kd.environments.failures import EnvFailedError, SamplingFailedError, described
+from rllib_kd.environments.failures import EnvFailedError, SamplingFailedError, described, users_errors
 from rllib_kd.environments.returned import NotFiniteError, check_returned, explained
 from rllib_kd.observations.connectors import MaskApart, OneVector
 from rllib_kd.observations.flattening import with_text_arrays
@@ -101,7 +101,7 @@ class ExplainsFailures:
             obs, infos = super()._try_env_reset(*args, **kwargs)  # type: ignore[misc]  # RLlib's
         except EnvFailedError:
             raise  # RLlib's tries again by calling this
-        except Exception as error:
+        except users_errors() as error:
             raise explained(self.config.env, self.env, error, doing="reset") from error
         self._check(self._check_returned, obs, doing="reset")
         return obs, infos
@@ -110,7 +110,7 @@ class ExplainsFailures:
         handles_each = self._handles_each_step()
         try:
             results = self._step(actions, is_logged=handles_each)
-        except Exception as error:
+        except users_errors() as error:
             raise self._explained_step(error) from error
         if handles_each and results != ENV_STEP_FAILURE:
             obs, rewards, terminateds, truncateds, _ = results
@@ -133,7 +133,7 @@ class ExplainsFailures:
                 results = self.env.step(actions)
             self._log_env_steps(self._metrics_num_try_env_step, 1)
             return results
-        except Exception as error:
+        except users_errors() as error:
             self.metrics.log_value(NUM_ENV_STEP_FAILURES_LIFETIME, 1, reduce="lifetime_sum")
             if not self.config.restart_failed_sub_environments or self._num_remade == _MOST_REMADE:
                 raise
@@ -143,7 +143,7 @@ class ExplainsFailures:
             self.make_env()
             return ENV_STEP_FAILURE
 
-    def _explained_step(self, error: Exception) -> EnvFailedError:
+    def _explained_step(self, error: BaseException) -> EnvFailedError:
         """Return the failure to raise from an error of a step that is not tolerated."""
         reason = explained(self.config.env, self.env, error, doing="step")
         if self._num_remade < _MOST_REMADE:
@@ -200,7 +200,7 @@ class ExplainsFailures:
                 return func(env_runner, *args, **kwargs)
             except SamplingFailedError as reason:
                 self._failure = reason
-            except Exception as error:
+            except users_errors() as error:
                 logger.exception("EnvRunner %s failed.", self.worker_index)
                 self._failure = SamplingFailedError(f"An EnvRunner failed: {described(error)}")
             return None

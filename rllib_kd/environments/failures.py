@@ -1,13 +1,16 @@
-"""Failures of environments and EnvRunners: the error and the line of the user's code that raised it, in one line."""
+"""Failures of the user's code, above all of environments: the error and the line that raised it, in one line."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import signal
+import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 #: Folders of code between the user's and this package, whose lines explain nothing.
 _PASSED_THROUGH = ("ray", "gymnasium", "numpy", "torch", "tree")
@@ -15,6 +18,9 @@ _PASSED_THROUGH = ("ray", "gymnasium", "numpy", "torch", "tree")
 _OWN, _OWN_NAME = os.path.join(Path(__file__).parents[1], ""), __name__.partition(".")[0]
 _STANDARD = os.path.dirname(os.__file__)
 _PACKAGES = ("site-packages", "dist-packages")
+#: Packages that end a process as it should end: a worker of Ray, and a command that is used wrongly.
+_ENDING = ("ray", "typer", "click")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _FRAME = re.compile(r'\s*File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)')
 
 
@@ -24,6 +30,10 @@ class SamplingFailedError(RuntimeError):
 
 class EnvFailedError(SamplingFailedError):
     """An environment has failed. The message names it, its method, its error, and the line of the user's code."""
+
+
+class ExitedError(RuntimeError):
+    """The user's code has called `sys.exit()`. The message has its line."""
 
 
 class Frame(NamedTuple):
@@ -50,7 +60,47 @@ def failure(env: Any, error: BaseException, *, doing: str) -> EnvFailedError:
     frames = frames_of(error)
     methods = [frame.function for frame in frames if frame.function in ("reset", "step", "render", "__init__")]
     users = [frame.function for frame in frames if is_users(frame) and frame.function in methods]
-    return EnvFailedError(f"The environment '{name_of(env)}' raised in {(users or [doing])[-1]}(): {described(error)}")
+    reason = f"The environment '{name_of(env)}' raised in {(users or [doing])[-1]}(): {described(error)}"
+    hint = ". It must not end the process: an episode ends by `terminated` or `truncated`"
+    return EnvFailedError(f"{reason}{hint if isinstance(error, SystemExit) else ''}")
+
+
+def users_errors() -> tuple[type[BaseException], ...]:
+    """Return what the user's code may raise, for an `except` clause: errors, and `sys.exit()`, as games call it.
+
+    Only the clause itself may call this, `except users_errors() as error:`, since it looks at what was raised: another
+    `SystemExit` passes (`is_users_exit()`).
+    """
+    return (Exception, SystemExit) if is_users_exit(sys.exc_info()[1]) else (Exception,)
+
+
+def is_users_exit(error: BaseException | None) -> bool:
+    """Return whether the user's code has called `sys.exit()`: not this package, Ray, or a handler of a signal."""
+    if not isinstance(error, SystemExit):
+        return False
+    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()}
+    if any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__)):
+        return False
+    last = frames_of(error)[-1]
+    return not is_own(last) and _package_of(last) not in _ENDING
+
+
+def exits_are_errors(function: _Function) -> _Function:
+    """Let a function raise an `ExitedError` where the user's code calls `sys.exit()`.
+
+    A command would end without a message, and an actor of Ray would die without a reason.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except SystemExit as error:
+            if not is_users_exit(error):
+                raise
+            raise ExitedError(f"Code of your own has ended the process: {described(error)}. Raise an error.") from error
+
+    return call  # type: ignore[return-value]
 
 
 def layers(env: Any) -> Iterator[Any]:
@@ -105,10 +155,14 @@ def is_users(frame: Frame) -> bool:
     """Return whether a line belongs to the user's code or to a package of environments."""
     if is_own(frame) or frame.file.startswith("<"):
         return False
+    if (package := _package_of(frame)) is not None:
+        return package not in (*_PASSED_THROUGH, _OWN_NAME)
+    return not frame.file.startswith(_STANDARD) and "/ray/" not in frame.file
+
+
+def _package_of(frame: Frame) -> str | None:
+    """Return the installed package that a line belongs to; None if it belongs to none."""
     parts = Path(frame.file).parts
     if parts[0] in _PASSED_THROUGH:  # Cython records paths from the root of its package's source
-        return False
-    packages = [parts[i + 1] for i, part in enumerate(parts[:-1]) if part in _PACKAGES]
-    if packages:
-        return packages[-1] not in (*_PASSED_THROUGH, _OWN_NAME)
-    return not frame.file.startswith(_STANDARD) and "/ray/" not in frame.file
+        return parts[0]
+    return next((parts[i + 1] for i in reversed(range(len(parts) - 1)) if parts[i] in _PACKAGES), None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rllib_kd.environments.failures import described
+from rllib_kd.environments.failures import described, users_errors
 from rllib_kd.paths import check_path, tidied
 
 #: Folders that were made importable, in this order.
@@ -62,7 +62,7 @@ def import_own(name: str) -> ModuleType:
         raise ValueError(
             f"There is no module '{name}': {error}. Install it, or name its file: path/to/{name.split('.')[-1]}.py."
         ) from error
-    except (Exception, SystemExit) as error:  # anything may stand there
+    except users_errors() as error:
         if isinstance(error, _NoFileError):
             raise ValueError(str(error)) from None
         raise ValueError(f"'{name}' cannot be imported: {described(error)}") from error

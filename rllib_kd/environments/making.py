@@ -17,7 +17,7 @@ from ray.tune.registry import ENV_CREATOR
 
 from rllib_kd import _rllib
 from rllib_kd.environments import atari, pools
-from rllib_kd.environments.failures import described, layers, name_of
+from rllib_kd.environments.failures import described, layers, name_of, users_errors
 from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.own import (
     OwnEnvironment,
@@ -51,7 +51,7 @@ def checked_call(method: Any, *args: Any, **kwargs: Any) -> Any:
     envs, doing = method.__self__, method.__name__
     try:
         obs, *others = method(*args, **kwargs)
-    except Exception as error:  # anything may stand there
+    except users_errors() as error:
         raise explained(name_in(envs), envs, error, doing=doing) from error
     check_returned(name_in(envs), envs, obs, others[0] if doing == "step" else None, doing=doing)
     return obs, *others
@@ -90,7 +90,7 @@ def close(envs: Any) -> None:
     for env in envs.envs if is_one_by_one else [envs]:
         try:
             env.close()
-        except Exception as error:  # anything may stand there
+        except users_errors() as error:
             errors.append(error)
     if is_one_by_one:
         envs.closed = True  # or it closes them again when it is deleted
@@ -152,7 +152,7 @@ class EnvMaker:
     def _explained(self, make: Callable[[], Any]) -> Any:
         try:
             return make()
-        except Exception as error:  # anything may stand there
+        except users_errors() as error:
             raise ValueError(f"The environment '{self._name}' cannot be made: {described(error)}") from error
 
 

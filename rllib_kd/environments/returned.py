@@ -19,6 +19,7 @@ from rllib_kd.environments.failures import (
     is_users,
     layers,
     name_of,
+    users_errors,
 )
 
 _MAX_SHOWN = 5  # components, and places in files, that a message names
@@ -194,7 +195,7 @@ def check_reset(env: Any, name: str) -> None:
     """
     try:
         returned = env.reset(seed=0)
-    except Exception as error:  # anything may stand there
+    except users_errors() as error:
         raise explained(name, env, error, doing="reset") from error
     if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping)):
         raise EnvFailedError(

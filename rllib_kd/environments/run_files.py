@@ -13,7 +13,7 @@ from typing import Any
 
 from ray import cloudpickle
 
-from rllib_kd.environments.failures import described, frames_of, is_own
+from rllib_kd.environments.failures import described, users_errors
 from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.own import RUN_NAME
 
@@ -32,9 +32,7 @@ def run_file(path: Path) -> dict[str, Any]:
     try:
         with _pickled_by_value(RUN_NAME):
             return runpy.run_path(str(path.absolute()), run_name=RUN_NAME)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and is_own(frames_of(error)[-1]):
-            raise  # the command's own end, by a signal
+    except users_errors() as error:
         raise ValueError(f"'{path}' cannot be run: {described(error)}") from error
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
-from rllib_kd.environments.failures import described
+from rllib_kd.environments.failures import described, users_errors
 from rllib_kd.environments.making import close
 
 
@@ -47,7 +47,7 @@ def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
         env.render()
     except ValueError:
         raise
-    except Exception as error:  # a package or a display is missing
+    except users_errors() as error:  # such as a missing package or display
         raise ValueError(f"The environment cannot be shown: {described(error)}") from error
     finally:
         close(env)

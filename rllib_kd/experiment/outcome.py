@@ -16,7 +16,7 @@ from rllib_kd.checkpoints.manifest import MODULES
 from rllib_kd.checkpoints.run_names import short_names
 from rllib_kd.checkpoints.runs import GREEDY, Curve, read_curve
 from rllib_kd.checkpoints.uris import child_of
-from rllib_kd.environments.failures import EnvFailedError, SamplingFailedError, frames_in, users_line
+from rllib_kd.environments.failures import EnvFailedError, ExitedError, SamplingFailedError, frames_in, users_line
 from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.evaluation.comparing import compare_all
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
@@ -33,7 +33,7 @@ from rllib_kd.teachers.names import path_of
 _EXPLAINED = re.compile(
     "|".join(
         rf"{re.escape(f'{e.__module__}.{e.__name__}')}: "
-        for e in (SamplingFailedError, EnvFailedError, NotFiniteError, LearnerDiedError)
+        for e in (SamplingFailedError, EnvFailedError, NotFiniteError, ExitedError, LearnerDiedError)
     )
 )
 

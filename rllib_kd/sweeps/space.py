@@ -11,7 +11,7 @@ from ray.tune.search.sample import Categorical, Domain
 from rllib_kd.algorithm.algorithm import DistillDQNConfig
 from rllib_kd.algorithm.defaults import FOR_VECTORS
 from rllib_kd.checkpoints.uris import expanded
-from rllib_kd.environments.failures import described
+from rllib_kd.environments.failures import described, users_errors
 from rllib_kd.environments.run_files import run_file
 from rllib_kd.observations.spaces import has_images
 from rllib_kd.public import public
@@ -119,7 +119,7 @@ def drawn_space(
         space = function(teacher, median_gap=median_gap, env_steps=env_steps)
     except ValueError:
         raise
-    except Exception as error:
+    except users_errors() as error:
         raise ValueError(f"search_space() raised an error: {described(error)}") from error
     if not isinstance(space, Mapping):
         raise ValueError(f"search_space() must return settings with domains: {{'lr': ...}}, got {space!r:.200}.")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rllib_kd import limits
+from rllib_kd.environments.failures import users_errors
 from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, count_parameters, support_of
 from rllib_kd.networks.parts import last_linear
 from rllib_kd.networks.stacking import PlainMLP
@@ -293,7 +294,7 @@ class Teacher(Checkpointable):
         try:
             q = self._counted(torch.zeros(2, *shape))
             self.first_q_values(torch.zeros(1, *shape))  # which batch norm in training mode refuses
-        except Exception as error:  # any network may stand here
+        except users_errors() as error:
             raise ValueError(
                 f"The network of '{source}' fails on observations of the shape {list(shape)}, of 32-bit floats: "
                 f"{type(error).__name__}: {one_line(first_line(error))}"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from rllib_kd.cli.main import _ending_on_signals
+from rllib_kd.cli.main import _ending_on_signals, main
 from tests.cli.commands import DISTIL, ESCAPES, FAST, IN_YAML, assert_harmless, checkpoints
 from tests.conftest import exit_code, ray_address
 
@@ -218,6 +218,14 @@ def test_characters_that_the_encoding_of_stdout_lacks_are_replaced():
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
     assert (done.stdout, done.stderr, done.returncode) == (b"a ? ? b\n", b"", 0)
+
+
+def test_an_exit_of_the_users_code_is_an_error_of_the_command(monkeypatch, capsys):
+    monkeypatch.setattr("rllib_kd.cli.main.app", lambda *args, **kwargs: sys.exit())
+    with pytest.raises(SystemExit) as raised:
+        main(["train"])
+    assert raised.value.code == 1
+    assert capsys.readouterr().err.startswith("error: Code of your own has ended the process: SystemExit (")
 
 
 def test_a_signal_ends_the_command_also_if_nobody_reads_its_stderr(monkeypatch):

@@ -1,5 +1,7 @@
 """What is said when an environment fails, or returns what is not finite."""
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -36,6 +38,8 @@ class Failing(gym.Env):
             raise RuntimeError("the simulator\nhas crashed")
         if self.how == "bare":
             raise AssertionError
+        if self.how == "exit":
+            sys.exit("the window is closed")
         obs = np.array([np.nan if self.how == "observations" and self.t % 4 == 0 else self.t], np.float32)
         return obs, np.inf if self.how == "rewards" and self.t % 4 == 0 else 1.0, self.how == "second reset", False, {}
 
@@ -58,6 +62,14 @@ def test_an_environment_that_raises_is_an_error_with_reason_and_line(counting_co
     assert str(raised.value).startswith(f"The environment 'Failing' {said} ({__file__}:")
     assert str(raised.value).endswith(f", in {function})")
     assert raised.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+def test_a_game_that_ends_the_process_is_an_error_with_its_line(counting_config, direct):
+    config = counting_config.environment(Failing, env_config={"how": "exit"})
+    said = r"'Failing' raised in step\(\): SystemExit: the window is closed \(.*, in step\)\. It must not end"
+    with pytest.raises(EnvFailedError, match=said):
+        sample(make_runner(config if direct else config.callbacks(Silent)))
 
 
 def test_an_evaluation_says_why_its_environment_has_raised(counting_config):

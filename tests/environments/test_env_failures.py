@@ -1,6 +1,8 @@
 """What is said of an environment that has raised: its error and the user's line."""
 
 import re
+import signal
+import sys
 import traceback
 from pathlib import Path
 
@@ -9,8 +11,21 @@ import numpy as np
 import pytest
 
 import rllib_kd
-from rllib_kd.environments.failures import EnvFailedError, Frame, described, failure, frames_in, users_line
+from rllib_kd.cli.app import fail
+from rllib_kd.environments import making
+from rllib_kd.environments.failures import (
+    EnvFailedError,
+    ExitedError,
+    Frame,
+    described,
+    exits_are_errors,
+    failure,
+    frames_in,
+    users_line,
+)
+from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.returned import NotFiniteError
+from rllib_kd.environments.run_files import run_file
 from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.experiment.outcome import _reason
 
@@ -77,6 +92,69 @@ def test_an_environment_that_raises_while_it_is_played_is_named_with_its_line():
 
     with pytest.raises(EnvFailedError, match=rf"raised in step\(\): KeyError: 'map' \({__file__}:\d+, in step\)$"):
         play(lambda: Broken(gym.make("CartPole-v1")), RandomActions(2, seed=0), [0])
+
+
+class Closes(gym.Env):
+    """A game whose window is closed."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,)), gym.spaces.Discrete(2)
+
+    def __init__(self, config):
+        self.where = config["where"]
+        self._end_in("__init__")
+
+    def reset(self, *, seed=None, options=None):
+        self._end_in("reset")
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self._end_in("step")
+
+    def close(self):
+        self._end_in("close")
+
+    def _end_in(self, where):
+        if where == self.where:
+            exit()
+
+
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_a_game_that_ends_the_process_is_named_with_its_line(where):
+    said = rf"'Closes' raised in {where}\(\): SystemExit: None \({__file__}:\d+, in _end_in\)\. It must"
+    with pytest.raises(EnvFailedError, match=said):
+        play(env_maker(Closes, {"where": where}), RandomActions(2, seed=0), [0])
+
+
+def test_a_game_that_ends_the_process_when_it_is_made_or_closed(caplog):
+    with pytest.raises(ValueError, match="'Closes' cannot be made: SystemExit"):
+        env_maker(Closes, {"where": "__init__"})()
+    making.close(env_maker(Closes, {"where": "close"})())
+    assert "raised in close(): SystemExit" in caplog.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_process_in_the_users_code_too(tmp_path, number):
+    file = tmp_path / "signals.py"
+    file.write_text(f"import signal; signal.raise_signal({int(number)})")
+
+    def end(signum, frame):
+        sys.exit(3)
+
+    previous = signal.signal(number, end)
+    try:
+        with pytest.raises(SystemExit):
+            exits_are_errors(signal.raise_signal)(number)
+        with pytest.raises(SystemExit):
+            run_file(file)
+    finally:
+        signal.signal(number, previous)
+
+
+def test_an_exit_of_code_of_ones_own_is_an_error_and_that_of_a_command_is_none():
+    with pytest.raises(ExitedError, match=rf"ended the process: SystemExit: 4 \({__file__}:\d+, in <lambda>\)"):
+        exits_are_errors(lambda: sys.exit(4))()
+    with pytest.raises(SystemExit):
+        exits_are_errors(fail)("no", code=2)
 
 
 def test_a_printed_traceback_has_the_same_lines():

@@ -32,6 +32,7 @@ from rllib_kd.algorithm.checks.trees import check_trees
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner
+from rllib_kd.environments.failures import users_errors
 from rllib_kd.environments.own import check_takes_config
 from rllib_kd.learner.losses import LOSSES, POLICY_LOSSES
 from rllib_kd.numeric import check_integer, is_finite
@@ -321,7 +322,7 @@ def _trained(given: Any, policies: list[str]) -> list[str]:
         return policies if given is None else list(given)
     try:
         return [policy for policy in policies if given(policy, None)]  # as RLlib's Learner calls it
-    except Exception as error:  # of the user's code
+    except users_errors() as error:
         raise ValueError(
             "`policies_to_train` must be names of policies, or a function of a name and a batch, which is called once "
             f"for each name, with None as the batch. It raised {type(error).__name__}: {error}"

@@ -22,6 +22,7 @@ from ray.util import get_current_placement_group
 from rllib_kd import _rllib
 from rllib_kd.algorithm.checks.quantization import check_quantized_inputs
 from rllib_kd.algorithm.checks.recurrent import check_recurrent_inputs
+from rllib_kd.algorithm.checks.students import check_convolved_inputs
 from rllib_kd.algorithm.checks.trees import check_tree_inputs
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.env_runner.column_sampler import check_vectorized
@@ -131,6 +132,7 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
         check_mask_space(shown)
         seen = input_space(features_space(shown))
         check_spaces(seen, actions)
+        check_convolved_inputs(config, seen)
         check_tree_inputs(config, seen)
         check_recurrent_inputs(config, seen)
         check_quantized_inputs(config, seen)

@@ -27,6 +27,7 @@ from rllib_kd.networks.parts import heads_of, is_chain, is_plain_linear, leaves_
 from rllib_kd.networks.recurrent import USE_LSTM, RecurrentDQNCatalog, catalog_of
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.trees.shape import TREE
+from rllib_kd.networks.windows import check_windows
 
 
 class FlattenEncoder(TorchModel, Encoder):
@@ -83,15 +84,20 @@ def suit_images(spec: RLModuleSpec) -> None:
     """Let RLlib's DQN module have convolutions for images of any size, alone or among the numbers of a vector.
 
     A linear one, and one with a catalog of the user's, stay as they are.
+
+    Raises:
+        ValueError: it has convolutions, and its observations are no images, or smaller than their windows.
     """
     known = (None, DQNCatalog, RecurrentDQNCatalog)
     if spec.module_class is not DefaultDQNTorchRLModule or spec.catalog_class not in known:
         return
     space, given = spec.observation_space, spec.model_config
     model_config = dataclasses.asdict(given) if isinstance(given, DefaultModelConfig) else given or {}
+    if (filters := model_config.get("conv_filters")) and isinstance(space, gym.spaces.Box):
+        check_windows("The network", filters, space)
     if isinstance(space, MixedBox) and spec.catalog_class is not RecurrentDQNCatalog:
         spec.catalog_class = MixedDQNCatalog
-    elif len(getattr(space, "shape", None) or ()) == 3 and not model_config.get("conv_filters"):
+    elif len(getattr(space, "shape", None) or ()) == 3 and not filters:
         spec.model_config = {**model_config, "conv_filters": default_filters(space)}
 
 

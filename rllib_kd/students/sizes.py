@@ -109,14 +109,7 @@ def compress(
     Raises:
         ValueError: one unit in each layer already exceeds this share.
     """
-    architecture = dataclasses.asdict(DefaultModelConfig()) | dict(teacher_model_config)
-    architecture = {key: architecture[key] for key in _ARCHITECTURE_KEYS}
-    has_images = len(observation_space.shape or ()) == 3 or isinstance(observation_space, MixedBox)
-    if has_images and not architecture["conv_filters"]:
-        architecture["conv_filters"] = default_filters(observation_space)
-    if architecture["conv_filters"] and architecture["conv_kernel_initializer"] is None:
-        architecture |= _DEEP_INITIALIZERS
-
+    architecture = _architecture(teacher_model_config, observation_space)
     architecture |= _cell_size(teacher_model_config, head_config)
 
     def size(shape: Mapping[str, Any]) -> int:
@@ -138,6 +131,20 @@ def compress(
         if shape[activation] == "relu" and not shape["conv_filters"]:
             shape[activation] = activation_for(shape[DENSE_ACTIVATIONS[activation]])
     return shape
+
+
+def _architecture(teacher_model_config: Mapping[str, Any], observation_space: gym.Space) -> dict[str, Any]:
+    """Return the layers of a teacher, as a student of these observations has them if it is as large."""
+    architecture = dataclasses.asdict(DefaultModelConfig()) | dict(teacher_model_config)
+    architecture = {key: architecture[key] for key in _ARCHITECTURE_KEYS}
+    has_images = len(observation_space.shape or ()) == 3 or isinstance(observation_space, MixedBox)
+    if not has_images:
+        architecture["conv_filters"] = None  # as RLlib leaves them out of networks of vectors
+    elif not architecture["conv_filters"]:
+        architecture["conv_filters"] = default_filters(observation_space)
+    if architecture["conv_filters"] and architecture["conv_kernel_initializer"] is None:
+        architecture |= _DEEP_INITIALIZERS
+    return architecture
 
 
 def _cell_size(teacher_model_config: Mapping[str, Any], head_config: Mapping[str, Any]) -> dict[str, int]:

@@ -56,6 +56,15 @@ def valid() -> DistillDQNConfig:
             "'CartPole-v1' cannot be made: TypeError",
         ),
         (lambda c: c.rl_module(model_config={"fcnet_hiddens": ["x"]}), "expected a list of integers"),
+        (lambda c: c.distillation(student="rusu-net3"), r"^student='rusu-net3' has convolutions, .* the shape \[4\]"),
+        (
+            lambda c: c.distillation(students={"a": "linear", "b": {"conv_filters": [[8, 4, 2]]}}),
+            r"^students\['b'\]=\{'conv_filters': .* has convolutions, .* have the shape \[4\]",
+        ),
+        (
+            lambda c: c.rl_module(model_config={"conv_filters": [[8, 4, 2]]}),
+            r"^model_config=\{'conv_filters': .* has convolutions, .* have the shape \[4\]",
+        ),
     ],
 )
 def test_build_algo_refuses_what_is_known_to_be_wrong_before_ray_starts(no_ray, change, message):

@@ -195,7 +195,7 @@ def test_shares_that_are_too_small_for_a_teacher_of_images_are_left_out():
         ((84, 84, 4), 150_000, ["rusu-net3", "rusu-net2"]),
         ((84, 84, 4), float("nan"), ["rusu-net3", "rusu-net2", "rusu-net1"]),
         ((84, 84, 4), 1_000, r"'rusu-net1' has \d+,\d+ parameters, the teacher 1,000"),
-        ((10, 10, 4), 10**6, r"'rusu-net1' takes no images of \[10, 10, 4\]"),
+        ((10, 10, 4), 10**6, "images of at least 36 × 36 pixels, but the images have 10 × 10"),
     ],
 )
 def test_presets_that_do_not_suit_the_teacher_of_another_library_are_left_out(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 
 from rllib_kd.algorithm.checks.refused import refuse
+from rllib_kd.algorithm.checks.students import own_shapes
 from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE, LAYER_TYPES, USE_LSTM, max_seq_len_of
 from rllib_kd.networks.trees.shape import TREE
@@ -25,7 +26,7 @@ def check_recurrent(config: DistillationConfig) -> None:
     burn_in, length = config.burn_in_len, max_seq_len_of(config.model_config)
     if not is_integer(burn_in, 0):
         raise ValueError(f"`burn_in_len` must be an integer of at least 0, in env steps, got {burn_in!r}.")
-    shared, own = config.given_model_config, _own_shapes(config)
+    shared, own = config.given_model_config, own_shapes(config)
     if not config.is_recurrent:
         for setting, shape in {"model_config": shared, **own}.items():
             _check_has_no_memory(setting, shape)
@@ -57,13 +58,6 @@ def check_recurrent_inputs(config: DistillationConfig, space: gym.Space | None) 
             f"Recurrent students ('{USE_LSTM}') are not supported for images beside other parts of an observation. Let "
             "the environment return either the image or the vectors, or leave it out."
         )
-
-
-def _own_shapes(config: DistillationConfig) -> dict[str, Any]:
-    """Return what each student has beside the shared model config, by the setting that has it."""
-    if config.students:
-        return {f"students['{name}']": shape for name, shape in config.students.items()}
-    return {} if config.student is None else {"student": config.student}
 
 
 def _check_has_no_memory(setting: str, shape: Any) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule
@@ -16,6 +17,7 @@ from ray.rllib.utils.metrics import ALL_MODULES
 from rllib_kd.algorithm.settings import check_model_config
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE, USE_LSTM
 from rllib_kd.networks.trees.shape import TREE
+from rllib_kd.networks.windows import check_windows
 from rllib_kd.numeric import is_finite
 from rllib_kd.students.restarts import is_named
 from rllib_kd.students.sizes import PRESETS, WIDTH_KEYS
@@ -36,6 +38,33 @@ _TAKEN_NAMES = {
     *(f"{RLModule.STATE_FILE_NAME}.{ending}" for ending in ("pkl", "msgpack")),
     ALL_MODULES,
 }
+
+
+def own_shapes(config: DistillationConfig) -> dict[str, Any]:
+    """Return what each student has beside the shared model config, by the setting that has it."""
+    if config.students:
+        return {f"students['{name}']": shape for name, shape in config.students.items()}
+    return {} if config.student is None else {"student": config.student}
+
+
+def check_convolved_inputs(config: DistillationConfig, space: gym.Space) -> None:
+    """Check that students with convolutions take images that are large enough for these.
+
+    Args:
+        config: config of the run.
+        space: space of the students' inputs.
+
+    Raises:
+        ValueError: they do not.
+    """
+    shared = config.given_model_config
+    for setting, shape in (own_shapes(config) or {"model_config": {}}).items():
+        own = PRESETS[shape] if isinstance(shape, str) else shape
+        filters = {**shared, **own}.get("conv_filters")
+        if filters and TREE not in own:
+            what = setting if "conv_filters" in own else "model_config"
+            value = repr(shape) if isinstance(shape, str) else f"{{'conv_filters': {filters}}}"
+            check_windows(f"{what}={value}", filters, space)
 
 
 def check_student(config: DistillationConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,15 +31,13 @@ from rllib_kd.observations.pipeline import ObservationPipeline, View
 from rllib_kd.observations.spaces import brief
 from rllib_kd.public import public
 from rllib_kd.teachers.function import Members, QNetwork
+from rllib_kd.teachers.probing import warn_of_unsteady
 from rllib_kd.teachers.recurrent import RecurrentView, first_outputs
 from rllib_kd.text import first_line, one_line
 from rllib_kd.wire import LOG_PROBS, Q_VALUES, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Outputs
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-
-logger = logging.getLogger(__name__)
-
 
 #: A policy's smaller probabilities, 0 among them, count as the smallest normal float of 32 bits: −inf marks illegal
 #: actions, of which students learn nothing.
@@ -309,12 +306,7 @@ class Teacher(Checkpointable):
             raise ValueError(
                 f"The {name} of '{source}' are not finite: {q[0].tolist()[:10]}. Is the checkpoint complete?"
             )
-        if not torch.allclose(q[0], q[1], rtol=1e-3, atol=1e-3 * float(q[q.isfinite()].abs().max())):
-            logger.warning(
-                "The %s of '%s' differ for two equal observations, %s and %s. Labels are random then. If a "
-                "torch.nn.Module in it is in training mode, such as one with dropout, call its eval() first.",
-                *(name, source, q[0].tolist()[:5], q[1].tolist()[:5]),
-            )
+        warn_of_unsteady(self, q, name)
         return self
 
     def start(self) -> View:

@@ -59,14 +59,27 @@ def expanded(path: str) -> Path:
 def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the older one, or the new one.
 
+    Links are followed. Devices and pipes, such as `/dev/stdout`, are written to.
+
     Args:
         path: path of the file; its folder exists.
         content: what it contains afterwards.
 
     Raises:
-        OSError: it cannot be written; the older one stays.
+        OSError: it cannot be written, and the message names it; the older one stays.
     """
-    folder, name = os.path.split(os.path.abspath(path))
+    try:
+        _replace(os.path.realpath(path), content)
+    except OSError as error:  # it names the new file, or none where the disk is full
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def _replace(path: str, content: bytes) -> None:
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "wb") as there:
+            there.write(content)
+        return
+    folder, name = os.path.split(path)
     new = os.path.join(folder, f".{name}.{os.getpid()}-{threading.get_ident()}")  # others may write it, too
     try:
         with open(new, "wb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import inspect
 import itertools
@@ -210,6 +211,22 @@ def cluster() -> Iterator[None]:
     start_ray(address="local", num_cpus=4, include_dashboard=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function after which no file of a name can be written whole: there is no space left for it."""
+    replace = os.replace
+
+    def full_for(name: str) -> None:
+        def replace_others(new: str, path: str) -> None:
+            if os.path.basename(path) == name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            replace(new, path)
+
+        monkeypatch.setattr(os, "replace", replace_others)
+
+    return full_for
 
 
 def exit_code(*words: object) -> Any:

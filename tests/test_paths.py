@@ -49,3 +49,27 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     replace_file(path, b"new")
     assert path.read_bytes() == b"new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_the_older_file_and_is_named_with_it(tmp_path, fill_disk):
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+    fill_disk("file")
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'$"):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_cannot_be_made_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"'{tmp_path}/none/file'$"):
+        replace_file(tmp_path / "none" / "file", b"new")
+
+
+def test_links_stay_links_and_devices_stay_devices(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    replace_file(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"new"
+    replace_file(os.devnull, b"new")
+    assert not os.path.isfile(os.devnull)

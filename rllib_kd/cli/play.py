@@ -36,6 +36,7 @@ from rllib_kd.cli.options import (
     option,
 )
 from rllib_kd.evaluation.seeds import FRESH_SEED
+from rllib_kd.paths import replace_file
 from rllib_kd.text import mean_and_interval
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def evaluate(
     if out is not None:
         content = {"env": where.name, "env_config": where.config_as_json(), "seed": seed, "epsilon": epsilon}
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content | {"returns": report.returns}, indent=1) + "\n", encoding="utf-8")
+        replace_file(out, (json.dumps(content | {"returns": report.returns}, indent=1) + "\n").encode())
 
 
 # Longer than other functions: typer reads the flags from its signature.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rllib_kd.checkpoints.runs import BEHAVIOR, Curve, whose
+from rllib_kd.paths import replace_file
 from rllib_kd.public import public
 from rllib_kd.report.confusion import MAX_ACTIONS, is_large, written
 from rllib_kd.report.drawing import GLYPHS, VARIABLES, WIDTH, Points, colour_of, svg
@@ -112,9 +113,9 @@ def write_report(
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     figures = _figures(comparisons, curves or {})
-    (folder / "figures.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    replace_file(folder / "figures.json", (json.dumps(figures, indent=1, allow_nan=False) + "\n").encode())
     index = folder / "index.html"
-    index.write_text(_page(comparisons, curves or {}), encoding="utf-8")
+    replace_file(index, _page(comparisons, curves or {}).encode())
     return index
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from rllib_kd.paths import replace_file
 from rllib_kd.text import printable
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ _LABEL_LENGTH = 22  # characters of a name in a plot; the tables have all of it
 
 def png(path: str | os.PathLike[str], draw: Callable[[], Figure]) -> None:
     """Draw a figure into a PNG file, dark on white."""
+    buffer = io.BytesIO()
     with _style():
-        draw().savefig(path, dpi=200, facecolor="white", bbox_inches="tight", pad_inches=0.08)
+        draw().savefig(buffer, format="png", dpi=200, facecolor="white", bbox_inches="tight", pad_inches=0.08)
+    replace_file(path, buffer.getvalue())
 
 
 def svg(key: str, title: str, draw: Callable[[], Figure]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import posixpath
@@ -14,6 +15,7 @@ from urllib.parse import quote
 from rllib_kd.checkpoints.uris import without_options
 from rllib_kd.export.certificate_card import write_certificate_card
 from rllib_kd.export.units import UNITS
+from rllib_kd.paths import replace_file
 from rllib_kd.report.drawing import (
     FOREGROUND,
     MUTED,
@@ -102,21 +104,22 @@ def write(result: SweepResult, folder: Path, *, at: str | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = result.rows()
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(map(for_spreadsheet, names))
-        writer.writerows([_csv(row.get(name, "")) for name in names] for row in rows)
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(map(for_spreadsheet, names))
+    writer.writerows([_csv(row.get(name, "")) for name in names] for row in rows)
+    replace_file(folder / "sweep.csv", table.getvalue().encode())
     content = result.to_dict()
     text = json.dumps(content, indent=1, allow_nan=False)
-    (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
+    replace_file(folder / "sweep.json", f"{text}\n".encode())
     if result.certified is not None:
         text = json.dumps(content_of(*result.certified), indent=1)
-        (folder / "certificate.json").write_text(text + "\n", encoding="utf-8")
+        replace_file(folder / "certificate.json", f"{text}\n".encode())
         write_certificate_card(folder, content)
     if result.students:
         png(folder / "pareto.png", partial(front_plot, result))
     at = str(folder.absolute()) if at is None else at
-    (folder / "index.html").write_text(_page(result, at), encoding="utf-8")
+    replace_file(folder / "index.html", _page(result, at).encode())
 
 
 def setting_in_a_line(student: SweptStudent) -> str:

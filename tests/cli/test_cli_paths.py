@@ -197,3 +197,12 @@ def test_what_is_no_experiment(refused, tmp_path, name):
     else:
         (tmp_path / name).write_bytes(bytes(range(256)) if name.startswith("bytes") else 700 * b"[")
     assert name in refused(["train", "file", str(tmp_path / name)])
+
+
+def test_a_full_disk_leaves_the_older_returns_and_is_named(tmp_path, capsys, fill_disk):
+    out = tmp_path / "returns.json"
+    out.write_text("old")
+    fill_disk(out.name)
+    assert exit_code("evaluate", "cartpole", "--env", "CartPole-v1", "--episodes", "1", "--out", out) == 1
+    assert capsys.readouterr().err == f"error: [Errno 28] No space left on device: '{out}'\n"
+    assert out.read_text() == "old"

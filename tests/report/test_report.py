@@ -279,6 +279,15 @@ def test_a_matplotlibrc_changes_nothing(both, tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["figures.json", "index.html"])
+def test_a_full_disk_leaves_the_older_report(tmp_path, fill_disk, name):
+    (tmp_path / name).write_bytes(b"old")
+    fill_disk(name)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/{name}'"):
+        write_report(BOTH, tmp_path)
+    assert (tmp_path / name).read_bytes() == b"old"
+
+
 def test_hostile_names_are_text(both, tmp_path):
     plain = page_in(both)
     curves = {HOSTILE: [(0, 1.0), (1, 2.0)], "another run": [(0, 1.0)]}

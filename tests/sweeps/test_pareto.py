@@ -57,6 +57,16 @@ def test_the_front_is_that_of_what_is_minimized(tmp_path):
     assert "bytes as integers" in (tmp_path / "index.html").read_text()
 
 
+@pytest.mark.parametrize("name", ["sweep.csv", "sweep.json", "pareto.png", "index.html"])
+def test_a_full_disk_leaves_the_older_files_of_a_sweep(tmp_path, fill_disk, name):
+    swept = result(student(58, 0.9))
+    (tmp_path / name).write_bytes(b"old")
+    fill_disk(name)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/{name}'"):
+        swept.write(tmp_path)
+    assert (tmp_path / name).read_bytes() == b"old"
+
+
 def test_of_one_size_the_best_is_on_the_front():
     assert [s.return_ratio for s in pareto_front([student(10, 0.2), student(10, 0.6), student(10, 0.4)])] == [0.6]
 

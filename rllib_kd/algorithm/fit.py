@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+import torch
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from rllib_kd.algorithm.checks.students import check_convolved_inputs
+from rllib_kd.algorithm.defaults import settle_defaults
 from rllib_kd.algorithm.preflight import check_teacher
-from rllib_kd.algorithm.students import Students, new_student
+from rllib_kd.algorithm.students import Students, new_student, shape_students
 from rllib_kd.environments.failures import described, name_of, users_errors
 from rllib_kd.environments.making import check_has_spaces
 from rllib_kd.observations.connectors import UnfitConnectorsError
@@ -70,9 +73,48 @@ def check_fit(
                     f"{teacher.support} and the student's {student.support}. Set training(num_atoms=..., "
                     "v_min=..., v_max=...) as in the teacher; for a teacher without distributions use another loss."
                 )
-        for name in students.of_group(group_id) if config.starts_from_teacher else ():
-            check_layers = check_units if config.init == "teacher" else check_convolutions
-            check_layers(new_student(config, spaces, name), teacher.module)
+        if config.starts_from_teacher:
+            _check_first_weights(config, teacher, spaces, students.of_group(group_id))
+
+
+def check_shapes(
+    config: DistillationConfig, teachers: Mapping[str, Teacher], spaces: tuple[gym.Space, gym.Space] | None
+) -> None:
+    """Check that the students of a config can be shaped, and begin as it asks, as far as is known before Ray starts.
+
+    Args:
+        config: config, which stays as it is. Of several agents nothing is known.
+        teachers: loaded teachers by group.
+        spaces: spaces of the environment; None if unknown.
+
+    Raises:
+        ValueError: a compression cannot be reached, convolutions do not suit the environment, or a student cannot begin
+            with weights of its teacher.
+    """
+    if config.is_multi_agent:
+        return
+    shaped = config.copy(copy_frozen=False)
+    settle_defaults(shaped, spaces, teachers)
+    shape_students(shaped, teachers, spaces)
+    if spaces is None or "env_to_module" in config.own_connectors:  # what the students see is unknown
+        return
+    seen = input_space(features_space(spaces[0]))
+    check_convolved_inputs(config, seen)
+    if not config.starts_from_teacher:
+        return
+    with torch.random.fork_rng(devices=[]):  # of new students, that give their shapes alone
+        for group_id, teacher in teachers.items():
+            students = shaped.students or (group_id,)
+            _check_first_weights(shaped, teacher, {group_id: (seen, spaces[1])}, students)
+
+
+def _check_first_weights(
+    config: DistillationConfig, teacher: Teacher, spaces: Mapping[str, Any], names: Iterable[str]
+) -> None:
+    """Check that students can begin with weights of their teacher, as the config asks."""
+    for name in names:
+        check_layers = check_units if config.init == "teacher" else check_convolutions
+        check_layers(new_student(config, spaces, name), teacher.module)
 
 
 def _warn_of_bytes(space: gym.Space) -> None:

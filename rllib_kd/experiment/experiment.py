@@ -21,6 +21,7 @@ from ray.tune.registry import TRAINABLE_CLASS
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.checks.labels import check_labels
+from rllib_kd.algorithm.fit import check_shapes
 from rllib_kd.algorithm.preflight import (
     check_environment,
     check_evaluation_environment,
@@ -270,6 +271,7 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
         check_labels(config, {DEFAULT_MODULE_ID: teacher})
         check_teachers_fit(config, {DEFAULT_MODULE_ID: teacher}, spaces[place])
         check_before(config, {DEFAULT_MODULE_ID: teacher}, spaces[place])
+        check_shapes(config, {DEFAULT_MODULE_ID: teacher}, spaces[place])
     return teachers
 
 

@@ -17,6 +17,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MAX, EPIS
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.first_weights import set_first_weights
+from rllib_kd.algorithm.fit import check_shapes
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.student_config import refuse_recurrent, student_config
 from rllib_kd.algorithm.students import shape_students
@@ -76,6 +77,7 @@ def training_config(
     config.distillation(
         students={size.name: size.shape for size in sizes}, restarts=restarts, num_validation_episodes=0
     )
+    check_shapes(config, {DEFAULT_MODULE_ID: teacher}, (teacher.observation_space, teacher.action_space))
     if is_by_time:
         return config.reporting(min_sample_timesteps_per_iteration=0, min_time_s_per_iteration=_SECONDS_PER_ITERATION)
     return config.reporting(min_sample_timesteps_per_iteration=_ENV_STEPS_PER_ITERATION)

@@ -27,6 +27,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.checks.labels import check_labels
 from rllib_kd.algorithm.checks.offline import OF_BEHAVIOUR
+from rllib_kd.algorithm.fit import check_shapes
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.settings import validate
 from rllib_kd.algorithm.student_config import refuse_recurrent, student_config
@@ -351,6 +352,7 @@ class Sweep:
         validate(config)
         check_before(config, {DEFAULT_MODULE_ID: teacher}, None)  # recorded rows, if there are any
         check_labels(config, {DEFAULT_MODULE_ID: teacher})
+        check_shapes(config, {DEFAULT_MODULE_ID: teacher}, (teacher.observation_space, teacher.action_space))
 
     def _resources(self, teacher: Teacher) -> tune.PlacementGroupFactory:
         """Return the resources of a trial: one main process, and the EnvRunners and Learners of all its students."""

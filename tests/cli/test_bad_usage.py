@@ -36,6 +36,38 @@ BAD = {
         ["train", "--algo", "DistillDQN", "--env", "Acrobot-v1", "--teacher", "cartpole", "--ray-num-cpus", "1"],
         "The teacher's observation space is Box(4,), but in 'Acrobot-v1' it is Box(6,)",
     ),
+    "fewer parameters than any such network has": (
+        [*DISTIL, "-c", '{"compression": 0.00001}'],
+        "compression=1e-05 allows 1 of the teacher's 67843 parameters",
+    ),
+    "layers that are wider than the teacher's": (
+        [*DISTIL, "-c", '{"init": "teacher", "students": {"a": "linear", "b": {"fcnet_hiddens": [400]}}}'],
+        "number 1 of its hidden layers has 400 units, and the teacher's 256",
+    ),
+    "convolutions of a teacher without any": (
+        [*DISTIL, "-c", '{"init": "convolutions", "student": "linear"}'],
+        "init='convolutions' needs a student with convolutions",
+    ),
+    "a network of images without images": (
+        [*DISTIL, "-c", '{"student": "rusu-net3"}'],
+        "student='rusu-net3' has convolutions, which need images of at least 36 × 36 pixels",
+    ),
+    "a network of images without images, in a sweep": (
+        [
+            "sweep",
+            "--teacher",
+            "cartpole",
+            "--env",
+            "CartPole-v1",
+            "-c",
+            '{"model_config": {"conv_filters": [[8, 4, 2]]}}',
+        ],
+        "model_config={'conv_filters': [[8, 4, 2]]} has convolutions",
+    ),
+    "first weights that shrink cannot take from a teacher": (
+        ["shrink", "--teacher", "cartpole", "--env", "CartPole-v1", "--config", '{"init": "convolutions"}'],
+        "init='convolutions' needs a student with convolutions",
+    ),
     "recorded rows that are not there": (
         ["train", "--algo", "DistillDQN", "--teacher", "cartpole", "--input", "/does/not/exist"],
         "There is nothing at '/does/not/exist'",

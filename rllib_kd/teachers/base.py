@@ -283,8 +283,9 @@ class Teacher(Checkpointable):
             )
         if shape is None:
             raise ValueError(
-                f"The network of '{source}' takes {brief(self.input_space)}, expected arrays of numbers. Let it take "
-                "one vector, and pass pipeline=ObservationPipeline(space), which makes it of the space's observations."
+                f"The network of '{source}' takes {brief(self.input_space)}, expected arrays of numbers. It gets one "
+                "vector of all parts, those of a Dict in the order of their sorted keys: pass "
+                "observation_space=gymnasium.spaces.flatten_space(space), and no pipeline."
             )
         if self.pipeline is not None:
             self.pipeline.check_feeds(self.input_space, self.source)

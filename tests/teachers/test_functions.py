@@ -11,6 +11,7 @@ import torch
 
 from rllib_kd import DistillDQN, compare
 from rllib_kd.evaluation.comparing import evaluate
+from rllib_kd.observations.pipeline import Shown
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
 from tests.formats import mlp, q_values
@@ -96,6 +97,23 @@ def test_a_torch_module_is_copied_and_frozen():
 def test_a_function_that_is_no_q_network_says_so(function, message):
     with pytest.raises(ValueError, match=message):
         Teacher.from_callable(function, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+
+
+def test_a_function_of_parts_is_told_which_vector_it_gets():
+    parts = {"speed": gym.spaces.Box(-1, 1, (1,)), "place": gym.spaces.Box(-4, 4, (2,)), "gear": gym.spaces.Discrete(3)}
+    space = gym.spaces.Dict(parts)
+    with pytest.raises(ValueError, match=r"sorted keys: pass .*flatten_space\(space\), and no"):
+        Teacher.from_callable(lambda obs: obs, observation_space=space, action_space=CARTPOLE_ACTIONS)
+    teacher = Teacher.from_callable(
+        lambda obs: torch.stack([obs[:, 5], obs[:, 3] + obs[:, 4]], 1),
+        observation_space=gym.spaces.flatten_space(space),
+        action_space=CARTPOLE_ACTIONS,
+    )
+    taking = teacher.for_space(space)
+    assert taking.takes(space)
+    obs = {"speed": np.float32([[0.5]]), "place": np.float32([[3, 1]]), "gear": np.array([2])}
+    shown = Shown(obs, np.ones(1, bool))
+    assert taking.q_values(torch.from_numpy(taking.start()(shown))).tolist() == [[0.5, 4.0]]
 
 
 def test_a_function_that_draws_random_numbers_is_reported(caplog):

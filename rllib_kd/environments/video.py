@@ -8,9 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 
 from rllib_kd.environments.failures import described, users_errors
 from rllib_kd.environments.making import close
+
+#: What an environment of the user's own needs to be shown.
+_REMEDY = (
+    "Take `render_mode` in the constructor, or config['render_mode'] where it takes a config; set self.render_mode to "
+    "it; and with 'rgb_array' return an array [height, width, 3] of bytes from render()."
+)
 
 
 def check_recorder() -> None:
@@ -34,17 +41,25 @@ def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
         mode: gymnasium's "human" or "rgb_array".
 
     Raises:
-        ValueError: it cannot; the message has the environment's reason.
+        ValueError: it cannot; the message has the environment's reason, and what an environment needs.
     """
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame prints warnings without a sound card
     if mode == "rgb_array" and not os.environ.get("DISPLAY"):  # as it does where it looks for a screen, and finds none
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    env = make_env()
+    try:
+        env = make_env()
+    except ValueError as error:  # such as a constructor without this argument
+        raise ValueError(f"{error}. {_REMEDY}" if "render_mode" in str(error) else str(error)) from error
     try:
         if env.render_mode != mode:
-            raise ValueError(f"The environment cannot be rendered as '{mode}': its render_mode is {env.render_mode!r}.")
+            raise ValueError(
+                f"The environment cannot be rendered as '{mode}': its render_mode is {env.render_mode!r}. {_REMEDY}"
+            )
         env.reset(seed=0)
-        env.render()
+        picture = env.render()
+        if mode == "rgb_array" and not isinstance(picture, np.ndarray):
+            got = "None" if picture is None else f"a {type(picture).__name__}"
+            raise ValueError(f"The environment returns {got} from render(), which is no picture. {_REMEDY}")
     except ValueError:
         raise
     except users_errors() as error:  # such as a missing package or display

@@ -185,8 +185,27 @@ def test_an_environment_that_does_not_render_says_so(tmp_path):
         def __init__(self, config):
             pass
 
-    with pytest.raises(ValueError, match="cannot be rendered as 'rgb_array'"):
-        evaluate(make_q_module(), Dark, num_episodes=1, video_dir=tmp_path)
+    class Unasked(Dark):
+        def __init__(self, size=1):
+            pass
+
+    class Blank(Dark):
+        def __init__(self, config):
+            self.render_mode = config.get("render_mode")
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(4, np.float32), {}
+
+        def render(self):
+            return None
+
+    for env, message in (
+        (Dark, "cannot be rendered as 'rgb_array': its render_mode is None"),
+        (lambda config: Unasked(**config), "cannot be made: TypeError: .* keyword argument 'render_mode' .*"),
+        (Blank, r"returns None from render\(\), which is no picture"),
+    ):
+        with pytest.raises(ValueError, match=rf"{message}\. Take `render_mode` in the constructor, or config\["):
+            evaluate(make_q_module(), env, num_episodes=1, video_dir=tmp_path)
     with pytest.raises(ValueError, match="but both were given"):
         evaluate("cartpole", num_episodes=1, video_dir=tmp_path, render=True)
 

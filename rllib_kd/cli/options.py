@@ -50,7 +50,7 @@ def _writable(text: str, *, is_folder: bool, replaces: bool) -> Path:
     if path.is_fifo() and path.resolve().exists():  # a pipe with a name: those that a shell has opened have none
         raise typer.BadParameter(f"'{path}' is a pipe, which waits for a reader. Name a file.")
     whole = path.absolute()
-    written = whole.parent if replaces else whole
+    written = whole.parent if replaces else whole.resolve().parent if path.is_file() else whole
     there = next(place for place in (written, *written.parents) if place.exists())
     if not (_takes_files(there) if there.is_dir() else there == whole and os.access(there, os.W_OK)):
         raise typer.BadParameter(f"'{path}' cannot be written: '{there}' is not a folder that you may write to.")

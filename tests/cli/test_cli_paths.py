@@ -199,6 +199,17 @@ def test_what_is_no_experiment(refused, tmp_path, name):
     assert name in refused(["train", "file", str(tmp_path / name)])
 
 
+def test_a_file_is_replaced_only_in_a_folder_that_takes_files(tmp_path, monkeypatch, capsys):
+    def fails(dir):
+        assert dir == tmp_path
+        raise FileNotFoundError(2, "No such file or directory")
+
+    (tmp_path / "returns.json").write_text("old")
+    monkeypatch.setattr("tempfile.TemporaryFile", fails)
+    assert exit_code("evaluate", "cartpole", "--out", tmp_path / "returns.json") == 2
+    assert f"'{tmp_path}' is not a folder that you may write to" in capsys.readouterr().err
+
+
 def test_a_full_disk_leaves_the_older_returns_and_is_named(tmp_path, capsys, fill_disk):
     out = tmp_path / "returns.json"
     out.write_text("old")

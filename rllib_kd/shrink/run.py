@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -97,7 +98,8 @@ class Run:
                     reason, best = self._search()
             except InterruptedRunError:
                 self._keep()
-                reason = f"The run was interrupted. Continue it with --resume --out {self.progress.folder}."
+                folder = shlex.quote(str(self.progress.folder))
+                reason = f"The run was interrupted. Continue it with --resume --out {folder}."
                 return self._result(reason, is_complete=False)
             result = self._result(reason)
             self._write(result, best)

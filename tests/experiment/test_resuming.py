@@ -344,8 +344,8 @@ def test_an_object_in_circles_is_recorded(tmp_path):
     check_unchanged(recorded(str(tmp_path)), {"a": thing}, {})
 
 
-def trial(iterations, done):
-    checkpoint = SimpleNamespace(path="/checkpoint", filesystem=SimpleNamespace(type_name="local"))
+def trial(iterations, done, path="/checkpoint"):
+    checkpoint = SimpleNamespace(path=path, filesystem=SimpleNamespace(type_name="local"))
     return SimpleNamespace(error=None, metrics={"training_iteration": iterations, "done": done}, checkpoint=checkpoint)
 
 
@@ -360,3 +360,5 @@ def test_trials_that_have_finished_are_not_resumed_by_tune(capsys):
         ValueError, match=r"1 of 1 trials have finished .* --restore /checkpoint --experiment-name NAME"
     ):
         check_unfinished([trial(3, True)], later)
+    with pytest.raises(ValueError, match=r"--restore '/my runs/checkpoint' --experiment-name"):  # as a shell takes it
+        check_unfinished([trial(3, True, "/my runs/checkpoint")], later)

@@ -282,6 +282,11 @@ def test_wherever_a_run_is_interrupted_it_ends_with_the_same_certificate(go, ste
     assert num_incomplete >= 2
 
 
+def test_an_interrupted_run_names_its_folder_as_a_shell_takes_it(go):
+    result, _ = go("my run", World(interrupt_at(7)))
+    assert re.search(r"Continue it with --resume --out '/.*/my run'\.$", result.verdict)
+
+
 def test_a_run_that_is_killed_again_and_again(go):
     _, expected = num_happenings(go)
     content, resume, kills = None, False, 0

@@ -61,8 +61,8 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
             )
         return
     remedy = (
-        "Wrap the environment, or use a connector: "
-        "env_runners(env_to_module_connector=lambda *args, **kwargs: FlattenObservations())."
+        "Wrap the environment, or use a connector of your own: return an array of fixed size, such as one that is "
+        "filled up with zeros."
     )
     for path, part in parts_of(observation_space):
         if path and not _is_flat_part(part):

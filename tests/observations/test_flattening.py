@@ -230,7 +230,10 @@ def test_rllibs_connector_leaves_images_as_they_are():
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (gym.spaces.Dict(x=gym.spaces.Sequence(ACTIONS)), r"part \['x'\] is Sequence.*no fixed number of numbers"),
+        (
+            gym.spaces.Dict(x=gym.spaces.Sequence(ACTIONS)),
+            r"part \['x'\] is Sequence.*number of numbers\. Wrap",
+        ),
         (gym.spaces.Sequence(ACTIONS), "need observations in a Box"),
         (gym.spaces.Dict(), "need observations in a Box"),
         (gym.spaces.Box(0.0, 1.0, (0,)), r"at least one number to see, got Box\(\[\], \[\], \(0,\), float32\)"),

@@ -82,7 +82,7 @@ def _read_python(path: Path, imports: Sequence[str]) -> Experiment:
 
 def _read_yaml(path: Path) -> Experiment:
     try:
-        content = _load_yaml(path.read_text(encoding="utf-8"))
+        content = _load_yaml(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
@@ -138,7 +138,7 @@ def parse_settings(text: str, what: str) -> dict[str, Any]:
             raise ValueError(f"{what}: {error}") from error
         if not path.is_file():
             raise ValueError(f"{what}: there is no file '{path}'.")
-        text, source = path.read_text(encoding="utf-8", errors="replace"), f"the file '{path}'"
+        text, source = path.read_text(encoding="utf-8-sig", errors="replace"), f"the file '{path}'"
         is_yaml = path.suffix in (".yaml", ".yml")
     else:
         is_yaml = False

@@ -107,8 +107,9 @@ def test_numbers_of_an_experiment_are_numbers(name):
 @pytest.mark.parametrize(
     ("name", "text"), [("a.json", '{"lr": 0.1}'), ("a.yaml", "lr: 0.1\n"), ("a.txt", '{"lr": 0.1}')]
 )
-def test_objects_are_read_from_files(tmp_path, name, text):
-    (tmp_path / name).write_text(text)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # as some editors of Windows write it
+def test_objects_are_read_from_files(tmp_path, name, text, encoding):
+    (tmp_path / name).write_text(text, encoding=encoding)
     assert parse_settings(f"@{tmp_path / name}", "--config") == {"lr": 0.1}
 
 

@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
                 code = run(with_log_level(arguments), prog_name="rllib", standalone_mode=False, obj=arguments)
             except _UsageError as error:
                 command = error.ctx.command_path if error.ctx is not None else "rllib"
-                fail(f"{error.format_message()} See `{command} --help`.", code=2)
+                message = error.format_message()
+                end = "" if message.endswith((".", "?", "!")) else "."
+                fail(f"{message}{end} See `{command} --help`.", code=2)
             except ValueError as error:
                 fail(str(error), code=2)
             except (OSError, SamplingFailedError, ExitedError, ProgramFailedError) as error:

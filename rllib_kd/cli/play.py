@@ -181,7 +181,7 @@ def export(
     rllib export ~/ray_results/cartpole --out student.onnx --teacher cartpole
     """  # noqa: D301
     from rllib_kd.environments.own import given_environment
-    from rllib_kd.evaluation.played_environment import resolve_environment
+    from rllib_kd.evaluation.played_environment import NoEnvironmentError, resolve_environment
     from rllib_kd.evaluation.sources import open_sources
     from rllib_kd.experiment.files import parse_settings
     from rllib_kd.export.card import Card
@@ -206,16 +206,16 @@ def export(
             )
         deployed = deploy_on_rows(student.network(), out, input, format=format, int8=int8, prefix=prefix)
         return _say(Card(deployed, origin_of(student), 0))
-    where = resolve_environment(
-        {"the student": student},
-        env,
-        asked,
-        teacher=others[0] if others else None,
-        trust_checkpoint=trust_checkpoint,
-    )
+    rival = others[0] if others else None
+    try:
+        where = resolve_environment(
+            {"the student": student}, env, asked, teacher=rival, trust_checkpoint=trust_checkpoint
+        )
+    except NoEnvironmentError as error:
+        raise ValueError(f"{error} To export a student of recorded rows, pass those: --input.") from error
     if format == "web":
         refuse_flags_of_others(int8=int8, prefix=prefix)
-        return _write_page(student, others[0] if others else None, teacher, out, where, episodes)
+        return _write_page(student, rival, teacher, out, where, episodes)
     check_exportable(student.network(), format=format, int8=int8, prefix=prefix)
     rivals = [other.network() for other in others if has_figures(other.network(), format=format, int8=int8)]
     written = [(student.network(), out), *((rival, None) for rival in rivals)]

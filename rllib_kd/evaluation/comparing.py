@@ -62,7 +62,8 @@ def compare(
         student: an RLModule with `compute_q_values()`, the Algorithm that trains it, or path or URI of a checkpoint.
         env: as in `config.environment()`: a gymnasium id, a name registered with Tune, or a callable. None (default):
             the environment that the student's checkpoint records, or else the teacher's. Without trust, only
-            environments of gymnasium and ALE are taken from checkpoints.
+            environments of gymnasium and ALE, and those of your own that you have given before on this machine, are
+            taken from checkpoints.
         num_episodes: episodes of each policy, ≥ 1; episode i is reset with `seed + i`.
         seed: seed of the first episode, ≥ 0; by default, that of the `rllib` command. Use seeds that were not used for
             choosing the student.
@@ -70,7 +71,8 @@ def compare(
             with some (0.05 in Mnih et al. 2015): in games without randomness, a greedy policy may repeat itself
             without end.
         env_config: keys to change in the environment's config. The others are taken from the checkpoint, if it was
-            trained in the same environment; without trust, only keys and values that are known to be harmless.
+            trained in the same environment; without trust, only keys and values that are known to be harmless, and
+            configs with which you have trained in an environment of your own on this machine.
         trust_checkpoint: whether code in checkpoints may be run, for custom modules and connectors; and whether they
             may choose any environment and config.
         progress: whether to show a bar on a terminal.

@@ -54,6 +54,10 @@ def described(name: str, env_config: Mapping[str, Any]) -> str:
     return f"{name} {config}" if env_config else name
 
 
+class NoEnvironmentError(ValueError):
+    """No environment is named, and no checkpoint records one."""
+
+
 def resolve_environment(
     policies: Mapping[str, Any],
     env: str | Callable[..., gym.Env] | PlayedEnvironment | None = None,
@@ -76,7 +80,8 @@ def resolve_environment(
 
     Raises:
         ValueError: no environment is named; policies record different ones; or an untrusted checkpoint chooses one that
-            is not of gymnasium or ALE, or a config that is not known to be harmless; or `env_config` is not a dict.
+            is neither of gymnasium or ALE nor one of the user's own that was given before, or a config that is neither
+            known to be harmless nor the user's; or `env_config` is not a dict.
     """
     if not isinstance(env_config, Mapping | None):
         raise ValueError(f"`env_config` must be a dict of the environment's settings, got {env_config!r:.200}.")
@@ -104,9 +109,9 @@ def resolve_environment(
             f"The checkpoint was trained in the class '{classes[0]}', which is not imported because a checkpoint names "
             f"it. Pass env=..., or --env path/to/file.py:{classes[0].name.split('.')[-1]} on the command line."
         )
-    raise ValueError(
+    raise NoEnvironmentError(
         "The checkpoint does not record its environment (only those of whole Algorithms do, if it has a name). Pass "
-        "env=..., or --env on the command line. To export a student of recorded rows, pass those: --input."
+        "env=..., or --env on the command line."
     )
 
 

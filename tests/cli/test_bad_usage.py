@@ -299,6 +299,14 @@ BAD = {
         'has no setting \'alpha\'. It is a key of another setting: {"replay_buffer_config": {"alpha": ...}}',
     ),
     "a folder for a file": (["export", "cartpole", "--out", "tests"], "'tests' is a folder. Name a file"),
+    "a number that is none": (
+        ["evaluate", "cartpole", "--episodes", "1e1"],
+        "unable to parse string as an integer. See `rllib evaluate --help`.",
+    ),
+    "an unknown flag that is nearly one": (
+        [*RUN, "--stopp", "{}"],
+        "--stop). See `rllib train --help`.",
+    ),
     "a file for a folder": (["evaluate", "cartpole", "--video", "README.md"], "'README.md' is not a folder"),
     "environment refuses its config in evaluate": (
         ["evaluate", "cartpole", "--env-config", '{"wrong": 1}'],

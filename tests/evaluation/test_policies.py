@@ -211,7 +211,7 @@ def test_an_environment_that_does_not_render_says_so(tmp_path):
 
 
 def test_nobody_says_in_which_environment():
-    with pytest.raises(ValueError, match=r"does not record its environment.*--env"):
+    with pytest.raises(ValueError, match=r"does not record its environment.*--env on the command line\.$"):
         evaluate(make_q_module(), num_episodes=1)
 
 

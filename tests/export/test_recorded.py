@@ -1,6 +1,7 @@
 """A student of recorded rows, which has no environment, is exported and compared with PyTorch on rows."""
 
 import math
+import re
 import shutil
 
 import numpy as np
@@ -91,6 +92,14 @@ def test_what_does_not_fit_is_one_line(labelled, flags, message, capsys):
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_student_without_an_environment_needs_one_or_rows(tmp_path, capsys):
+    network().module.save_to_path(str(tmp_path / "student"))
+    with pytest.raises(SystemExit) as exit_:
+        main(["export", str(tmp_path / "student"), "--out", str(tmp_path / "s.onnx")])
+    assert exit_.value.code == 2
+    assert re.search(r"--env on the command line\. To export .* --input\.$", capsys.readouterr().err.strip())
 
 
 SPACES = [Discrete(16, start=2), MultiDiscrete([[3, 2], [2, 4]], start=[[0, 1], [-1, 0]]), MultiBinary((2, 3))]

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from itertools import pairwise
@@ -17,7 +18,7 @@ from ray.rllib.env.env_runner import NUM_ENV_STEP_FAILURES_LIFETIME
 
 from rllib_kd import DistillDQNConfig, compare
 from rllib_kd.env_runner.column_sampler import NUM_STATES_DROPPED_LIFETIME
-from rllib_kd.environments.failures import EnvFailedError, SamplingFailedError
+from rllib_kd.environments.failures import EnvFailedError, ExitedError, SamplingFailedError
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.wire import TEACHER_Q
@@ -303,6 +304,13 @@ def test_an_evaluation_in_which_every_remote_env_runner_fails_is_an_error_with_i
     with pytest.raises(EnvFailedError, match=r"The environment 'Faulty' returned .* from step") as raised:
         algo.evaluate()
     assert f"{__file__}:" in str(raised.value)
+
+
+@pytest.mark.parametrize("hook", ["on_algorithm_init", "on_train_result"])
+def test_a_callback_that_ends_the_process_is_an_error_with_its_line(build, hook):
+    settings = config().callbacks(**{hook: lambda **kwargs: sys.exit(3)})
+    with pytest.raises(ExitedError, match=rf"ended the process: SystemExit: 3 \({__file__}:\d+, in <lambda>\)"):
+        build(settings).train()
 
 
 def test_an_environment_whose_observations_change_their_shape_is_an_error(build):

@@ -112,7 +112,7 @@ def train(run: Mapping[str, Any], teacher: Teacher, folder: Path) -> Iterator[di
     num_steps = run["steps"]
     config = DistillDQNConfig().environment(run["game"], env_config=STEADY)
     config.training(**{"lr": [[0, 1e-3], [num_steps, 1e-4]], "train_batch_size_per_learner": 128} | training)
-    config.training(replay_buffer_config={"capacity": run["states"]})
+    config.training(replay_buffer_config={"capacity": run["states"] * 9 // 8})  # also earlier frames of first stacks
     size = {"student": run["student"]} if run["student"] in PRESETS else {"compression": float(run["student"])}
     config.distillation(teacher=run["teacher"], num_baseline_episodes=0, **size, **settings)
     config.debugging(seed=run["seed"])

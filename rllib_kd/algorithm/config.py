@@ -286,8 +286,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 with `restarts`, 30 for trees with them; no limit without, or with `td_coeff`. Zhang and Cho 2016
                 (SafeDAgger), arXiv 1605.06450.
             label_fraction: share of the steps whose states the teacher labels, once the student acts alone; in (0, 1].
-                Students learn from labelled states only. Low: more env steps a second, and fewer rows of the replay for
-                each; where successive states are alike, as in games, little is lost. Default: 1.
+                Students learn from labelled states only. Low: a slow teacher takes less time; high: more to learn from.
+                Default: 1.
             kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: the student
                 stays close to its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD can
                 improve on the teacher. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff`

@@ -18,12 +18,12 @@ def draw_labelled(num_steps: int, share: float, rng: np.random.Generator) -> np.
 
     Args:
         num_steps: T ≥ 1, the steps of a fragment.
-        share: in (0, 1]; at least one step is labelled.
+        share: in (0, 1], at least 1 / T.
         rng: generator of the draws; not used if `share` is 1.
     """
     if share == 1.0:
         return np.ones(num_steps, dtype=bool)
-    num_parts = max(1, round(share * num_steps))
+    num_parts = int(share * num_steps + rng.random())
     is_labelled = np.zeros(num_steps, dtype=bool)
     is_labelled[((np.arange(num_parts) + rng.random(num_parts)) * num_steps / num_parts).astype(int)] = True
     return is_labelled

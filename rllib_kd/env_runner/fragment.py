@@ -134,12 +134,12 @@ class Fragment:
         whole = max(self.steps, key=len)  # a step with labels, if there is one
         columns = {name: made[name] if name in made else self._stacked(name).swapaxes(0, 1) for name in whole}
         has_labels = np.array([len(step) == len(whole) for step in self.steps])
-        columns[VALID] = counts.swapaxes(0, 1) & has_labels
+        columns[VALID] = counts.swapaxes(0, 1)
         usable = is_usable(states, columns[Columns.REWARDS], columns.get(TEACHER_Q))
         self.num_dropped = int((columns[VALID] & ~usable).sum())
         if self.num_dropped:
             self.num_not_finite = count_not_finite(columns[VALID] & ~usable, states, columns[Columns.REWARDS])
-        columns[VALID] &= usable
+        columns[VALID] &= usable & has_labels
         return columns
 
 

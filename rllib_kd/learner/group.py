@@ -163,6 +163,7 @@ class StudentGroup:
         # From all EnvRunners, and from all episodes of a piece of a file, which is larger than any fragment.
         is_seen = np.zeros(sum(map(len, valid)), dtype=bool)
         is_seen[spread_over(len(is_seen), MAX_METRIC_STATES)] = True
+        device = self.replay.device
         fresh: list[dict[str, Tensor]] = []
         all_labels: list[Tensor] = []
         for fragment, rows in zip(labelled, valid, strict=True):
@@ -172,16 +173,14 @@ class StudentGroup:
                         student.make_feature_map(fragment[TEACHER_FEATURES].shape[-1])
             own, is_seen = np.split(is_seen, [len(rows)])
             some = rows[own]
-            fresh.append({Columns.OBS: torch.tensor(observations(fragment, some))})
+            obs = torch.tensor(observations(fragment, some)).to(device)  # channels last if packed; else anywhere
+            fresh.append({Columns.OBS: as_input(obs, self._input_shape)})
             fresh[-1][TEACHER_Q] = torch.tensor(fragment[TEACHER_Q][some])
             all_labels.append(torch.tensor(fragment[TEACHER_Q][rows]))
-        device = self.replay.device
         states = {name: torch.cat([part[name] for part in fresh]) for name in DISTILLATION_COLUMNS} if fresh else {}
         labels = torch.cat(all_labels) if all_labels else torch.zeros(0, self._num_actions)
         self._take_labels(labels.to(device), reduce)
         states = {name: column.to(device) for name, column in states.items()}
-        if states:
-            states[Columns.OBS] = as_input(states[Columns.OBS], self._input_shape)
         if self.obs_statistics.num_inputs:
             obs = states.get(Columns.OBS, torch.zeros(0, self.obs_statistics.num_inputs))
             self.obs_statistics.update(obs.to(device), reduce=reduce)

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 #: Usual numbers are −1e8, −1e9 and the lowest float of 32 bits. From this many times the best Q-values on, the rounding
 #: of such a number to 32 bits is 1 % of them or more, which is larger than many action gaps.
 _LEAST_RATIO = 1e5
+#: Where the best Q-values are all 0.
+_LEAST = 1e6  # return units
 #: This share of the states have best Q-values that are no larger than what is usual: they may often be 0.
 _USUAL = 0.9
 
@@ -38,7 +40,7 @@ class LargeLabels:
         lowest = labels.masked_fill(labels == -torch.inf, torch.inf).min()
         usual = labels.amax(-1).abs().kthvalue(math.ceil(_USUAL * len(labels))).values
         low, size = torch.stack([lowest, usual]).tolist()
-        if not size or low > -_LEAST_RATIO * size:
+        if low > -(_LEAST_RATIO * size or _LEAST):
             return
         self._has_warned = True
         logger.warning(

@@ -16,6 +16,7 @@ from rllib_kd.algorithm.settings import _fluent_arguments, _types_in, _value_in,
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.files import parse_settings, read_experiment
 from rllib_kd.experiment.variants import variants
+from tests.observations.test_images import Screens
 
 ROOT = Path(__file__).parents[2]
 #: Settings that no file can hold: functions, classes, spaces and objects of Python; and what ends the new API stack.
@@ -290,5 +291,7 @@ def test_what_documents_show_in_python_is_a_setting_in_files_too(method, name, v
 
 @pytest.mark.parametrize("text", shown_json())
 def test_what_documents_show_on_the_command_line_is_valid(text):
-    given = {"env": "CartPole-v1", "teacher": "cartpole", **parse_settings(text, "--config")}
+    of_images = {"env": Screens, "teacher": None, "td_coeff": 1.0}
+    given = of_images if "conv_filters" in text else {"env": "CartPole-v1", "teacher": "cartpole"}
+    given |= parse_settings(text, "--config")
     assert Experiment("x", DistillDQN, settings=given).checked()

@@ -32,6 +32,10 @@ def test_a_mask_by_large_numbers_is_warned_of_once(caplog, mask):
     assert "masks.md" in message
 
 
+def test_a_mask_beside_best_values_of_0_is_warned_of(caplog):
+    assert len(warnings_of(caplog, torch.tensor([[0.0, -1e9, 0.0]] * 200))) == 1
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6, 1e9])
 def test_q_values_of_any_size_are_none(caplog, scale):
     labels = usual(scale=scale)

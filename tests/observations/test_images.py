@@ -169,6 +169,18 @@ def test_labels_are_of_the_bytes_that_are_sent(config, env_config, direct, names
         assert columns["valid"].sum() > 1.5 * columns[CONTEXT].sum()
 
 
+@pytest.mark.parametrize("env_config", CHANNELS, ids=str)
+def test_a_learner_takes_stacks_that_are_packed_beside_others(config, build, env_config):
+    algo = build(config.environment(env_config=env_config))
+    packed = sample(make_runner(config), DISTILLATION_COLUMNS)
+    rows = np.flatnonzero(packed["valid"])
+    stacks = observations(packed, rows)
+    shown = np.moveaxis(stacks, -1, 1) if env_config["channels"] == "first" else stacks
+    group = algo.learner_group._learner.groups["default_policy"]
+    seen = group.take_in([packed, {"obs": shown, "teacher_q": packed["teacher_q"][rows]}], reduce=None)
+    np.testing.assert_allclose(seen["obs"], np.concatenate([floats(stacks)] * 2))
+
+
 def test_both_orders_and_both_ways_give_the_same_data(config):
     """The screens are drawn alike. Fragments end at other places on the two ways: compare their beginnings."""
     beginnings = []

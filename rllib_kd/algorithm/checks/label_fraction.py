@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rllib_kd.algorithm.checks.refused import refuse
 from rllib_kd.numeric import is_finite
+from rllib_kd.schedules import values_of
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
@@ -22,6 +23,8 @@ def check_label_fraction(config: DistillationConfig) -> None:
     settings = (
         ("teacher", config.teacher is None, "there are no labels"),
         ("rollout_policy", config.rollout_policy == "teacher", "the teacher acts in each state"),
+        ("teacher_fraction", min(values_of(config.acting_teacher_fraction)) > 0, "the teacher acts at all times"),
+        ("output", config.output is not None, "each visited state is recorded with its label"),
         ("td_coeff", config.uses_td, "TD learns from successive states"),
         ("max_regret", math.isfinite(config.max_regret_in_gaps), "each action of the student is judged by its label"),
         ("is_multi_agent", config.is_multi_agent, "it is supported in single-agent settings only"),
@@ -32,3 +35,8 @@ def check_label_fraction(config: DistillationConfig) -> None:
         settings,
         lambda setting, reason: f"`label_fraction`={share} is not supported with {setting}: {reason}. Leave it at 1.",
     )
+    if share * (num_steps := config.get_rollout_fragment_length()) < 1:
+        raise ValueError(
+            f"`label_fraction`={share} labels no whole step of a fragment of {num_steps}. Set rollout_fragment_length "
+            f"to at least {math.ceil(1 / share)}."
+        )

@@ -59,7 +59,7 @@ def expanded(path: str) -> Path:
 def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the older one, or the new one.
 
-    Links are followed. Devices and pipes, such as `/dev/stdout`, are written to.
+    Links are followed, and the mode of an older file stays. Devices and pipes, such as `/dev/stdout`, are written to.
 
     Args:
         path: path of the file; its folder exists.
@@ -69,16 +69,16 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
         OSError: it cannot be written, and the message names it; the older one stays.
     """
     try:
-        _replace(os.path.realpath(path), content)
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "wb") as there:  # as given: links of /dev/fd to pipes name no path
+                there.write(content)
+        else:
+            _replace(os.path.realpath(path), content)
     except OSError as error:  # it names the new file, or none where the disk is full
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def _replace(path: str, content: bytes) -> None:
-    if os.path.exists(path) and not os.path.isfile(path):
-        with open(path, "wb") as there:
-            there.write(content)
-        return
     folder, name = os.path.split(path)
     new = os.path.join(folder, f".{name}.{os.getpid()}-{threading.get_ident()}")  # others may write it, too
     try:

@@ -73,3 +73,11 @@ def test_links_stay_links_and_devices_stay_devices(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"new"
     replace_file(os.devnull, b"new")
     assert not os.path.isfile(os.devnull)
+
+
+def test_a_pipe_is_written_to():
+    reader, writer = os.pipe()
+    replace_file(f"/dev/fd/{writer}", b"new")
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        assert pipe.read() == b"new"

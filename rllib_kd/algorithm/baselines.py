@@ -162,7 +162,8 @@ def cached(key: str | None, measure: Callable[[], Played]) -> Played:
     returns = measure()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(returns).encode())  # other trials may read or write it
+        if path.is_file() or not path.exists():  # a pipe would wait for a reader
+            replace_file(path, json.dumps(returns).encode())  # other trials may read or write it
     except OSError as error:
         logger.info("The baselines cannot be kept in %s: %s", path.parent, error)
     return returns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def _replace(path: str, content: bytes) -> None:
     new = os.path.join(folder, f".{name}.{os.getpid()}-{threading.get_ident()}")  # others may write it, too
     try:
         with open(new, "wb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copymode(path, new)
             file.write(content)
         os.replace(new, path)
     except BaseException:

@@ -81,3 +81,11 @@ def test_a_pipe_is_written_to():
     os.close(writer)
     with open(reader, "rb") as pipe:
         assert pipe.read() == b"new"
+
+
+def test_a_replaced_file_keeps_its_mode(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(0o640)
+    replace_file(path, b"new")
+    assert path.stat().st_mode & 0o777 == 0o640

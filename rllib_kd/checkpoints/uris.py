@@ -26,6 +26,8 @@ _OF_RLLIB = {"class_and_ctor_args.pkl", "default_policy", "learner_group", "poli
 _OF_EXPERIMENT = ("tuner.pkl", "experiment_state-*.json")
 _OF_TRIAL = ("result.json", "params.json")
 _MAX_NAMED = 10  # files, in a message
+#: Options of a URI that are secrets: of Azure's applications, and the signature of a shared access.
+_SECRETS = ("client_secret", "sig")
 _PLAIN = "/!$&'()*+,;=:@"  # characters of a path that mean themselves in a URI, beside letters and digits
 
 
@@ -167,6 +169,19 @@ def uri_of(uri: str, path: str, inner: str) -> str:
 def without_options(uri: str) -> str:
     """Return a URI without its options, such as `?region=eu-west-1`; a path unchanged."""
     return uri.partition("?")[0] if "://" in uri else uri
+
+
+def without_secrets(uri: str) -> str:
+    """Return a URI without keys and passwords, as in `s3://KEY:SECRET@bucket/folder`; other options stay."""
+    before, mark, text = uri.partition("?")
+    scheme, separator, rest = before.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, _, host = authority.rpartition("@")
+    if ":" in user:
+        container = user.partition(":")[0] if scheme.startswith("abfs") else ""
+        authority = f"{container}@{host}" if container else host
+    options = [option for option in text.split("&") if option.partition("=")[0] not in _SECRETS]
+    return f"{scheme}{separator}{authority}{slash}{path}{mark if options else ''}{'&'.join(options)}"
 
 
 def child_of(uri: str, name: str) -> str:

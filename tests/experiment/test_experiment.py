@@ -125,12 +125,16 @@ def test_checkpoints_are_named_so_that_they_can_be_found(kind, expected):
         ("s3://b/x?scheme=http&region=r", "b/xy/trial", "s3://b/xy/trial"),
         ("abfs://c@account.dfs.core.windows.net/x", "c/x/trial", "abfs://c@account.dfs.core.windows.net/x/trial"),
         ("/x", "/x/trial", "s3:///x/trial"),
+        ("s3://KEY:SECRET@b/x?region=r", "b/x/trial", "s3://b/x/trial?region=r"),
+        ("abfs://c:SECRET@a.dfs.core.windows.net/x", "c/x/trial", "abfs://c@a.dfs.core.windows.net/x/trial"),
     ],
 )
 def test_checkpoints_have_the_options_of_the_uri_that_results_were_written_to(monkeypatch, folder, path, expected):
     monkeypatch.setattr(locations, "_uris", {})
     locations.remember(folder)
-    assert location(SimpleNamespace(path=path, filesystem=SimpleNamespace(type_name="s3"))) == expected
+    kind, other = ("abfs", "s3") if folder.startswith("abfs") else ("s3", "gcs")
+    assert location(SimpleNamespace(path=path, filesystem=SimpleNamespace(type_name=kind))) == expected
+    assert location(SimpleNamespace(path=path, filesystem=SimpleNamespace(type_name=other))) == f"{other}://{path}"
     assert location(SimpleNamespace(path=path, filesystem=SimpleNamespace(type_name="local"))) == path
 
 

@@ -163,6 +163,8 @@ def is_users(frame: Frame) -> bool:
 def _package_of(frame: Frame) -> str | None:
     """Return the installed package that a line belongs to; None if it belongs to none."""
     parts = Path(frame.file).parts
+    if parts[:2] == ("python", "ray"):  # Ray's source is in a folder `python`
+        return "ray"
     if parts[0] in _PASSED_THROUGH:  # Cython records paths from the root of its package's source
         return parts[0]
     return next((parts[i + 1] for i in reversed(range(len(parts) - 1)) if parts[i] in _PACKAGES), None)

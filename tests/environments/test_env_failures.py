@@ -21,6 +21,7 @@ from rllib_kd.environments.failures import (
     exits_are_errors,
     failure,
     frames_in,
+    is_users_exit,
     users_line,
 )
 from rllib_kd.environments.making import env_maker
@@ -196,3 +197,10 @@ def test_the_reason_of_a_trial_is_its_last_error_otherwise():
         last = f"{kind.__module__}.{kind.__name__}: {explained}"
         assert _reason(RuntimeError(RLLIBS.format(last=last))) == explained
     assert _reason(RuntimeError("nothing known")) == "nothing known"
+
+
+@pytest.mark.parametrize(("file", "is_users"), [("python/ray/_raylet.pyx", False), ("game.py", True)])
+def test_the_exit_of_rays_workers_is_not_the_users(file, is_users):
+    with pytest.raises(SystemExit) as caught:
+        exec(compile("raise SystemExit", file, "exec"))
+    assert is_users_exit(caught.value) == is_users

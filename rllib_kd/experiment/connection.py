@@ -241,12 +241,13 @@ def _missing(needs: Mapping[str, float], available: Mapping[str, float]) -> Iter
 
 
 def _too_large(bundles: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, str]]:
-    """Yield the same of the first bundle for which no node is large enough."""
+    """Yield what the node that lacks least lacks for the first bundle that no node can take, and its amounts."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]] if bundles else []
     for bundle in bundles:
-        if all(any(_missing(bundle, node)) for node in nodes):
+        lacking = [[name for name, _ in _missing(bundle, node)] for node in nodes]
+        if all(lacking):
             amounts = " and ".join(f"{amount:g} {name}s" for name, amount in bundle.items() if amount)
-            yield next(iter(bundle)), f"{amounts} on one node, but no node has as many"
+            yield min(lacking, key=len, default=list(bundle))[0], f"{amounts} on one node, but no node has as many"
             return
 
 

@@ -38,14 +38,15 @@ def daemons(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("bundles", "named"),
+    ("bundles", "named", "flag"),
     [
-        ([{"CPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}], None),
-        ([{"CPU": 1.0}, {"CPU": 3.0}], "3 CPUs on one node"),
-        ([{"CPU": 4.0, "GPU": 1.0}], "4 CPUs and 1 GPUs on one node"),  # of two
+        ([{"CPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}], None, None),
+        ([{"CPU": 1.0}, {"CPU": 3.0}], "3 CPUs on one node", "cpus"),
+        ([{"CPU": 4.0, "GPU": 1.0}], "4 CPUs and 1 GPUs on one node", "cpus"),  # of two
+        ([{"CPU": 1.0, "GPU": 2.0}], "1 CPUs and 2 GPUs on one node", "gpus"),
     ],
 )
-def test_a_trial_waits_aloud_for_a_node_that_is_large_enough(daemons, monkeypatch, capsys, bundles, named):
+def test_a_trial_waits_aloud_for_a_node_that_is_large_enough(daemons, monkeypatch, capsys, bundles, named, flag):
     nodes = [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0}, {"CPU": 8.0}]
     nodes = [{"Resources": node, "Alive": node["CPU"] < 8} for node in nodes]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
@@ -58,7 +59,7 @@ def test_a_trial_waits_aloud_for_a_node_that_is_large_enough(daemons, monkeypatc
         assert f"note: training waits until the cluster has a larger node. A trial needs {named}" in note
         assert "Lower num_env_runners" in note
         with (
-            pytest.raises(ValueError, match=f"{named}.* raise --ray-num-cpus"),
+            pytest.raises(ValueError, match=f"{named}.* raise --ray-num-{flag}"),
             connection({"CPU": 4.0}, bundles=bundles, local=LocalRay(num_cpus=2, num_gpus=1, num_nodes=2)),
         ):
             pass

@@ -174,7 +174,8 @@ class CheckpointedDQN(DQN):
             self._restarts.check(own.get("restarts", {"num_copies": 1}))
             check_networks(self.learner_group, resolved, filesystem)
         self._sampling.forget()
-        with on_this_machine(resolved, filesystem) as folder:
+        takes_rows = is_whole and self.config.store_buffer_in_checkpoints
+        with on_this_machine(resolved, filesystem, without=() if takes_rows else (REPLAY_FOLDER,)) as folder:
             super().restore_from_path(folder, *args, **kwargs)
             raise_failures(self.learner_group)
             if is_whole:
@@ -182,9 +183,7 @@ class CheckpointedDQN(DQN):
             self._play_newest_student()
             if self._teachers.are_loaded:
                 self._go_on()
-            if is_whole:
-                stores_rows = self.config.store_buffer_in_checkpoints
-                has_rows = stores_rows and refill_replays(self.learner_group, folder, pyarrow.fs.LocalFileSystem())
+            has_rows = takes_rows and refill_replays(self.learner_group, folder, pyarrow.fs.LocalFileSystem())
         if is_whole:
             self._sampling.replays_are(restored=has_rows)
             if not has_rows:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,8 +41,13 @@ def copied_to(path: str, filesystem: pyarrow.fs.FileSystem) -> Iterator[Path]:
 
 
 @contextmanager
-def on_this_machine(path: str, filesystem: pyarrow.fs.FileSystem) -> Iterator[str]:
+def on_this_machine(path: str, filesystem: pyarrow.fs.FileSystem, *, without: Sequence[str] = ()) -> Iterator[str]:
     """Yield a local path with what lies at `path`: a copy that is deleted afterwards, unless the filesystem is local.
+
+    Args:
+        path: path of a folder in the filesystem.
+        filesystem: any filesystem.
+        without: names of files and folders in it that need not be copied.
 
     Raises:
         OSError: there is nothing, or it cannot be read.
@@ -51,7 +56,11 @@ def on_this_machine(path: str, filesystem: pyarrow.fs.FileSystem) -> Iterator[st
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        _copy(path, folder, filesystem, pyarrow.fs.LocalFileSystem())
+        for entry in filesystem.get_file_info(pyarrow.fs.FileSelector(path)):
+            if entry.base_name not in without:
+                if entry.type == pyarrow.fs.FileType.Directory:
+                    Path(folder, entry.base_name).mkdir()
+                _copy(entry.path, f"{folder}/{entry.base_name}", filesystem, pyarrow.fs.LocalFileSystem())
         yield folder
 
 

@@ -65,6 +65,8 @@ def test_a_copy_is_there_while_it_is_read(tmp_path, bucket):
     with on_this_machine("checkpoint", bucket) as folder:
         assert files(tmp_path / "checkpoint") == files(type(tmp_path)(folder))
     assert not type(tmp_path)(folder).exists()
+    with on_this_machine("checkpoint", bucket, without=["replay"]) as folder:
+        assert files(type(tmp_path)(folder)) == sorted(name for name in OLDER if not name.startswith("replay/"))
     with on_this_machine(str(tmp_path), pyarrow.fs.LocalFileSystem()) as folder:
         assert folder == str(tmp_path)
     with pytest.raises(FileNotFoundError), on_this_machine("missing", bucket):

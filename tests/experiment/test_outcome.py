@@ -44,7 +44,7 @@ def test_the_command_after_training_names_each_student_of_a_family():
 
 
 def test_the_command_after_training_has_the_options_of_a_uri(monkeypatch):
-    monkeypatch.setattr(locations, "_uris", {"b/x": "s3://b/x?scheme=http"})
+    monkeypatch.setattr(locations, "_uris", {("s3", "b/x"): "s3://b/x?scheme=http"})
     checkpoint = SimpleNamespace(filesystem=SimpleNamespace(type_name="s3"), path="b/x/c")
     for students, inner in (({}, ""), ({"s4": {}}, "/learner_group/learner/rl_module/s4")):
         config = {"teacher": "cartpole", "students": students}

@@ -349,7 +349,7 @@ def test_parts_are_labelled_by_a_teacher_of_vectors_that_knows_their_space():
     np.testing.assert_array_equal(Labeller(policy)(rows)["teacher_q"], [[0.5, 0.25], [0, 1]])
     with pytest.raises(DataError, match=r"Load it with the space of the parts: .*pipeline=ObservationPipeline\(space"):
         Labeller(Teacher.from_callable(lambda obs: obs[:, -2:], **given))(rows)
-    with pytest.raises(ValueError, match=r"takes Dict\(.*Let it take one vector, and pass pipeline=ObservationPip"):
+    with pytest.raises(ValueError, match=r"takes Dict\(.*observation_space=gymnasium.spaces.flatten_space\(space\)"):
         Teacher.from_callable(lambda obs: obs, observation_space=space, action_space=ACTIONS)
 
 

@@ -165,7 +165,7 @@ def test_checkpoints_at_a_uri_with_options_can_be_opened_and_linked():
 
 
 def test_a_setting_that_fails_is_found_by_its_uri(monkeypatch, capsys):
-    monkeypatch.setattr(locations, "_uris", {"b/x": "s3://b/x?scheme=http"})
+    monkeypatch.setattr(locations, "_uris", {("s3", "b/x"): "s3://b/x?scheme=http"})
     storage = SimpleNamespace(storage_filesystem=SimpleNamespace(type_name="s3"))
     failed = SimpleNamespace(path="b/x/s20", storage=storage, status="ERROR")
     SettingLines().on_trial_error(1, [failed], failed)

@@ -357,7 +357,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
 
     def _label(self, obs: torch.Tensor, is_labelled: bool) -> dict[str, np.ndarray]:
-        """Return the labels of the states that the student sees as `obs`; empty without a teacher."""
+        """Return the labels of the states that the student sees as `obs`; none without a teacher, or if not asked."""
         if not self.config.label_columns:
             return {}
         if self._teacher_view is not None:  # it sees every state

@@ -23,22 +23,9 @@ from rllib_kd.numeric import is_integer
 
 _PREFIX = "envpool/"
 
-#: Packages that register environments with gymnasium, and how the names of these begin.
-_PACKAGES = {
-    "highway_env": (
-        "exit",
-        "highway",
-        "intersection",
-        "lane",
-        "merge",
-        "parking",
-        "racetrack",
-        "roundabout",
-        "two",
-        "u",
-    ),
-    "minigrid": ("BabyAI", "MiniGrid"),
-}
+_HIGHWAYS = ("exit", "highway", "intersection", "lane", "merge", "parking", "racetrack", "roundabout", "two", "u")
+#: Packages that register an environment with gymnasium, by the beginning of its name.
+_PACKAGES = dict.fromkeys(_HIGHWAYS, "highway_env") | dict.fromkeys(("BabyAI", "MiniGrid"), "minigrid")
 
 _NUM_SEEDS = 2**31  # seeds that a pool distinguishes
 
@@ -87,7 +74,7 @@ def register(env: Any) -> None:
     if not is_pool(env) or env in gym.registry:
         return
     name = own_name(env)
-    package = next((package for package, names in _PACKAGES.items() if re.split(r"[-_]", name)[0] in names), None)
+    package = _PACKAGES.get(re.split(r"[-_]", name)[0])
     if package is not None and name not in gym.registry:
         with suppress(ImportError):
             importlib.import_module(package)

@@ -119,6 +119,15 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
         ValueError: the teacher must be better than a random policy, but is not.
     """
     num_episodes = len(played["teacher"])
+    if not all(played[who] for who in BASELINES):
+        text = (
+            f"No agent of the teacher '{teacher.source}' acted in the baselines' episodes of '{name_of(env)}', so that"
+        )
+        remedy = "Set `num_baseline_episodes` to more."
+        if must_gain:
+            raise ValueError(f"{text} kd_coeff='qdagger' has no returns to compare. {remedy}")
+        logger.warning("%s the return ratio is not known. %s", text, remedy)
+        return
     teacher_return, random_return = (float(np.mean(played[who])) for who in BASELINES)
     gain = teacher_return - random_return
     trained_return = teacher.trained_return

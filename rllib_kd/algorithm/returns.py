@@ -58,8 +58,8 @@ class StudentReturns:
     def take_baselines(self, names: Iterable[str], played: Mapping[str, Sequence[float]]) -> None:
         """Take each episode's returns, under "teacher" and "random", for the students of one group."""
         for name in names:
-            self[name].teacher = float(np.mean(played["teacher"]))
-            self[name].random = float(np.mean(played["random"]))
+            self[name].teacher = _mean(played["teacher"])
+            self[name].random = _mean(played["random"])
 
     def take_evaluation(self, evaluation: Mapping[str, Any], *, of: str | None = None) -> None:
         """Take the mean returns of an evaluation; those of the last one stay if no episode ended.
@@ -90,3 +90,8 @@ class StudentReturns:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `get_state()`."""
         self._by_student |= {name: Returns(**returns) for name, returns in state["by_student"].items()}
+
+
+def _mean(returns: Sequence[float]) -> float:
+    """Return the mean of episodes' returns; NaN of none: agents may come and go."""
+    return float(np.mean(returns)) if returns else math.nan

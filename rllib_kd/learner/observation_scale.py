@@ -27,6 +27,7 @@ _LEAST_SCALE = 1e-30  # below it, 1 / scale is not finite in float32
 _FAR = 100.0
 _RARE = 1e-3  # share of all states, up to which far values do not count
 _ENOUGH = 1_000  # states; later ones are judged by those before, these ones by their own batch without its extremes
+_ROUNDING = 1e-6  # of the mean: what differs by less is taken for constant
 _RESOLVED = 1e-13  # of the fourth moment around 0: what is left of it around the mean, below that, may be rounding
 
 
@@ -94,7 +95,8 @@ class ObservationStatistics:
         """Return means and scales: (E[(x − mean)⁴] / 3)^¼, the standard deviation if x is normal.
 
         Inputs that are rarely different from their mean get a larger scale than their standard deviation, so that the
-        rare value is not an outlier of a hundred. Inputs that never differ keep the scale 1.
+        rare value is not an outlier of a hundred. Inputs that never differ keep the scale 1, and far from 0, where
+        float32 may hide how they differ, a millionth of their mean.
 
         Values further than 100 scales from the others do not count while they are at most 1 in 1,000.
         """
@@ -146,9 +148,10 @@ def _mean_and_scale(sums: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
     # It is never below the squared variance. For inputs far from 0 it is lost in rounding: then they count as normal.
     central = torch.where(central > _RESOLVED * fourth, torch.maximum(central, variance**2), 3.0 * variance**2)
     scale = central.div(3.0).pow(0.25)
-    # A constant input shows no more than rounding. float32 does not resolve less than 1e-6 of the mean.
-    constant = (variance.sqrt() <= 1e-6 * first.abs()) | (scale < _LEAST_SCALE)
-    return first, torch.where(constant, 1.0, scale)
+    # Below this share of the mean there may be no more than rounding, in float32 and in the sums.
+    least = _ROUNDING * first.abs()
+    constant = (variance.sqrt() <= least) | (scale < _LEAST_SCALE)
+    return first, torch.where(constant, least.clamp(min=1.0), scale)
 
 
 #: First weights are made this much smaller. RLlib draws them for inputs of any scale; on those of scale 1, few units

@@ -106,6 +106,7 @@ def _check(settings: dict[str, Any]) -> None:
     config = DistillDQNConfig().environment("CartPole-v1")
     config.distillation(teacher=settings.pop("teacher"))
     apply_settings(config, settings).validate()
+    config.get_evaluation_config_object().validate()  # as RLlib does when it counts CPUs
     teachers = Teachers.load(config, None)
     check_labels(config, teachers)
     shape_students(config, teachers)

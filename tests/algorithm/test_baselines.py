@@ -1,5 +1,6 @@
 """Baselines are measured once for a teacher and an environment, and again where either differs."""
 
+import math
 import os
 import time
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 from rllib_kd.algorithm import baselines
 from rllib_kd.algorithm.baselines import baseline_key, cached, check_baselines, play_baselines
+from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import receive
 from tests.conftest import make_q_module
@@ -200,6 +202,20 @@ def test_qdagger_refuses_a_teacher_whose_mean_return_is_not_higher(caplog):
     check_baselines({"teacher": [10.0, 40.0], "random": [20.0, 21.0]}, teacher, env="E", must_gain=True)
     with pytest.raises(ValueError, match="needs a teacher that is better than a random policy"):
         check_baselines({"teacher": [10.0, 31.0], "random": [20.0, 21.0]}, teacher, env="E", must_gain=True)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("empty", [["teacher"], ["random"], ["teacher", "random"]])
+def test_a_policy_whose_agents_never_acted_is_not_judged(caplog, empty):
+    teacher, played = Teacher(make_q_module()), {"teacher": [1.0], "random": [0.0]} | {who: [] for who in empty}
+    check_baselines(played, teacher, env="E", must_gain=False)
+    assert "No agent of the teacher" in caplog.text
+    assert "no better" not in caplog.text
+    with pytest.raises(ValueError, match=r"No agent of the teacher .* Set `num_baseline_episodes` to more"):
+        check_baselines(played, teacher, env="E", must_gain=True)
+    returns = StudentReturns(["student"])
+    returns.take_baselines(["student"], played)
+    assert math.isnan(returns.ratio)
 
 
 @pytest.mark.parametrize("is_long", [False, True])

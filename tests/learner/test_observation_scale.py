@@ -46,6 +46,16 @@ def test_constant_inputs_stay_as_they_are_and_far_ones_are_found(mean):
     assert torch.isfinite(scale.normalize(obs)).all()
 
 
+@pytest.mark.parametrize("spread", [30.0, 300.0, 900.0, 1_200.0])
+def test_of_what_float32_hardly_resolves_no_value_is_cut(spread):
+    """Times in seconds since 1970 differ by less than a millionth in some minutes."""
+    torch.manual_seed(0)
+    obs = (1e9 + spread * torch.randn(5_000, 1, dtype=torch.float64)).float()
+    normalized = scale_of(obs).normalize(obs)
+    assert 0.02 < normalized.std() < 1.1
+    assert normalized.abs().max() < 10.0
+
+
 def test_inputs_that_are_nearly_0_stay_as_they_are():
     torch.manual_seed(0)
     scale = scale_of(torch.randn(500, 2) * 1e-42)

@@ -35,6 +35,8 @@ def check_label_fraction(config: DistillationConfig) -> None:
         settings,
         lambda setting, reason: f"`label_fraction`={share} is not supported with {setting}: {reason}. Leave it at 1.",
     )
+    if config.in_evaluation:  # its fragments are RLlib's own, of one step, and nothing is labelled
+        return
     if share * (num_steps := config.get_rollout_fragment_length()) < 1:
         raise ValueError(
             f"`label_fraction`={share} labels no whole step of a fragment of {num_steps}. Set rollout_fragment_length "

@@ -120,13 +120,13 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
     """
     num_episodes = len(played["teacher"])
     if not all(played[who] for who in BASELINES):
-        text = (
-            f"No agent of the teacher '{teacher.source}' acted in the baselines' episodes of '{name_of(env)}', so that"
+        unknown = (
+            f"No agent of the teacher '{teacher.source}' acted in the baselines' episodes of '{name_of(env)}', so that "
+            "the return ratio is not known. Set `num_baseline_episodes` to more."
         )
-        remedy = "Set `num_baseline_episodes` to more."
         if must_gain:
-            raise ValueError(f"{text} kd_coeff='qdagger' has no returns to compare. {remedy}")
-        logger.warning("%s the return ratio is not known. %s", text, remedy)
+            raise ValueError(f"{unknown} kd_coeff='qdagger' needs it.")
+        logger.warning(unknown)
         return
     teacher_return, random_return = (float(np.mean(played[who])) for who in BASELINES)
     gain = teacher_return - random_return

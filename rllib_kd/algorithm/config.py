@@ -75,7 +75,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.compression: float | None = None
         self.student: str | Mapping[str, Any] | None = None
         self.students: dict[str, Any] = {}
-        self.own_states: bool | None = None
+        self.own_states: bool | Literal["linear"] | None = None
         self.restarts: int | None = None
         self.num_validation_episodes = 64
         self.init: str | None = None
@@ -184,7 +184,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         compression: float | None = NotProvided,
         student: str | Mapping[str, Any] | None = NotProvided,
         students: Mapping[str, str | Mapping[str, Any]] = NotProvided,
-        own_states: bool | None = NotProvided,
+        own_states: bool | Literal["linear"] | None = NotProvided,
         restarts: int | None = NotProvided,
         num_validation_episodes: int = NotProvided,
         init: str = NotProvided,
@@ -308,8 +308,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 `rl_module(model_config=...)` has the settings that they share. They act in turn, one episode each.
                 Plain MLPs of equal depth learn side by side: eight cost up to twice as much as one.
             own_states: whether each network of `students` learns from states in which it acts itself, or its teacher,
-                as it would alone: small ones meet other states than capable ones. False: from those of all students.
-                None (default): True for vectors; False for images, of which every different one helps.
+                as it would alone, or from those of all. "linear": linear students learn from their own ones, since they
+                meet others than capable ones do, and the rest from all, since every new one helps. None (default):
+                "linear" for vectors, False for images.
             restarts: copies of each student that learn side by side, each with first weights of its own, and by default
                 with one of four weights of the Q-regret; ≥ 1. Before a checkpoint or an evaluation, and in
                 `get_module()`, they play validation episodes, and the best of them, or of earlier times of training, is

@@ -52,7 +52,7 @@ def settle_defaults(
     if config.init is None and (not is_image or config.is_recurrent or config.teacher is None):
         config.init = "random"  # of images it is left to the networks: see FirstWeights
     if config.own_states is None and len(config.students or ()) > 1 and not config.is_offline:
-        config.own_states = not is_image
+        config.own_states = False if is_image else "linear"
     defaults = dict(FOR_IMAGES if is_image else for_vectors)
     if is_image and not (config.is_recurrent or config.uses_td):
         del defaults["lr"]  # it follows from the student's size: learner/learning_rate.py

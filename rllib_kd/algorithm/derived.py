@@ -48,7 +48,7 @@ class DerivedValues:
     kd_coeff: Schedule | Literal["qdagger"]
     td_coeff: Schedule
     students: dict[str, Any]
-    own_states: bool | None
+    own_states: bool | Literal["linear"] | None
     restarts: int | None
     student: str | Mapping[str, Any] | None
     init: str | None

@@ -1,8 +1,8 @@
-"""How much each state counts for a student of a family: the objective is over the states that it visits itself.
+"""How much each state counts for a student of a family: all alike, or those that it visits itself.
 
-The students of a family act in turn, and share one replay. Where a small student cannot follow its teacher it meets
+The students of a family act in turn, and share one replay. Where a linear student cannot follow its teacher it meets
 states that a capable one never sees. If it learned from the states of all alike, the share of its own ones would be the
-smaller the more students there are.
+smaller the more students there are. Others visit about the same states, and learn from each other's.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ class OwnStates:
         counts = torch.zeros(1, 1 + num_students, device=device)
         counts[0, [0, 1 + place]] = 1.0
         return cls(counts)
+
+    @classmethod
+    def of_all(cls, num_students: int, *, device: torch.device | str = "cpu") -> OwnStates:
+        """Return those of a student for which the states of all count."""
+        return cls(torch.ones(1, 1 + num_students, device=device))
 
     @classmethod
     def joined(cls, each: Sequence[OwnStates]) -> OwnStates:

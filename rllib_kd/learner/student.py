@@ -19,7 +19,7 @@ from rllib_kd.learner.losses import VALUE_LOSSES
 from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, shrink, take_normalized, take_raw
 from rllib_kd.learner.own_states import OwnStates
 from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
-from rllib_kd.networks.dqn_module import QF_PREDS, first_linears
+from rllib_kd.networks.dqn_module import QF_PREDS, first_linears, is_linear
 from rllib_kd.networks.mlp_gradient import MLPGradient
 from rllib_kd.networks.parts import last_linear
 from rllib_kd.networks.quantization import RoundedMLP, check_can_round, round_linears
@@ -373,8 +373,10 @@ def _has_running_statistics(module: Any) -> bool:
 
 
 def _own_states(modules: Mapping[str, Any], config: Any, name: str) -> OwnStates:
-    device = next(modules[name].parameters()).device
-    return OwnStates.of(list(config.students).index(student_of(name)), len(config.students), device=device)
+    device, num_students = next(modules[name].parameters()).device, len(config.students)
+    if config.own_states == "linear" and not is_linear(modules[name]):
+        return OwnStates.of_all(num_students, device=device)
+    return OwnStates.of(list(config.students).index(student_of(name)), num_students, device=device)
 
 
 def _weights_of_pairs(module: Any) -> tuple[list[Tensor], list[Tensor]]:

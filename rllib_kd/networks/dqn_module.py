@@ -145,6 +145,12 @@ def support_of(module: Any) -> Support | None:
     return Support(module.v_min, module.v_max, num_atoms) if num_atoms > 1 else None
 
 
+def is_linear(module: Any) -> bool:
+    """Return whether RLlib's DQN module has no hidden layer."""
+    is_flat = type(getattr(module, "encoder", None)) is FlattenEncoder
+    return is_flat and all(len(leaves_of(head)) == 1 for head in heads_of(module))
+
+
 def first_linears(module: Any) -> list[Any]:
     """Return the layers that take the observation, if it is a vector and all are linear with a bias; else none.
 

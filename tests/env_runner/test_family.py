@@ -99,8 +99,13 @@ def test_samples_say_who_acts(cartpole_config, build):
     assert seen == {0, 1, 2, 3}
 
 
-def test_by_default_own_states_are_for_vectors(cartpole_config, build):
-    assert build(family_config(cartpole_config)).config.own_states is True
+def test_by_default_linear_students_learn_from_their_own_states(cartpole_config, build):
+    algo = build(family_config(cartpole_config))
+    assert algo.config.own_states == "linear"
+    acting = torch.tensor([0, 1, 2, 3])
+    for name, student in algo.learner_group._learner.groups["default_policy"].students.items():
+        expected = [2.0, 0.0, 0.0, 2.0] if name == "linear" else [1.0] * 4
+        torch.testing.assert_close(student.own_states.weights(acting), torch.tensor([expected]))
     assert build(cartpole_config).config.own_states is None
 
 

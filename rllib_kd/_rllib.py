@@ -115,6 +115,18 @@ def has_default_q_values(module: Any) -> bool:
     )
 
 
+#: Methods of RLlib's actor-critics, BC and MARWIL that make logits of the outputs of an encoder and a head.
+LOGITS_METHODS = ("forward_inference", "_forward_inference", "_forward")
+
+
+def has_default_logits(module: Any) -> bool:
+    """Return whether a module makes the logits of its policy by RLlib's own methods, not by some of the user's."""
+    homes = ("ray.rllib.algorithms.", "ray.rllib.core.")  # RLlib's examples are written as those of users
+    return all(
+        getattr(type(module), name).__module__.startswith(homes) and name not in vars(module) for name in LOGITS_METHODS
+    )
+
+
 # --- Connectors, configs and callbacks --------------------------------------------------------------------------------
 
 LR_SCHEDULERS, GRAD_SCALER = "_torch_lr_scheduler_classes", "_torch_grad_scaler_class"  # settings of `experimental()`

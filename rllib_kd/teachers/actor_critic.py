@@ -14,7 +14,9 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import Tensor, nn
 
+from rllib_kd import _rllib
 from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.networks.parts import is_known
 from rllib_kd.networks.recurrent import initial_state, run_sequences
 from rllib_kd.teachers.dqn_copy import are_same, dqn_module_with
 from rllib_kd.teachers.function import QNetwork
@@ -42,8 +44,8 @@ class Logits(nn.Module):
 def policy_network(module: RLModule) -> RLModule | QNetwork:
     """Return the network of a policy, whose outputs are its logits; its critic is left out.
 
-    It is RLlib's DQN module if that can have the same layers. Then the policy has an architecture that can be made
-    narrower, features, and weights to begin with.
+    It is RLlib's DQN module if that can have the same layers, and no code of the user's is between them. Then the
+    policy has an architecture that can be made narrower, features, and weights to begin with.
 
     Args:
         module: an RLModule that computes the logits of a policy, in eval mode.
@@ -56,12 +58,18 @@ def policy_network(module: RLModule) -> RLModule | QNetwork:
         raise ValueError(f"it is a {kind} with the action space {space}, expected Discrete")
     network = _as_dqn_module(module)
     if network is None and module.is_stateful():
-        raise ValueError(f"it is a recurrent {kind} whose layers RLlib's DQN module cannot have")
+        raise ValueError(f"it is a recurrent {kind} with layers or code that RLlib's DQN module cannot have")
     return network or QNetwork(Logits(module), module.observation_space, space)
 
 
 def _as_dqn_module(module: RLModule) -> RLModule | None:
-    """Return RLlib's DQN module with the layers of a policy; None if it cannot compute the same function."""
+    """Return RLlib's DQN module with the layers of a policy; None if it cannot compute the same function.
+
+    Equal logits for a few observations do not show that: code of the user's may act on others alone.
+    """
+    inner = [part for part in module.modules() if part is not module]
+    if not _rllib.has_default_logits(module) or not all(map(is_known, inner)):
+        return None
     model_config = module.model_config
     if not isinstance(model_config, Mapping) or not isinstance(module.observation_space, gym.spaces.Box):
         return None

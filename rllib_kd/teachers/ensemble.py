@@ -20,7 +20,7 @@ from rllib_kd.wire import LOG_PROBS, Q_VALUES, Outputs
 
 
 def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None = None) -> Teacher:
-    """Combine several teachers into one; each keeps its own observation pipeline.
+    """Combine several teachers into one; each keeps its own observation pipeline. One teacher alone remains itself.
 
     The labels of actor-critics are the log-probabilities of their mean policy, whatever the temperature.
 
@@ -35,7 +35,9 @@ def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None
     """
     if not teachers:
         raise ValueError("An ensemble needs at least one teacher, got an empty list.")
-    if recurrent := [teacher.source for teacher in teachers if teacher.is_recurrent and len(teachers) > 1]:
+    if len(teachers) == 1:
+        return copy.deepcopy(teachers[0])
+    if recurrent := [teacher.source for teacher in teachers if teacher.is_recurrent]:
         raise ValueError(
             f"An ensemble is of teachers without memory, but '{one_line(recurrent[0])}' is recurrent. Leave it out, or "
             "name it alone."

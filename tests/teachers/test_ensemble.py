@@ -121,6 +121,14 @@ def test_members_are_copies(paths):
     assert torch.equal(look(ensemble, states(5)), before)
 
 
+def test_one_member_is_the_teacher_itself(paths):
+    member = load_teacher(paths[0])
+    alone = load_teacher([member])
+    assert alone is not member
+    assert alone.model_config == member.model_config is not None
+    assert torch.equal(look(alone, states(5)), look(member, states(5)))
+
+
 def test_members_that_count_frames_and_members_that_are_functions(tmp_path):
     space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
     first = load_teacher(sb3_zip(tmp_path / "a.zip", sb3_weights(nature_cnn(4, 3), has_images=True), space, 3))

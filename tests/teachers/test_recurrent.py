@@ -68,6 +68,15 @@ def test_an_ensemble_has_no_memory():
         ensemble_of([teacher, load_teacher("cartpole")])
 
 
+def test_a_list_of_one_teacher_has_its_memory(tmp_path):
+    module = q_module()
+    alone = load_teacher([module.save_to_path(str(tmp_path / "module"))])
+    views = [teacher.start() for teacher in (alone, Teacher(module))]
+    for step in range(2):
+        seen, expected = (torch.from_numpy(view(shown(step, first=step == 0))) for view in views)
+        torch.testing.assert_close(alone.q_values(seen), expected)
+
+
 @pytest.mark.slow
 def test_a_dqn_of_rllib_teaches(cluster, tmp_path):
     config = DQNConfig().environment("CartPole-v1").rl_module(model_config=LSTM)

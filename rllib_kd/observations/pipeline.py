@@ -160,11 +160,15 @@ class Images:
 
     def takes(self, space: gym.Space) -> bool:
         """Return whether images of this space can be converted: channels first or last; if scaled, bytes or [0, 1]."""
-        height, width, channels = self.shape
-        if not isinstance(space, gym.spaces.Box) or space.shape not in (self.shape, (channels, height, width)):
+        if not isinstance(space, gym.spaces.Box) or not self.fits(space.shape):
             return False
         is_0_to_1 = bool(np.all(space.low >= 0) and np.all(space.high <= 1))
         return not self.scaled or space.dtype == np.uint8 or is_0_to_1
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether images of this shape are those of the outputs, with channels first or last."""
+        height, width, channels = self.shape
+        return shape in (self.shape, (channels, height, width))
 
     def start(self) -> View:
         """Return the running stage, which remembers nothing."""
@@ -285,6 +289,20 @@ class ObservationPipeline:
             return self.stages[0] if isinstance(self.stages[0], Images) else None
         return Images(self.observation_space.shape) if is_float_image(self.observation_space) else None
 
+    @property
+    def all_stages(self) -> tuple[Stage, ...]:
+        """Return the stages, after the conversion of images where that is none of them."""
+        return self.stages if self.images is None or self.images in self.stages[:1] else (self.images, *self.stages)
+
+    def after(self, first: ObservationPipeline) -> ObservationPipeline:
+        """Return a pipeline that does what another one does, and then what this one does.
+
+        Images that the other one has converted are converted once.
+        """
+        is_converted = any(isinstance(stage, Images) for stage in first.all_stages[-1:])
+        own = self.stages if is_converted else self.all_stages
+        return ObservationPipeline(first.observation_space, (*first.stages, *own))
+
     def takes(self, space: gym.Space) -> bool:
         """Return whether observations of this space suit the pipeline, whether they contain a mask or not."""
         space, own = features_space(space), features_space(self.observation_space)
@@ -338,7 +356,7 @@ class ObservationPipeline:
                 case Flatten():
                     shape = (stage.size,)
                 case Images():
-                    shape = stage.shape
+                    shape = stage.shape if shape is None or stage.fits(shape) else shape
                 case StackFrames():
                     shape = (*shape[:-1], stage.num_frames) if shape else None
                 case Normalize():
@@ -349,8 +367,7 @@ class ObservationPipeline:
 
     def start(self) -> View:
         """Return a view for one vector env: the inputs `[N, ...]` of the network, float32."""
-        images = () if self.images is None or self.images in self.stages[:1] else (self.images,)
-        stages = (*images, *self.stages)
+        stages = self.all_stages
         views = [stage.start() for stage in stages]
         is_side_by_side = isinstance(next(iter(stages), None), SideBySide)  # each of which sees the mask or not
 

@@ -139,6 +139,8 @@ class Teacher(Checkpointable):
             )
         network = QNetwork(function, observation_space, action_space, num_parameters)
         source = getattr(function, "__name__", type(function).__name__)
+        if pipeline is not None:
+            pipeline = ObservationPipeline(observation_space).after(pipeline)
         return cls(network, pipeline=pipeline, outputs=outputs_of(outputs), source=source).checked()
 
     @property

@@ -29,6 +29,7 @@ from rllib_kd.teachers.rllib import load_rllib
 from rllib_kd.teachers.safetensors import load_safetensors
 from rllib_kd.teachers.sb3 import NAME_THE_ZIP, is_policy, load_sb3
 from rllib_kd.teachers.torchscript import load_pt2, load_torchscript
+from rllib_kd.text import one_line
 
 
 @public
@@ -52,8 +53,9 @@ def load_teacher(
             `{"path": "net.pth", "network": {"activation": "relu"}}`. A list of these, or of loaded teachers, is an
             ensemble: Q-values are averaged, and policies of actor-critics.
         pipeline: pipeline from the environment's observations to those of this teacher's training. It precedes the
-            pipeline in the checkpoint (connectors, VecNormalize, channel order). With it a teacher may see more than
-            its student: `ObservationPipeline(env.observation_space, (Function(lambda obs: obs["everything"]),))`.
+            pipeline in the checkpoint (connectors, VecNormalize, channel order, bytes to [0, 1]). With it a teacher may
+            see more than its student:
+            `ObservationPipeline(env.observation_space, (Function(lambda obs: obs["everything"]),))`.
         trust_checkpoint: whether code in a checkpoint may be run: needed for custom RLModules and connectors, and for
             .pt2 and TorchScript.
 
@@ -62,9 +64,16 @@ def load_teacher(
 
     Raises:
         ValueError: there is nothing at the path, it is not a teacher, contains more than data, or does not return
-            finite Q-values or logits; the message has the remedy.
+            finite Q-values or logits; or there is a pipeline for teachers that are loaded already. The message has the
+            remedy.
     """
     if isinstance(teacher, Sequence) and not isinstance(teacher, str):
+        loaded = [member.source for member in teacher if isinstance(member, Teacher)]
+        if loaded and pipeline is not None:
+            raise ValueError(
+                f"`pipeline` is for teachers that are loaded here, but '{one_line(loaded[0])}' already is. Load each "
+                "teacher with its own: load_teacher([load_teacher(path, pipeline=...), ...])."
+            )
         members = (
             member
             if isinstance(member, Teacher)
@@ -167,8 +176,7 @@ class OpenedCheckpoint:
         loaded = self._loaded()
         loaded.trained_return = self.location.trained_return
         if pipeline is not None:
-            own_stages = () if loaded.pipeline is None else loaded.pipeline.stages
-            loaded.pipeline = dataclasses.replace(pipeline, stages=(*pipeline.stages, *own_stages))
+            loaded.pipeline = (loaded.pipeline or ObservationPipeline(loaded.input_space)).after(pipeline)
         return loaded.checked()
 
     def _loaded(self) -> Teacher:

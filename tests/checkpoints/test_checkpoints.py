@@ -235,7 +235,7 @@ def test_connectors_that_do_not_fit_the_network(tmp_path):
         ((Flatten(gym.spaces.Discrete(5)),), (5,)),
         ((Flatten(gym.spaces.MultiDiscrete([2, 3])),), (5,)),
         ((StackFrames(3),), (3,)),
-        ((Images((8, 8, 3)),), (8, 8, 3)),
+        ((Images((8, 8, 3)),), (4,)),  # which are no such images
         ((Flatten(gym.spaces.Discrete(10**12)),), (10**12,)),  # which would not fit into memory
     ],
 )

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from ray.rllib.connectors.env_to_module.observation_preprocessor import SingleAgentObservationPreprocessor
+from torch import nn
 
-from rllib_kd import DistillDQNConfig, load_teacher
+from rllib_kd import DistillDQNConfig, Teacher, load_teacher
 from rllib_kd.evaluation.comparing import evaluate
-from rllib_kd.observations.pipeline import Function, ObservationPipeline, Shown
-from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
+from rllib_kd.observations.pipeline import Function, Images, ObservationPipeline, Shown
+from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
 from tests.formats import CHECKPOINTS, nature_cnn, q_values, sb3_weights, sb3_zip
 
 
@@ -67,6 +68,55 @@ def test_a_pipeline_comes_before_what_the_checkpoint_brings(tmp_path):
     assert teacher.q_values(torch.as_tensor(teacher.start()(shown))).numpy() == pytest.approx(
         q_values(plain, states(5))
     )
+
+
+IMAGE = gym.spaces.Box(0, 255, (6, 5, 3), np.uint8)
+PARTS = gym.spaces.Dict(image=IMAGE, more=gym.spaces.Box(-1, 1, (2,)))
+
+
+def load_module(tmp_path, pipeline):
+    space = gym.spaces.Box(0, 1, IMAGE.shape, np.float32)
+    module = make_q_module(space, CARTPOLE_ACTIONS, conv_filters=[[2, 3, 2]], fcnet_hiddens=[])
+    return load_teacher(module.save_to_path(str(tmp_path / "module")), pipeline=pipeline)
+
+
+def load_function(tmp_path, pipeline):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(90, 2))
+    space = gym.spaces.Box(0, 1, IMAGE.shape, np.float32)
+    return Teacher.from_callable(network, observation_space=space, action_space=CARTPOLE_ACTIONS, pipeline=pipeline)
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("load", [load_module, load_function])
+def test_images_are_converted_after_a_pipeline_as_without_one(tmp_path, load, channels_first):
+    images = np.random.default_rng(0).integers(0, 256, (4, *IMAGE.shape), dtype=np.uint8)
+    expected = q_values(load(tmp_path, None), images)
+    shown = np.moveaxis(images, -1, 1) if channels_first else images
+    one = ObservationPipeline(gym.spaces.Box(0, 255, shown.shape[1:], np.uint8))
+    assert q_values(load(tmp_path, one), shown) == pytest.approx(expected, abs=1e-6)
+    selects = ObservationPipeline(PARTS, (Function(lambda obs: obs["image"]),))
+    teacher, parts = load(tmp_path, selects), {"image": shown, "more": np.zeros((4, 2), np.float32)}
+    view = teacher.start()
+    assert teacher.q_values(torch.as_tensor(view(Shown(parts, np.ones(4, bool))))).numpy() == pytest.approx(
+        expected, abs=1e-6
+    )
+    divides = Function(lambda obs: obs / np.float32(255))
+    for stage in (divides, Images(IMAGE.shape)):
+        converted = load(tmp_path, ObservationPipeline(one.observation_space, (stage,)))
+        assert q_values(converted, shown) == pytest.approx(expected, abs=1e-6)
+    assert converted.pipeline.stages == (Images(IMAGE.shape),)  # once
+
+
+def test_a_pipeline_to_images_of_another_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"the shape \[7, 5, 3\], but its inputs \[6, 5, 3\]"):
+        load_module(tmp_path, ObservationPipeline(gym.spaces.Box(0, 255, (7, 5, 3), np.uint8)))
+
+
+def test_a_pipeline_for_a_teacher_that_is_loaded_is_refused():
+    loaded = load_teacher("cartpole")
+    with pytest.raises(ValueError, match=r"cartpole' already is\. Load each teacher with its own"):
+        load_teacher([loaded, "cartpole"], pipeline=ObservationPipeline(CARTPOLE_OBS))
 
 
 def test_a_student_learns_from_a_teacher_that_sees_more(build, cartpole_config):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import math
 import pickle
@@ -35,6 +34,7 @@ from rllib_kd.checkpoints.connectors import (
     stage_name,
     to_env,
 )
+from rllib_kd.checkpoints.known_classes import CATALOG_CLASSES, MODULE_CLASSES, known_class
 from rllib_kd.checkpoints.manifest import MODULES
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, ReadBudget, Tag, as_checkpoint_error, read_pickle
 from rllib_kd.checkpoints.uris import first_file, is_folder, list_folder, open_uri, read_file, uri_of
@@ -49,35 +49,6 @@ _CONNECTORS = "env_runner/{}_connector"
 _LARGEST_SETTING = 2**63  # larger numbers and infinite ones are left out
 _CLASS_FILE = "class_and_ctor_args.pkl"
 _MODULE_STATE_FILES = ("module_state.pkl", "module_state.pt")  # today's, and Ray 2.40's; both are pickles
-#: RLModules that may be built from their model config: their current and former names, with their locations.
-_DQN = "ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module.DefaultDQNTorchRLModule"
-_PPO = "ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module.DefaultPPOTorchRLModule"
-_SAC = "ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module.DefaultSACTorchRLModule"
-
-_MODULES = {
-    "DefaultAPPOTorchRLModule": "ray.rllib.algorithms.appo.torch.default_appo_torch_rl_module.DefaultAPPOTorchRLModule",
-    "DefaultBCTorchRLModule": "ray.rllib.algorithms.bc.torch.default_bc_torch_rl_module.DefaultBCTorchRLModule",
-    "DefaultDQNTorchRLModule": _DQN,
-    "DQNRainbowTorchRLModule": _DQN,
-    "DQNTorchRLModule": _DQN,
-    "DefaultPPOTorchRLModule": _PPO,
-    "PPOTorchRLModule": _PPO,
-    "DefaultSACTorchRLModule": _SAC,
-    "SACTorchRLModule": _SAC,
-    "TreeRLModule": "rllib_kd.networks.trees.module.TreeRLModule",
-}
-
-_CATALOGS = {
-    "BCCatalog": "ray.rllib.algorithms.bc.bc_catalog.BCCatalog",
-    "DQNCatalog": "ray.rllib.algorithms.dqn.dqn_catalog.DQNCatalog",
-    "DQNRainbowCatalog": "ray.rllib.algorithms.dqn.dqn_catalog.DQNCatalog",
-    "EncoderFreeDQNCatalog": "rllib_kd.networks.dqn_module.EncoderFreeDQNCatalog",
-    "MixedDQNCatalog": "rllib_kd.networks.mixed.MixedDQNCatalog",
-    "PPOCatalog": "ray.rllib.algorithms.ppo.ppo_catalog.PPOCatalog",
-    "RecurrentDQNCatalog": "rllib_kd.networks.recurrent.RecurrentDQNCatalog",
-    "SACCatalog": "ray.rllib.algorithms.sac.sac_catalog.SACCatalog",
-}
-
 #: Activations, which RLlib looks up in torch.nn by these names.
 _ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "none", "relu", "sigmoid", "silu", "swish", "tanh"}
 _MAX_NAME = 200  # characters, of an environment
@@ -124,13 +95,13 @@ class RLlibCheckpoint:
             raise CheckpointError(f"'{class_file}' does not describe an RLModule: it lacks {error}.") from error
         _check_space(observation_space, class_file)
         _check_space(action_space, class_file)
-        module_class = _known_class(name, _MODULES, "RLModule", class_file)
+        module_class = known_class(name, MODULE_CLASSES, "RLModule", class_file)
         constructor_kwargs: dict[str, Any] = {
             "observation_space": observation_space,
             "action_space": action_space,
             "inference_only": True,
             "model_config": _checked_model_config(model_config, observation_space, class_file),
-            "catalog_class": None if catalog is None else _known_class(catalog, _CATALOGS, "catalog", class_file),
+            "catalog_class": None if catalog is None else known_class(catalog, CATALOG_CLASSES, "catalog", class_file),
         }
         state_file = first_file(self.filesystem, self.module_path, _MODULE_STATE_FILES)
         assert state_file is not None  # or the folder would not have been found
@@ -354,17 +325,6 @@ def open_checkpoint(
                 return whole
             return RLlibCheckpoint(uri, filesystem, module_path, None, trust_checkpoint, algorithm_path)
     return RLlibCheckpoint(uri, filesystem, module_path, None, trust_checkpoint)
-
-
-def _known_class(name: Any, known: Mapping[str, str], what: str, where: str) -> Any:
-    if not isinstance(name, Name) or name.name not in known or name.module.split(".")[0] not in ("ray", "rllib_kd"):
-        raise CheckpointError(
-            f"'{where}' was refused: its {what} '{name}' is a custom class; loading it runs its code. Pass "
-            "trust_checkpoint=True (--trust-checkpoint) if you trust the checkpoint. Without trust, these can be "
-            f"loaded: {', '.join(sorted(known))}."
-        )
-    module, _, attribute = known[name.name].rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def _checked_model_config(model_config: Any, observation_space: gym.Space, where: str) -> dict[str, Any]:

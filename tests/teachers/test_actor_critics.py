@@ -224,13 +224,19 @@ MODEL = {
 }
 
 
-def make_policy(cls=DefaultPPOTorchRLModule, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS, **config):
+def make_policy(
+    cls=DefaultPPOTorchRLModule,
+    observation_space=CARTPOLE_OBS,
+    action_space=CARTPOLE_ACTIONS,
+    catalog_class=None,
+    **config,
+):
     torch.manual_seed(0)
     return RLModuleSpec(
         module_class=cls,
         observation_space=observation_space,
         action_space=action_space,
-        catalog_class=SACCatalog if cls is DefaultSACTorchRLModule else None,
+        catalog_class=SACCatalog if cls is DefaultSACTorchRLModule else catalog_class,
         model_config=MODEL | {"vf_share_layers": False, "twin_q": True} | config,
     ).build()
 

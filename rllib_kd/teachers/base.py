@@ -293,18 +293,19 @@ class Teacher(Checkpointable):
             self.pipeline.check_feeds(self.input_space, self.source)
         try:
             q = self._counted(torch.zeros(2, *shape))
-            self.first_q_values(torch.zeros(1, *shape))  # which batch norm in training mode refuses
+            alone = self.first_q_values(torch.zeros(1, *shape))  # which batch norm in training mode refuses
         except users_errors() as error:
             raise ValueError(
                 f"The network of '{source}' fails on observations of the shape {list(shape)}, of 32-bit floats: "
                 f"{type(error).__name__}: {one_line(first_line(error))}"
             ) from error
         name = "log-probabilities" if self.outputs == LOG_PROBS else "Q-values"
-        if q.shape != (2, action_space.n):
-            raise ValueError(
-                f"The network of '{source}' returns the shape {list(q.shape)} for two observations, expected "
-                f"{name} {[2, int(action_space.n)]}."
-            )
+        for got, outputs, count in (("two observations", q, 2), ("one observation", alone, 1)):
+            if outputs.shape != (count, action_space.n):
+                raise ValueError(
+                    f"The network of '{source}' returns the shape {list(outputs.shape)} for {got}, expected "
+                    f"{name} {[count, int(action_space.n)]}."
+                )
         if torch.isnan(q).any() or torch.isposinf(q).any() or torch.isneginf(q).all():
             raise ValueError(
                 f"The {name} of '{source}' are not finite: {q[0].tolist()[:10]}. Is the checkpoint complete?"

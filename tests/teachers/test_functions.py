@@ -86,6 +86,7 @@ def test_a_torch_module_is_copied_and_frozen():
     ("function", "message"),
     [
         (lambda obs: obs, r"returns the shape \[2, 4\] for two observations, expected Q-values \[2, 2\]"),
+        (lambda obs: obs[:, :2].squeeze(), r"returns the shape \[2\] for one observation, expected Q-values \[1, 2\]"),
         (lambda obs: obs[:, :2] / 0, "are not finite"),
         (lambda obs: obs @ torch.ones(3, 2), "fails on observations of the shape"),
         (mlp(4, 2).double(), "of 32-bit floats: RuntimeError: .*dtype"),

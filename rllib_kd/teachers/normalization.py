@@ -25,11 +25,14 @@ from rllib_kd.text import one_line
 
 logger = logging.getLogger(__name__)
 
-#: Names that suggest statistics of observations.
-_LOOKS_LIKE_NORMALIZATION = re.compile(
-    r"(normali[sz]|vec_?norm|norm_?(obs|stat)|(obs|ret)_?(rms|stat|norm)|running_?mean|mean_?std)"
-    r".*\.(pkl|pickle|npz|npy|json|ya?ml|pth?)$",
+#: Parts of names that suggest statistics of observations.
+STATISTICS = re.compile(
+    r"normali[sz]|vec_?norm|norm_?(obs|stat)|obs_?(rms|stat|norm)|obs(ervations?)?_?(mean|std|var)|running_?mean|mean_?std",
     re.IGNORECASE,
+)
+#: Names of files that suggest them.
+_LOOKS_LIKE_NORMALIZATION = re.compile(
+    rf"({STATISTICS.pattern}|ret_?(rms|stat|norm)).*\.(pkl|pickle|npz|npy|json|ya?ml|pth?)$", re.IGNORECASE
 )
 
 #: Names of `VecNormalize.save()`: in the zoo of Stable-Baselines3, in its documentation and on its hub.

@@ -6,6 +6,7 @@ numbers in the names; the activation must be named. Whatever is ambiguous is ask
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -21,8 +22,11 @@ from rllib_kd.networks.layers import ELEMENTWISE, Layer
 from rllib_kd.teachers.base import Teacher, outputs_of
 from rllib_kd.teachers.described import reason
 from rllib_kd.teachers.layered import layered_teacher
+from rllib_kd.teachers.normalization import STATISTICS
 from rllib_kd.teachers.stacks import mlp
 from rllib_kd.text import did_you_mean, one_line
+
+logger = logging.getLogger(__name__)
 
 #: The keys of a description.
 KEYS = ("activation", "entry", "order", "outputs", "prefix")
@@ -35,6 +39,9 @@ _NAME_ONE = (
     "If these are several networks, name the layers of the one that acts in its description, as 'order', or the "
     "beginning of their names, as 'prefix'"
 )
+
+#: Kinds of parts of a file that may be statistics; numbers and texts are settings.
+_PARTS = (Mapping, Tensor, list, tuple)
 
 _MAX_STEPS = 10_000  # of the search for the order of the layers
 _MAX_SHOWN = 12  # layers, in a message
@@ -56,8 +63,10 @@ def plain_teacher(saved: Any, network: Mapping[str, Any], uri: str) -> Teacher:
     """
     with as_checkpoint_error(lambda error: f"'{uri}' has no network that can be read: {reason(error)}"):
         _check(network)
-        tensors = as_tensors(_named(_entry(saved, network.get("entry")), network), uri)
+        weights = _entry(saved, network.get("entry"))
+        tensors = as_tensors(_named(weights, network), uri)
         layers = _layers(tensors, network)
+        _warn_of_statistics({name: value for part in (saved, weights) for name, value in part.items()}, tensors, uri)
         return layered_teacher(
             layers,
             tensors,
@@ -108,6 +117,18 @@ def _named(weights: Any, network: Mapping[str, Any]) -> Any:
         return named
     own = [f"{name}.{kind}" for name in order for kind in ("weight", "bias")]
     return {name: named[name] for name in own if name in named}
+
+
+def _warn_of_statistics(saved: Mapping[Any, Any], used: Mapping[str, Tensor], uri: str) -> None:
+    """Warn of statistics of observations among the parts of a file that are not used."""
+    parts = [str(name)[:100] for name, part in saved.items() if name not in used and isinstance(part, _PARTS)]
+    if found := [name for name in parts if STATISTICS.search(name)]:
+        logger.warning(
+            "'%s' has %s beside the weights of its network, which gets observations as they are. If it was trained on "
+            "normalised ones, give load_teacher() pipeline=ObservationPipeline(env.observation_space, (Normalize(mean, "
+            "std, clip=None),)).",
+            *(one_line(uri), _listed(found)),
+        )
 
 
 # --- Layers -----------------------------------------------------------------------------------------------------------

@@ -105,6 +105,25 @@ def test_weights_among_other_entries(tmp_path, entry):
     assert q_values(load(path, entry="target"), states(5)) == pytest.approx(say(TUTORIAL, states(5)), abs=1e-5)
 
 
+STATISTICS = {"mean": torch.zeros(4), "var": torch.ones(4)}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "named"),
+    [
+        (lambda weights: {"state_dict": weights, "obs_rms": STATISTICS, "epoch": 3}, "obs_rms"),
+        (lambda weights: {"state_dict": weights | {"obs_mean": torch.zeros(4)}}, "obs_mean"),
+        (lambda weights: {"state_dict": weights, "ret_rms": STATISTICS, "normalizes": True}, None),
+    ],
+    ids=["an entry", "a buffer", "none"],
+)
+def test_statistics_beside_the_weights_are_named(tmp_path, caplog, wrap, named):
+    order = [name.removesuffix(".weight") for name in TUTORIAL.state_dict() if name.endswith(".weight")]
+    load(saved(tmp_path / "checkpoint.pth", TUTORIAL, wrap), order=order)
+    assert (f"has {named} beside the weights" in caplog.text) == (named is not None)
+    assert ("(Normalize(mean, std, clip=None),)" in caplog.text) == (named is not None)
+
+
 def test_a_file_that_describes_its_layers_keeps_the_outputs_that_it_names(tmp_path):
     layers = [{"op": "linear", "weight": "weight", "bias": "bias"}]
     described = {"layers": json.dumps(layers), "observation_shape": "[4]", "outputs": "logits"}

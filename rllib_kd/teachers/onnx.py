@@ -13,13 +13,15 @@ from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher, in_parts
 from rllib_kd.teachers.described import teacher_of
-from rllib_kd.text import first_line
+from rllib_kd.text import first_line, one_line
 
+#: Types of observations and of outputs.
 _ONNX_TYPES: dict[str, Any] = {
     "tensor(double)": np.float64,
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
-    "tensor(uint8)": np.uint8,
+    **{f"tensor({kind.__name__})": kind for kind in (np.int8, np.int16, np.int32, np.int64)},
+    **{f"tensor({kind.__name__})": kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64)},
 }
 #: The operator that quantises with one scale for all rows of a batch. A model that has it gets them one at a time.
 _ONE_SCALE = b"DynamicQuantizeLinear"
@@ -64,7 +66,8 @@ class OnnxFunction:
         uri: path of the file, for messages.
 
     Raises:
-        ValueError: it has more than one input, apart from a mask of legal actions, or no output.
+        ValueError: it has more than one input, apart from a mask of legal actions, or no output; or one of these has a
+            type such as bool or bfloat16.
     """
 
     def __init__(self, content: bytes, num_numbers: int = 0, uri: str = "the ONNX model"):
@@ -90,7 +93,8 @@ class OnnxFunction:
             raise ValueError(f"it has {len(inputs)} inputs; one was expected: observations")
         self.shape = tuple(inputs[0].shape[1:])  # of one observation; texts where it is not fixed
         self._input, self._output = inputs[0].name, outputs[0].name
-        self._dtype = _ONNX_TYPES.get(inputs[0].type, np.float32)
+        self._dtype = _type_of(inputs[0], "observations", uri)
+        _type_of(outputs[0], "outputs", uri)
 
     @property
     def takes_bytes(self) -> bool:
@@ -101,15 +105,19 @@ class OnnxFunction:
         """Return Q-values `[B, A]` of observations `[B, ...]`.
 
         Raises:
-            ValueError: there are no observations, the model takes bytes and they are none, or it fails on them.
+            ValueError: there are no observations, the model takes integers and they are none of their type, or it fails
+                on them.
         """
         if len(obs) == 0:
             raise ValueError(f"'{self._uri}' got no observations. Expected at least one.")
         numbers = obs.cpu().numpy()
         with np.errstate(invalid="ignore"):
             inputs = numbers.astype(self._dtype)
-        if self.takes_bytes and (wrong := numbers[inputs != numbers]).size:
-            raise ValueError(f"'{self._uri}' takes bytes, integers from 0 to 255, and got {wrong[0]:.6g}.")
+        if np.issubdtype(self._dtype, np.integer) and (wrong := numbers[inputs != numbers]).size:
+            kind, bounds = "bytes" if self.takes_bytes else self._dtype.__name__, np.iinfo(self._dtype)
+            raise ValueError(
+                f"'{self._uri}' takes {kind}, integers from {bounds.min} to {bounds.max}, and got {wrong[0]:.6g}."
+            )
         if self._has_one_scale and len(inputs):
             return np.concatenate([self._run(inputs[[row]]) for row in range(len(inputs))])
         return in_parts(self._run, inputs, self._num_numbers)
@@ -137,6 +145,16 @@ class OnnxFunction:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.content, self._num_numbers, self._uri)
+
+
+def _type_of(value: Any, what: str, uri: str) -> Any:
+    """Return the type of numpy of a model's input or output."""
+    if value.type not in _ONNX_TYPES:
+        raise CheckpointError(
+            f"'{uri}' has {what} of the type {one_line(value.type)}, expected floats of 16 to 64 bits, or integers. "
+            "Convert them by a Cast inside the network."
+        )
+    return _ONNX_TYPES[value.type]
 
 
 def _mask_size(inputs: list[Any]) -> int:

@@ -289,32 +289,6 @@ def test_safetensors_with_a_description_beside_it(tmp_path):
         load_teacher(tmp_path / "a.safetensors")
 
 
-def test_onnx_of_other_input_types(tmp_path):
-    network = mlp(4, 8, 3).double()
-    names = {"input_names": ["state"], "output_names": ["values"], "dynamic_axes": {"state": {0: "n"}}}
-    torch.onnx.export(network, (torch.zeros(1, 4).double(),), tmp_path / "a", dynamo=False, **names)
-    teacher = load_teacher(tmp_path / "a")
-    assert q_values(teacher, states(20)) == pytest.approx(say(network.float(), states(20)), abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("shape", "own"), [((4, 20, 20), (20, 20, 4)), ((20, 20, 4), (20, 20, 4)), ((4, 20, 20), (4, 20, 20))]
-)
-def test_onnx_of_bytes_gets_bytes(tmp_path, shape, own):
-    class Mean(nn.Module):
-        def forward(self, obs):
-            return obs.float().flatten(1)[:, :2]
-
-    names = {"input_names": ["state"], "output_names": ["values"], "dynamic_axes": {"state": {0: "n"}}}
-    torch.onnx.export(Mean(), (torch.zeros(1, *own).byte(),), tmp_path / "a", dynamo=False, **names)
-    teacher = load_teacher(tmp_path / "a")
-    assert teacher.takes(gym.spaces.Box(0, 255, shape, np.uint8))
-    obs = np.full((2, *shape), 200, np.uint8)
-    assert q_values(teacher, obs).tolist() == [[200, 200]] * 2
-    with pytest.raises(ValueError, match=r"takes bytes, integers from 0 to 255, and got 0\.5"):
-        q_values(teacher, obs * np.float32(0.0025))
-
-
 def test_torchscript_is_a_program_that_needs_trust(tmp_path):
     network = mlp(4, 8, 2)
     torch.jit.save(torch.jit.script(network), tmp_path / "a.pt")

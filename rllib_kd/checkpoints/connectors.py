@@ -139,15 +139,19 @@ def _unchanged(actions: Any, spaces: Any) -> Any:
 
 def is_default(name: Name) -> bool:
     """Return whether RLlib adds a connector of this class by default."""
-    return name.module.startswith("ray.rllib.connectors.") and name.name in _DEFAULT_CONNECTORS
+    return is_rllibs(name) and name.name in _DEFAULT_CONNECTORS
 
 
 def stage_name(name: Name) -> str | None:
     """Return which known connector it is; default ones count as known."""
     if name in (_IMAGES, _MASK_APART, *_ONE_VECTOR):
         return name.name
-    known = name.module.startswith("ray.rllib.connectors.") and name.name in (*_STAGES, *_DEFAULT_CONNECTORS)
-    return name.name if known else None
+    return name.name if is_rllibs(name) and name.name in (*_STAGES, *_DEFAULT_CONNECTORS) else None
+
+
+def is_rllibs(name: Name) -> bool:
+    """Return whether a connector is one of RLlib's own, known or not."""
+    return name.module.startswith("ray.rllib.connectors.")
 
 
 def check_connectors_of_agents(names: Iterable[Name], folder: str) -> None:
@@ -161,10 +165,7 @@ def check_connectors_of_agents(names: Iterable[Name], folder: str) -> None:
         CheckpointError: one of them is a filter, or a custom class.
     """
     changing = [
-        str(name)
-        for name in names
-        if stage_name(name) == "MeanStdFilter"
-        or not (stage_name(name) or name.module.startswith("ray.rllib.connectors."))
+        str(name) for name in names if stage_name(name) == "MeanStdFilter" or not (stage_name(name) or is_rllibs(name))
     ]
     if changing:
         raise CheckpointError(

@@ -29,6 +29,7 @@ from rllib_kd.checkpoints.connectors import (
     connector_stages,
     is_default,
     is_flattening,
+    is_rllibs,
     pipeline_of,
     shown_space,
     stage_name,
@@ -144,8 +145,8 @@ class RLlibCheckpoint:
         except Exception as error:  # a broken state may raise anything
             raise CheckpointError(f"'{folder}' has a broken connector ({type(error).__name__}: {error}).") from error
         if stages is None:
-            unknown = [str(name) for name, _, _ in specs if stage_name(name) is None]
-            if not unknown:
+            custom = [str(name) for name, _, _ in specs if not (stage_name(name) or is_rllibs(name))]
+            if not custom:
                 own = [name.name for name, _, _ in specs if not is_default(name)]
                 raise CheckpointError(
                     f"'{folder}' was refused: its connectors {', '.join(own)} cannot be read as data in this "
@@ -154,7 +155,7 @@ class RLlibCheckpoint:
                     "trust_checkpoint=True (--trust-checkpoint)."
                 )
             raise CheckpointError(
-                f"'{folder}' was refused: its connectors {', '.join(unknown)} are custom classes; loading them runs "
+                f"'{folder}' was refused: its connectors {', '.join(custom)} are custom classes; loading them runs "
                 "their code. Pass trust_checkpoint=True (--trust-checkpoint) if you trust the checkpoint."
             )
         return ObservationPipeline(shown_space((name for name, _, _ in specs), observation_space), stages)

@@ -8,7 +8,7 @@ import tree
 from pyarrow.fs import LocalFileSystem
 from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.connectors.connector_v2 import ConnectorV2
-from ray.rllib.connectors.env_to_module import EnvToModulePipeline, MeanStdFilter
+from ray.rllib.connectors.env_to_module import EnvToModulePipeline, MeanStdFilter, PrevActionsPrevRewards
 from ray.rllib.connectors.env_to_module.frame_stacking import FrameStackingEnvToModule
 from ray.rllib.connectors.env_to_module.observation_preprocessor import SingleAgentObservationPreprocessor
 from ray.rllib.core.columns import Columns
@@ -129,8 +129,11 @@ def test_frames_are_stacked_before_they_become_inputs(space, last, tmp_path):
         np.testing.assert_array_equal(in_play(pipeline, seen), expected)
 
 
-@pytest.mark.parametrize("make", [MeanStdFilter, FlattenObservations, lambda: FrameStackingEnvToModule(num_frames=2)])
-def test_known_connectors_that_cannot_be_read_as_data_are_named(make, tmp_path):
+@pytest.mark.parametrize(
+    "make",
+    [MeanStdFilter, FlattenObservations, lambda: FrameStackingEnvToModule(num_frames=2), PrevActionsPrevRewards],
+)
+def test_rllibs_connectors_that_cannot_be_read_as_data_are_named(make, tmp_path):
     pipeline = EnvToModulePipeline(gym.spaces.Box(-1, 1, (9, 9, 1)), ACTIONS, connectors=[])
     connectors = [FrameStackingEnvToModule(num_frames=1), make()]
     names = ", ".join(type(connector).__name__ for connector in connectors)

@@ -2,8 +2,8 @@
 
     python tuning/evidence.py [--results docs/results]
 
-`results.py`, `min_atar.py`, `language.py` and `tests/benchmarks/alternatives.py` measure the rows. The figures of Atari
-are those of docs/results/images.md.
+`results.py`, `unseen.py`, `min_atar.py`, `language.py` and `tests/benchmarks/alternatives.py` measure the rows. The
+figures of Atari are those of docs/results/images.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ METHODS = {
     "bc": "`imitation`'s BC",
     "rsl_rl": "recipe of `rsl_rl`",
 }
-_KINDS = ("vectors", "images", "language")
+_KINDS = ("vectors", "images", "language", "unseen vectors", "unseen images")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#999933")
 
 
@@ -93,15 +93,32 @@ def tasks_of(results: Path) -> list[Task]:
         *vectors,
         *_of_lines(results / "minatar.jsonl", "images"),
         *_of_lines(results / "language.jsonl", "language"),
+        *_unseen(results / "unseen"),
     ]
 
 
-def _of_families(row: Mapping[str, Any]) -> Task:
+def _of_families(row: Mapping[str, Any], kind: str = "vectors") -> Task:
     """Return a task of `results.py`, all of whose students learned in one run."""
     first = next(iter(row["seeds"].values()))["students"]
-    sizes = [Size(name, run["student"]["num_parameters"], row, name) for name, run in first.items()]
+    sizes = [Size(_size_name(name), run["student"]["num_parameters"], row, name) for name, run in first.items()]
     teacher = next(iter(first.values()))["teacher"]["num_parameters"]
-    return Task(row["env"].rpartition(":")[2], "vectors", teacher, sizes)
+    return Task(row["env"].rpartition(":")[2], kind, teacher, sizes)
+
+
+def _size_name(student: str) -> str:
+    return f"{student.removeprefix('percent_')} %" if student.startswith("percent_") else student
+
+
+def _unseen(folder: Path) -> Iterable[Task]:
+    """Return the tasks of `unseen.py`, without its students with restarts."""
+    for path in sorted(folder.glob("*.json")):
+        row = json.loads(path.read_text())
+        if not row["settings"]:
+            yield _of_families(row, f"unseen {'images' if _has_shares(row) else 'vectors'}")
+
+
+def _has_shares(row: Mapping[str, Any]) -> bool:
+    return all(name.startswith("percent_") for run in row["seeds"].values() for name in run["students"])
 
 
 def _of_lines(path: Path, kind: str) -> Iterable[Task]:
@@ -171,7 +188,7 @@ def page(results: Path, made_on: str) -> str:
     """Return the text of the page, made of the rows in a folder."""
     tasks, integers, certificates = tasks_of(results), integers_of(results), certificates_of(results)
     parts = [_INTRODUCTION.format(date=made_on)]
-    for kind, text in zip(_KINDS, (_VECTORS, _IMAGES, _LANGUAGE), strict=True):
+    for kind, text in zip(_KINDS, (_VECTORS, _IMAGES, _LANGUAGE, _UNSEEN, _UNSEEN_IMAGES), strict=True):
         if own := [task for task in tasks if task.kind == kind]:
             parts += [text, _table(own)]
     lost = [
@@ -240,6 +257,15 @@ _LANGUAGE = """## Language
 
 [BabyAI](language.md): a sentence says to which of the objects in a room the player has to go."""
 
+_UNSEEN = """## Tasks that had no part
+
+[Environments that were written for this question](unseen.md): their teachers were trained, and then their students,
+with the defaults. One default has changed since, [whose states a family learns
+from](studies.md#whose-states-in-a-family), because of the first three runs of rocks, merge_2048 and swing_up; these
+figures are newer."""
+
+_UNSEEN_IMAGES = """With images:"""
+
 _INTEGERS = """## In integers
 
 Students on this page that were exported to C with weights of 8 bits, too, and what these files lose of the return ratio
@@ -273,9 +299,9 @@ _MISSING = """## What this does not show
 
 
 def draw(tasks: Sequence[Task], path: Path) -> None:
-    """Plot the share of the teacher's parameters against the return ratio: vectors at the left, the others beside."""
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    sides = {"vectors": panels[0], "images": panels[1], "language": panels[1]}
+    """Plot the share of the teacher's parameters against the return ratio: a panel for each group of tasks."""
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4), sharey=True, layout="constrained")
+    sides = dict(zip(_KINDS, (panels[0], panels[1], panels[1], panels[2], panels[2]), strict=True))
     drawn: dict[Any, int] = {}
     for task in tasks:
         axes = sides[task.kind]
@@ -286,7 +312,7 @@ def draw(tasks: Sequence[Task], path: Path) -> None:
             [middle for middle, _, _ in ratios],
             yerr=[[middle - low for middle, low, _ in ratios], [high - middle for middle, _, high in ratios]],
             color=_COLOURS[number % len(_COLOURS)],
-            linestyle="--" if task.kind == "language" else "-",
+            linestyle="--" if task.kind in ("language", "unseen images") else "-",
             marker="os^Dv<>p"[number % 8],
             markersize=4,
             linewidth=1.4,
@@ -296,7 +322,7 @@ def draw(tasks: Sequence[Task], path: Path) -> None:
     panels[1].plot(
         RUSU.keys(), RUSU.values(), "x", color="#555555", label="Rusu et al. 2015, ten Atari games (score / score)"
     )
-    for axes, title in zip(panels, ("vectors", "images and language"), strict=True):
+    for axes, title in zip(panels, ("vectors", "images and language", "tasks that had no part"), strict=True):
         axes.axhline(1.0, color="#8a8f98", linewidth=0.8)
         axes.set(title=title, xscale="log", xlabel="parameters, in percent of the teacher's", ylim=(0.25, 1.4))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

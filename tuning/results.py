@@ -29,7 +29,7 @@ import ray
 import torch
 
 from rllib_kd import DistillDQNConfig, compare_all
-from rllib_kd.environments.pools import own_name
+from rllib_kd.environments import pools
 from rllib_kd.students.sizes import activation_for
 
 from results_page import write_page  # isort: skip
@@ -46,7 +46,7 @@ class Task:
     """An environment and its teacher.
 
     Args:
-        env: gymnasium's id, or envpool's, which samples; gymnasium's environment judges.
+        env: gymnasium's id or a class, or envpool's name, which samples; gymnasium's environment judges.
         teacher: folder or file below `--teachers`, or "cartpole".
         source: where that teacher comes from.
         env_steps: env steps of each student's training.
@@ -58,7 +58,7 @@ class Task:
         label: name in the tables; by default the environment's.
     """
 
-    env: str
+    env: Any
     teacher: str
     source: str
     env_steps: int
@@ -74,6 +74,11 @@ class Task:
         base = runpy.run_path(str(HERE / self.experiment))["config"] if self.experiment else DistillDQNConfig()
         base.environment(self.env, env_config=dict(self.env_config)).training(**self.training)
         return base.distillation(num_baseline_episodes=0)
+
+    @property
+    def name(self) -> str:
+        """Return the environment's name in the tables."""
+        return self.label or pools.own_name(self.env)
 
 
 _ZOO = "Stable-Baselines3's zoo (DLR-RM/rl-trained-agents), DQN"
@@ -129,10 +134,10 @@ class Row:
     num_seeds: int = 5
 
 
-_MLPS: dict[str, Any] = {
+MLPS: dict[str, Any] = {
     str(n): {"fcnet_hiddens": [n], "fcnet_activation": activation_for([n])} for n in (64, 32, 16, 8)
 }
-_MLPS["linear"] = "linear"
+MLPS["linear"] = "linear"
 _CNNS: dict[str, Any] = {f"net{n}": f"rusu-net{n}" for n in (1, 2, 3)}
 _CNNS["percent1"] = {"compression": 0.01}
 #: What of them learns together: the more in one run, the longer it takes.
@@ -156,13 +161,13 @@ _GAME_SETTINGS: dict[str, dict[str, Any]] = {
 
 def _rows() -> dict[str, Row]:
     rows = {
-        f"{task}-{loss}-{states}": Row(task, _MLPS, {"loss": loss, "rollout_policy": states})
+        f"{task}-{loss}-{states}": Row(task, MLPS, {"loss": loss, "rollout_policy": states})
         for task in ("cartpole", "acrobot", "mountaincar", "lunarlander")
         for loss in ("kl", "mse")
         for states in ("mixture", "student", "teacher")
     }
     for task in ("lunarlander_ppo", "highway"):
-        rows[f"{task}-kl-mixture"] = Row(task, _MLPS, {"loss": "kl", "rollout_policy": "mixture"})
+        rows[f"{task}-kl-mixture"] = Row(task, MLPS, {"loss": "kl", "rollout_policy": "mixture"})
     for name, students in _GAMES.items():
         game = name.split("-")[0]
         rows[name] = Row(game, {student: _CNNS[student] for student in students}, _GAME_SETTINGS[game], num_seeds=1)
@@ -175,11 +180,36 @@ ROWS = _rows()
 # --- Measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, seed: int, teacher: str, work: Path) -> dict[str, Any]:
+def measure_seeds(file: Path, task: Task, row: Row, num_seeds: int, teacher: str, work: Path) -> None:
+    """Measure a row's seeds that its file does not have, and print what its students reach.
+
+    Args:
+        file: of the row; written after each seed.
+        task: of the row.
+        row: the row.
+        num_seeds: its seeds.
+        teacher: its path.
+        work: folder for checkpoints of what is running.
+    """
+    done: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"row": file.stem, "seeds": {}}
+    done |= {"env": task.name, "source": task.source, "settings": dict(row.settings)}
+    for seed in range(num_seeds):
+        if str(seed) not in done["seeds"]:
+            done["seeds"][str(seed)] = measure(task, row, seed, teacher, work / f"{file.stem}-{seed}")
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(done))
+            partial.replace(file)
+        students = done["seeds"][str(seed)]["students"]
+        ratios = "  ".join(f"{student}: {c['return_ratio']:.3f}" for student, c in students.items())
+        print(f"{file.stem}, seed {seed}: {ratios}", flush=True)
+
+
+def measure(task: Task, row: Row, seed: int, teacher: str, work: Path) -> dict[str, Any]:
     """Train the students of a row with one seed, and let them play.
 
     Args:
-        name: name of the row.
+        task: of the row.
+        row: the row.
         seed: seed of the training.
         teacher: its path.
         work: folder for checkpoints, which is removed at the end.
@@ -187,8 +217,7 @@ def measure(name: str, seed: int, teacher: str, work: Path) -> dict[str, Any]:
     Returns:
         The comparison of each student with its teacher, and what the training took.
     """
-    row = ROWS[name]
-    task = TASKS[row.task]
+    env, env_config = pools.played(task.env, task.env_config)
     settings = {"teacher": teacher, "student": None, "students": dict(row.students), **row.settings}
     config = task.config().distillation(**settings).debugging(seed=seed)
     algo = config.build_algo()
@@ -199,8 +228,8 @@ def measure(name: str, seed: int, teacher: str, work: Path) -> dict[str, Any]:
         comparisons = compare_all(
             teacher,
             paths,
-            own_name(task.env),
-            env_config=task.env_config,
+            env,
+            env_config=env_config,
             num_episodes=task.num_episodes,
             seed=FIRST_EPISODE_SEED,
             epsilon=task.epsilon,
@@ -297,18 +326,8 @@ def main() -> None:
         if path is None:
             print(f"{name}: left out, --teachers has no {task.teacher} ({task.source})")
             continue
-        file = RESULTS / f"{name}.json"
-        done: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"row": name, "seeds": {}}
-        done |= {"env": task.label or own_name(task.env), "source": task.source, "settings": dict(row.settings)}
-        for seed in range(args.seeds or row.num_seeds):
-            if str(seed) not in done["seeds"]:
-                done["seeds"][str(seed)] = measure(name, seed, path, args.work.expanduser() / f"{name}-{seed}")
-                partial = file.with_suffix(".partial")
-                partial.write_text(json.dumps(done))
-                partial.replace(file)
-            students = done["seeds"][str(seed)]["students"]
-            ratios = "  ".join(f"{student}: {c['return_ratio']:.3f}" for student, c in students.items())
-            print(f"{name}, seed {seed}: {ratios}", flush=True)
+        file, num_seeds = RESULTS / f"{name}.json", args.seeds or row.num_seeds
+        measure_seeds(file, task, row, num_seeds, path, args.work.expanduser())
     ray.shutdown()
     print(write_page(RESULTS))
 

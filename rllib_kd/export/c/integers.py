@@ -342,10 +342,16 @@ def rounded(numbers: np.ndarray) -> np.ndarray:
 
 
 def _multiplier(ratio: float) -> tuple[int, int]:
-    """Return an integer below 2^31 and a shift from 1 to 62, with ratio ≈ integer / 2^shift; ratio ≤ 2^29."""
+    """Return an integer below 2^31 and a shift from 1 to 62, with ratio ≈ integer / 2^shift.
+
+    Ratios from 2^30 on, with which any sum but 0 is above every limit, become the largest one that fits. A dueling
+    stream of zeros has one, if the Q-values of the other stream are tiny.
+    """
     mantissa, exponent = math.frexp(ratio)  # ratio = mantissa · 2^exponent, mantissa in [0.5, 1)
     shift = 31 - exponent
     multiplier = round(mantissa * 2**31)
     if multiplier == 2**31:
         multiplier, shift = 2**30, shift - 1
+    if shift < 1:
+        return 2**31 - 1, 1
     return (multiplier, shift) if shift <= 62 else (multiplier >> min(shift - 62, 31), 62)

@@ -41,6 +41,18 @@ def then_relu_and_linear(first: Network, weight: np.ndarray) -> Network:
     return Network(layers, tensors, first.shape, first.obs)
 
 
+def dueling_network(advantage: float, value: float) -> Network:
+    """Two linear streams with weights of these sizes."""
+    streams = {name: [{"op": "linear", "weight": f"{name}.w", "bias": f"{name}.b"}] for name in ("advantage", "value")}
+    tensors = {
+        "advantage.w": torch.full((3, 4), advantage) * torch.tensor([[1.0], [-1.0], [0.5]]),
+        "advantage.b": torch.zeros(3),
+        "value.w": torch.full((1, 4), value),
+        "value.b": torch.zeros(1),
+    }
+    return Network([{"op": "dueling", **streams}], tensors, (4,), states(20))
+
+
 def strange() -> list[Network]:
     """Weights and states at which scales could be infinite, or sums leave 32 bits."""
     obs, one = states(20), np.eye(4)[:2]
@@ -60,8 +72,9 @@ def strange() -> list[Network]:
         linear_network(-np.ones((2, 3000)), [-1e9, 1e9], wide),
     ]
     hidden = [then_relu_and_linear(each, np.ones((3, len(each.tensors["b"])))) for each in linear]
+    duels = [dueling_network(1e-4, 0.0), dueling_network(0.0, 1e-4), dueling_network(0.0, 0.0)]
     cancelled = linear_network(np.array([[1.0, -1, 0, 0], [1.0, -1, 0, 1e-9]]), [0.0, 0.0], np.ones((3, 4)))
-    return [*linear, *hidden, then_relu_and_linear(cancelled, np.ones((2, 2)))]
+    return [*linear, *hidden, *duels, then_relu_and_linear(cancelled, np.ones((2, 2)))]
 
 
 def fits(each: Network) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +16,11 @@ from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.certificates.held_out import HeldOut, RowGames
 from rllib_kd.checkpoints.run_json import read_json, write_json
 from rllib_kd.checkpoints.uris import without_options
+from rllib_kd.sweeps.baselines import Baselines
 from rllib_kd.teachers.base import Teacher
+
+if TYPE_CHECKING:
+    from rllib_kd.sweeps.result import SweptStudent
 
 _EPISODES = "certification.json"  # in the sweep's folder
 
@@ -36,6 +40,18 @@ class Claim:
     keep: float
     confidence: float
     seed: int
+
+
+def seen_returns(baselines: Baselines | None, students: Sequence[SweptStudent]) -> list[float]:
+    """Return what a sweep knows of returns before the certificate's episodes, as `RatioTest` takes it.
+
+    Args:
+        baselines: episodes of the teacher and of the random policy; None: agreements in [0, 1] are judged instead.
+        students: all students of the sweep.
+    """
+    if baselines is None:
+        return [0.0, 1.0]
+    return [*baselines.teacher, *baselines.random, *(value for each in students for value in each.extreme_returns)]
 
 
 def certify_student(

@@ -38,6 +38,7 @@ class SweptStudent:
     checkpoint: str | None = None  # path or URI: a folder with a checkpoint for each seed
     cost: float | None = None  # what is minimized; None: parameters
     q_regret: float | None = None  # on held-out rows, mean of the seeds; None: it played instead
+    extreme_returns: tuple[float, ...] = ()  # lowest and highest of its last episodes; of older sweeps unknown
 
     @property
     def smallness(self) -> float:

@@ -56,7 +56,7 @@ from rllib_kd.public import public
 from rllib_kd.relay import listening
 from rllib_kd.students.sizes import WIDTH_KEYS
 from rllib_kd.sweeps.baselines import Baselines, baselines_of, keep_baselines, kept_baselines
-from rllib_kd.sweeps.certifying import Claim, certify_student
+from rllib_kd.sweeps.certifying import Claim, certify_student, seen_returns
 from rllib_kd.sweeps.population import WaitingPopulation
 from rllib_kd.sweeps.report import ReportedSweep
 from rllib_kd.sweeps.result import GOOD_RATIO, MIN_SEEDS, SweptStudent, good_agreement
@@ -71,6 +71,7 @@ from rllib_kd.sweeps.space import (
 )
 from rllib_kd.sweeps.spec import SPACE, check_spec, write_spec
 from rllib_kd.sweeps.trial import (
+    EXTREME_RETURNS,
     NUM_EPISODES,
     NUM_REPORTS,
     SOFTENED,
@@ -269,7 +270,7 @@ class Sweep:
         self._write(result)
         if self.keep is None or result.recommended is None or not result.is_complete:
             return result
-        seen = [0.0, 1.0] if baselines is None else baselines.teacher
+        seen = seen_returns(baselines, result.students)
         result = replace(result, certified=self._certify(result.recommended, teacher, make_env, seen=seen))
         self._write(result)
         return result
@@ -460,6 +461,7 @@ class Sweep:
             compression=metrics["compression"],
             return_ratios=tuple(metrics[f"{self._metric}s"]),
             q_regret=metrics.get("q_regret"),
+            extreme_returns=tuple(metrics.get(EXTREME_RETURNS, ())),
             env_steps=int(metrics["num_env_steps_sampled_lifetime"]),
             finished=metrics["training_iteration"] >= NUM_REPORTS,
             checkpoint=location(result.checkpoint) if result.checkpoint else None,

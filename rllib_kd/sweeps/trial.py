@@ -33,6 +33,8 @@ SOFTENED = ("kl", "reverse_kl", "jsd")
 
 #: Metric that students are judged by, if they play.
 RETURN = "return_ratio"
+#: Metric with the lowest and the highest return of the episodes in which they were judged last.
+EXTREME_RETURNS = "extreme_returns"
 NUM_EPISODES = 100  # behind a final return: of the teacher, of the random policy, and of each seed
 _NUM_EPISODES_ON_THE_WAY = 20  # of each seed, at every other report
 NUM_REPORTS = 8  # of a trial: evaluation, checkpoint, and the scheduler's decision
@@ -112,13 +114,13 @@ class StudentTrial(tune.Trainable):
                 student.train()
         is_done = self.iteration + 1 >= NUM_REPORTS
         networks = [open_source(student).network() for student in self._students]
-        ratios = self._return_ratios(networks, is_done=is_done) if task.states is None else self._agreements(networks)
+        ratios, more = self._on_rows(networks) if task.states else self._return_ratios(networks, is_done=is_done)
         metric, num_parameters = task.metric, most_parameters(networks[0].module)  # of any seed
         return {
             metric: float(np.mean(ratios)),
             **({f"{metric}_lower": lower_bound(ratios)} if len(ratios) > 1 else {}),
             f"{metric}s": ratios,
-            **({} if task.states is None else {"q_regret": self._regret(networks)}),
+            **more,
             "student_params": num_parameters,
             "student_cost": student_cost(networks[0], task.minimize),
             "compression": num_parameters / self._teacher.num_parameters,
@@ -128,22 +130,21 @@ class StudentTrial(tune.Trainable):
             "done": is_done,
         }
 
-    def _return_ratios(self, networks: Sequence[Teacher], *, is_done: bool) -> list[float]:
-        """Let students play; return the return ratio of each."""
+    def _return_ratios(self, networks: Sequence[Teacher], *, is_done: bool) -> tuple[list[float], dict[str, Any]]:
+        """Let students play; return the return ratio of each, and the lowest and highest return of all episodes."""
         first, count = (SWEEP_SEED, NUM_EPISODES) if is_done else (ON_THE_WAY_SEED, _NUM_EPISODES_ON_THE_WAY)
         make_env = env_maker(self._task.env, self._students[0].config.env_config)
         returns = [play(make_env, GreedyQ(network), range(first, first + count))[0] for network in networks]
-        return [self._task.return_ratio(float(np.mean(values))) for values in returns]
+        ratios = [self._task.return_ratio(float(np.mean(values))) for values in returns]
+        return ratios, {EXTREME_RETURNS: [float(np.min(returns)), float(np.max(returns))]}
 
-    def _agreements(self, networks: Sequence[Teacher]) -> list[float]:
-        """Return the agreement of each student with the teacher on held-out rows."""
+    def _on_rows(self, networks: Sequence[Teacher]) -> tuple[list[float], dict[str, Any]]:
+        """Return the agreement of each student with the teacher on held-out rows, and their mean Q-regret."""
         assert self._task.states is not None
         states = self._task.states
-        return [float(states.agreements(network.module, 0, states.num_units).mean()) for network in networks]
-
-    def _regret(self, networks: Sequence[Teacher]) -> float:
-        assert self._task.states is not None
-        return float(np.mean([self._task.states.regret(network.module) for network in networks]))
+        agreements = [states.agreements(network.module, 0, states.num_units) for network in networks]
+        regret = float(np.mean([states.regret(network.module) for network in networks]))
+        return [float(each.mean()) for each in agreements], {"q_regret": regret}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save each student in a folder of its own."""

@@ -12,7 +12,8 @@ from rllib_kd import Sweep, load_teacher
 from rllib_kd.certificates import certification
 from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.experiment.experiment import Experiment
-from rllib_kd.sweeps.certifying import Claim, certify_student, content_of
+from rllib_kd.sweeps.baselines import Baselines
+from rllib_kd.sweeps.certifying import Claim, certify_student, content_of, seen_returns
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 from tests.sweeps.test_pareto import result, student
@@ -107,6 +108,18 @@ def test_a_student_that_fails_is_not_certified(tmp_path):
     weak = Teacher(make_q_module(), source="weak")
     tested = certify_student(CLAIM, weak, teacher, lambda: gym.make("CartPole-v1"), seen=[], uri=str(tmp_path))
     assert tested.certificate.verdict == "hopeless"
+
+
+def test_the_range_of_returns_is_of_all_episodes_of_the_sweep(games, tmp_path):
+    """The rare return of −1,000 of a random policy, and that of a student, are part of the range without bounds."""
+    baselines = Baselines([500.0] * 2, [20.0] * 99 + [-1_000.0], 0.1)
+    students = [replace(student(30, 1.0), extreme_returns=(-2_000.0, 510.0)), student(40, 1.0)]
+    seen = seen_returns(baselines, students)
+    assert (min(seen), max(seen), len(seen)) == (-2_000, 510, 104)
+    assert min(seen_returns(baselines, [])) == -1_000
+    assert seen_returns(None, students) == [0.0, 1.0]
+    tested = certify_student(CLAIM, None, None, None, seen=seen, uri=str(tmp_path))
+    assert tested.certificate.bounds[0] < -2_000
 
 
 def test_it_is_printed_and_written(games, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from rllib_kd.sweeps import trial as module_of_trial
 from rllib_kd.sweeps.trial import NUM_REPORTS, StudentTrial, Task
 from rllib_kd.teachers.base import Teacher
+from tests.conftest import make_q_module
 from tests.networks.trees.trees import tree_module
 
 
@@ -32,7 +33,7 @@ def trial_of(monkeypatch):
         return trial
 
     monkeypatch.setattr(module_of_trial, "open_source", lambda one: SimpleNamespace(network=lambda: one.network))
-    monkeypatch.setattr(StudentTrial, "_return_ratios", lambda self, networks, is_done: [1.0] * len(networks))
+    monkeypatch.setattr(StudentTrial, "_return_ratios", lambda self, networks, is_done: ([1.0] * len(networks), {}))
     return make
 
 
@@ -52,3 +53,16 @@ def test_a_tree_counts_with_all_leaves_that_it_may_have(trial_of):
     result = trial_of(8).step()
     most = 4 * 7 + 8 * 3
     assert (result["student_params"], result["student_cost"], result["compression"]) == (most, most, most / 100)
+
+
+def test_it_reports_the_extreme_returns_of_its_episodes(monkeypatch):
+    """By which the certificate knows how low a return can be."""
+    returns = iter([[500.0, 480.0], [-30.0, 510.0]])
+    monkeypatch.setattr(module_of_trial, "play", lambda make_env, policy, seeds: (next(returns), None))
+    trial = StudentTrial.__new__(StudentTrial)
+    trial._task = Task("CartPole-v1", {}, 8, 2, 0, 500.0, 20.0)
+    trial._students = [SimpleNamespace(config=SimpleNamespace(env_config={}))]
+    networks = [Teacher(make_q_module()), Teacher(make_q_module())]
+    ratios, more = trial._return_ratios(networks, is_done=True)
+    assert ratios == pytest.approx([470 / 480, 220 / 480])
+    assert more == {"extreme_returns": [-30.0, 510.0]}

@@ -186,7 +186,7 @@ def check_teacher(
         ValueError: it was not; the message has both spaces.
     """
     shown, actions = spaces
-    own = brief(shown)
+    own, teacher = brief(shown), teacher.with_recorded_vectors(shown)
     if teacher.pipeline is None and not teacher.takes(shown) and seen is not None:
         own = own if same_space(shown, seen) else f"{own}, of which the student gets {brief(seen)}"
         shown = seen

@@ -162,7 +162,8 @@ class DistillEnvRunner(RecordingEnvRunner):
     def set_teacher(self, teacher: Teacher) -> None:
         """Set the teacher whose outputs are the labels."""
         self._teacher = teacher.to(self._device)
-        self._teacher_view = teacher.start() if self.env is not None and self._looks_for_itself(teacher) else None
+        seeing = teacher if self.env is None else teacher.with_recorded_vectors(self.env.single_observation_space)
+        self._teacher_view = seeing.start() if self.env is not None and self._looks_for_itself(seeing) else None
         self._needs_initial_reset = True  # a view starts with an episode
         self.begin_recording(teacher)
 

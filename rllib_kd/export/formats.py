@@ -34,9 +34,9 @@ from rllib_kd.networks.trees.layer import TreeLayer, describe_tree
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import Flatten, Function, Images, Normalize, RLlibConnectors, StackFrames, Stage
-from rllib_kd.observations.spaces import image_shape, is_text, parts_of
+from rllib_kd.observations.spaces import one_hot_lengths
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.described import TAKES_BYTES
+from rllib_kd.teachers.described import PARTS, TAKES_BYTES
 from rllib_kd.teachers.torchscript import SHAPE_FILE
 
 #: Spaces of observations that are one array of numbers.
@@ -44,7 +44,6 @@ _ARRAYS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.
 STATE = "state"  # in the metadata of safetensors: the units of each part of a recurrent student's state, by name
 #: Encoders that have a description.
 _ENCODERS = (TorchMLPEncoder, TorchCNNEncoder, FlattenEncoder, MixedEncoder)
-PARTS = "observation_parts"  # the name of that description in the metadata, of formats that have some
 #: Words of the errors of torch.export about a network whose Python depends on the numbers that it gets.
 _BRANCHES = ("data-dependent", "dynamic control flow")
 _COARSE = 1e-6  # of its std: larger errors of a filter's mean could be seen in Q-values
@@ -122,28 +121,13 @@ def _is_outside(stage: Stage) -> bool:
 def observation_parts(student: Teacher) -> list[dict[str, Any]] | None:
     """Describe how an artifact's vectors are made of observations that are not one array; None if there is no need.
 
-    Returns:
-        The parts of an observation in the order in which they stand in the vector, as `runners/flatten.py` takes them:
-        `{"path": [keys and indices], "op": "numbers"}`, `{..., "op": "one_hot", "lengths": [...], "starts": [...]}`,
-        `{..., "op": "image", "shape": [height, width, channels], "divisor": 255 for bytes}` or `{..., "op": "text"}`.
+    The description is that of `described_parts()`, as `runners/flatten.py` takes it.
     """
     flattening = [stage for stage in outside_stages(student) if isinstance(stage, Flatten)]
     if not flattening:
-        return None
+        return None if student.pipeline is None else student.pipeline.parts
     (stage,) = flattening
-    kept = ((path, part) for path, part in parts_of(stage.space) if not path or path[0] not in stage.keys_to_remove)
-    return [{"path": list(path), **_described(part, stage.scales_images)} for path, part in kept]
-
-
-def _described(space: gym.Space, scales_images: bool) -> dict[str, Any]:
-    if is_text(space):
-        return {"op": "text"}
-    if scales_images and (shape := image_shape(space)) is not None:
-        return {"op": "image", "shape": list(shape), "divisor": 255 if space.dtype == np.uint8 else 1}
-    lengths = _one_hot_lengths(space)
-    if lengths is None:
-        return {"op": "numbers"}
-    return {"op": "one_hot", "lengths": list(lengths), "starts": np.ravel(space.start).tolist()}
+    return stage.parts
 
 
 def input_shape(student: Teacher) -> tuple[int, ...]:
@@ -163,7 +147,7 @@ def _preprocessing(student: Teacher) -> list[nn.Module]:
         if isinstance(stage, Normalize):
             layers += _filtering(stage, shape)
         elif isinstance(stage, Flatten):
-            lengths = _one_hot_lengths(stage.space)
+            lengths = one_hot_lengths(stage.space)
             if np.any(start := np.asarray(getattr(stage.space, "start", 0), np.float32)):
                 layers.append(Normalized(torch.from_numpy(start), torch.ones(start.shape), None))  # from 0 on
             layers.append(Flat() if lengths is None else OneHot(lengths))
@@ -189,14 +173,6 @@ def _filtering(stage: Normalize, shape: tuple[int, ...]) -> list[nn.Module]:
     # Observations near the mean minus its nearest 32-bit float are exact.
     nearest = Normalized(torch.tensor(mean).float(), torch.ones(shape), None)
     return [nearest, Normalized(torch.tensor(rest).float(), torch.tensor(std).float(), clip)]
-
-
-def _one_hot_lengths(space: gym.Space) -> tuple[int, ...] | None:
-    if isinstance(space, gym.spaces.Discrete):
-        return (int(space.n),)
-    if isinstance(space, gym.spaces.MultiDiscrete):
-        return tuple(int(n) for n in np.ravel(space.nvec))
-    return None
 
 
 def example_inputs(student: Teacher, *, takes_mask: bool) -> tuple[Tensor, ...]:

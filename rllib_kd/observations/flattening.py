@@ -16,6 +16,7 @@ from rllib_kd.observations.spaces import (
     image_shape,
     is_text,
     named,
+    one_hot_lengths,
     parts_of,
 )
 from rllib_kd.observations.texts import text_vector
@@ -126,6 +127,31 @@ def _pixels(images: np.ndarray, num_rows: int, space: gym.Space) -> np.ndarray:
             "floats in [0, 1]"
         )
     return (rows / np.float32(255) if is_bytes else rows).reshape(num_rows, -1)
+
+
+def described_parts(
+    space: gym.Space, left_out: Collection[str] = (), *, scales_images: bool = True
+) -> list[dict[str, Any]]:
+    """Describe how a `Flattener` with these arguments makes vectors, in JSON's terms.
+
+    Returns:
+        The parts of an observation in the order in which they stand in the vector, as `runners/flatten.py` takes them:
+        `{"path": [keys and indices], "op": "numbers"}`, `{..., "op": "one_hot", "lengths": [...], "starts": [...]}`,
+        `{..., "op": "image", "shape": [height, width, channels], "divisor": 255 for bytes}` or `{..., "op": "text"}`.
+    """
+    kept = ((path, part) for path, part in parts_of(space) if not path or path[0] not in left_out)
+    return [{"path": list(path), **_described(part, scales_images=scales_images)} for path, part in kept]
+
+
+def _described(space: gym.Space, *, scales_images: bool) -> dict[str, Any]:
+    if is_text(space):
+        return {"op": "text"}
+    if scales_images and (shape := image_shape(space)) is not None:
+        return {"op": "image", "shape": list(shape), "divisor": 255 if space.dtype == np.uint8 else 1}
+    lengths = one_hot_lengths(space)
+    if lengths is None:
+        return {"op": "numbers"}
+    return {"op": "one_hot", "lengths": list(lengths), "starts": np.ravel(space.start).tolist()}
 
 
 def with_text_arrays(space: gym.Space, obs: Any) -> Any:

@@ -15,10 +15,10 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_kd import _rllib
-from rllib_kd.observations.flattening import Flattener, with_text_arrays
+from rllib_kd.observations.flattening import Flattener, described_parts, with_text_arrays
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.masks import features_space, with_mask
-from rllib_kd.observations.spaces import input_space, is_flattened, is_float_image, same_space
+from rllib_kd.observations.spaces import input_space, is_flattened, is_float_image, named, same_space
 from rllib_kd.text import one_line
 
 #: Steps after which an episode for RLlib's connectors is cut; they can look back as many. RLlib cuts its own ones after
@@ -80,6 +80,11 @@ class Flatten:
     def size(self) -> int:
         """Return the length of the vector."""
         return self.flattener.size
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """Return how the vectors are made, as `described_parts()` describes it."""
+        return described_parts(self.space, self.keys_to_remove, scales_images=self.scales_images)
 
 
 @dataclass(frozen=True)
@@ -272,10 +277,13 @@ class ObservationPipeline:
         observation_space: space of the environment's observations.
         stages: the stages. Without any, observations are unchanged; the parts of a Dict or Tuple become one vector.
             Images of floats in [0, 1] may always come as bytes, or with channels first.
+        parts: how the vectors that it takes are made of an environment's observations, as `described_parts()` describes
+            it and exported files record it. None: it takes other observations, or that is not known.
     """
 
     observation_space: gym.Space
     stages: tuple[Stage, ...] = ()
+    parts: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         space = features_space(self.observation_space)
@@ -294,11 +302,21 @@ class ObservationPipeline:
         """Return the stages, after the conversion of images where that is none of them."""
         return self.stages if self.images is None or self.images in self.stages[:1] else (self.images, *self.stages)
 
-    def after(self, first: ObservationPipeline) -> ObservationPipeline:
+    def after(self, first: ObservationPipeline, source: str = "the policy") -> ObservationPipeline:
         """Return a pipeline that does what another one does, and then what this one does.
 
         Images that the other one has converted are converted once.
+
+        Args:
+            first: the other one.
+            source: source of the network, for the message.
+
+        Raises:
+            ValueError: as `for_space()`, if the other one makes one vector as it is made by default.
         """
+        space = features_space(first.observation_space)
+        if self.parts is not None and first.stages == (Flatten(space),):
+            return self.for_space(space, source)
         is_converted = any(isinstance(stage, Images) for stage in first.all_stages[-1:])
         own = self.stages if is_converted else self.all_stages
         return ObservationPipeline(first.observation_space, (*first.stages, *own))
@@ -310,15 +328,50 @@ class ObservationPipeline:
             return self.stages[0].takes(space)
         return self.images.takes(space) if self.images else same_space(own, space)
 
-    def for_space(self, space: gym.Space) -> ObservationPipeline:
+    def for_space(self, space: gym.Space, source: str = "the policy") -> ObservationPipeline:
         """Return a pipeline that makes one vector of observations first, if this one takes such vectors.
 
         Otherwise return this one.
+
+        Args:
+            space: space of an environment's observations.
+            source: source of the network, for the message.
+
+        Raises:
+            ValueError: it is known how these vectors are made, and observations of this space have other parts.
         """
         space = features_space(space)
-        if not is_flattened(space) or self.takes(space) or not same_space(self.observation_space, input_space(space)):
+        if not is_flattened(space) or self.takes(space):
             return self
-        return ObservationPipeline(space, (Flatten(space), *self.stages))
+        if self.stages and isinstance(self.stages[0], SideBySide):
+            fitted = SideBySide(tuple(each.for_space(space, source) for each in self.stages[0].pipelines))
+            return ObservationPipeline(space, (fitted, *self.stages[1:])) if fitted.takes(space) else self
+        size, flatten = input_space(space).shape, Flatten(space)
+        if self.parts is not None:
+            flatten = self._flatten_as_recorded(space, source)
+            size = (flatten.size,)
+        if not isinstance(self.observation_space, gym.spaces.Box) or self.observation_space.shape != size:
+            return self
+        return ObservationPipeline(space, (flatten, *self.stages))
+
+    def _flatten_as_recorded(self, space: gym.Space, source: str) -> Flatten:
+        """Return the stage that makes vectors of the recorded parts. Other parts of a Dict are left out.
+
+        Raises:
+            ValueError: observations of this space have other parts.
+        """
+        kept = {path[0] for path in (part["path"] for part in self.parts or ()) if path}
+        keys = space.spaces if isinstance(space, gym.spaces.Dict) else ()
+        left_out = tuple(key for key in keys if key not in kept)
+        for scales_images in (True, False):
+            flatten = Flatten(space, left_out, scales_images)
+            if flatten.parts == self.parts:
+                return flatten
+        raise ValueError(
+            f"'{one_line(source)}' takes vectors that are made of {_as_text(self.parts or [])}; those of this "
+            f"environment would be made of {_as_text(Flatten(space).parts)}. Choose the environment in which it was "
+            "trained."
+        )
 
     def with_image_stage(self, space: gym.Space) -> ObservationPipeline:
         """Return a pipeline of which the conversion of such images is a stage: files contain stages alone.
@@ -381,3 +434,12 @@ class ObservationPipeline:
             return inputs if min(inputs.strides, default=0) >= 0 else inputs.copy()  # PyTorch takes none in reverse
 
         return view
+
+
+def _as_text(parts: list[dict[str, Any]]) -> str:
+    """Return the description of a vector's parts as text for a message."""
+    texts = []
+    for part in parts:
+        how = "".join(f" {name}={value}" for name, value in part.items() if name not in ("path", "op"))
+        texts.append(f"{named(tuple(part['path'])) or 'the observation'} as {part.get('op')}{how}")
+    return one_line(", ".join(texts), limit=300)

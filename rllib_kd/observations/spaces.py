@@ -168,6 +168,15 @@ def is_discrete(space: gym.Space | None) -> bool:
     return isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)
 
 
+def one_hot_lengths(space: gym.Space) -> tuple[int, ...] | None:
+    """Return the lengths of the one-hot vectors of discrete numbers, side by side; None of other spaces."""
+    if isinstance(space, gym.spaces.Discrete):
+        return (int(space.n),)
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return tuple(int(n) for n in np.ravel(space.nvec))
+    return None
+
+
 def is_flattened(space: gym.Space | None) -> bool:
     """Return whether networks take observations of a space as one vector that is made of them.
 

@@ -254,7 +254,11 @@ class Teacher(Checkpointable):
 
     def for_space(self, space: gym.Space) -> Teacher:
         """Return this teacher, or a copy that makes the vectors that it takes of the observations."""
-        return self._with_pipeline(lambda pipeline: pipeline.for_space(space))
+        return self._with_pipeline(lambda pipeline: pipeline.for_space(space, self.source))
+
+    def with_recorded_vectors(self, space: gym.Space) -> Teacher:
+        """Return `for_space()` of a file that records how its vectors are made; otherwise this teacher."""
+        return self if self.pipeline is None or self.pipeline.parts is None else self.for_space(space)
 
     def with_image_stage(self, space: gym.Space) -> Teacher:
         """Return this teacher, or a copy with `ObservationPipeline.with_image_stage()`: a file has what is a stage."""

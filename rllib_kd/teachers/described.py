@@ -21,10 +21,20 @@ from rllib_kd.text import first_line, one_line
 
 #: Note in files of `export()` whose observations are images of bytes, which the network itself divides.
 TAKES_BYTES = "takes_bytes"
+#: Note in files of `export()` about how the vectors that they take are made, as `described_parts()` describes it.
+PARTS = "observation_parts"
+#: All notes of functions.
+NOTES = (TAKES_BYTES, PARTS)
 
 
 def teacher_of(
-    function: Any, shape: tuple[int, ...], uri: str, num_parameters: int | None = None, *, takes_bytes: bool = False
+    function: Any,
+    shape: tuple[int, ...],
+    uri: str,
+    num_parameters: int | None = None,
+    *,
+    notes: Mapping[str, str],
+    takes_bytes: bool = False,
 ) -> Teacher:
     """Create a teacher from a function, which is called once to find out the number of actions.
 
@@ -33,10 +43,11 @@ def teacher_of(
         shape: shape of one observation.
         uri: source of the function, for messages.
         num_parameters: number of the function's parameters; None if unknown.
-        takes_bytes: whether observations are bytes, of images as they are, with channels where the function has them.
+        notes: texts of those of `NOTES` that its file has.
+        takes_bytes: whether the function itself takes bytes, of images as they are, with channels where it has them.
 
     Raises:
-        CheckpointError: the function fails, or does not return Q-values.
+        CheckpointError: the function fails, or does not return Q-values; or a note cannot be read.
     """
     with as_checkpoint_error(
         lambda error: (
@@ -56,11 +67,21 @@ def teacher_of(
         raise CheckpointError(f"'{uri}' returns complex numbers ({q.dtype}), expected real Q-values.")
     observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
     network = QNetwork(function, observation_space, gym.spaces.Discrete(int(q.shape[1])), num_parameters)
-    pipeline = None
-    if takes_bytes:
-        stages = (Images(shape, scaled=False),) if len(shape) == 3 else ()
-        pipeline = ObservationPipeline(gym.spaces.Box(0, 255, shape, np.uint8), stages)
+    with as_checkpoint_error(lambda error: f"'{uri}' has a note that cannot be read: {reason(error)}"):
+        pipeline = _noted_pipeline(notes, observation_space, takes_bytes=takes_bytes)
     return Teacher(network, pipeline=pipeline, source=uri)
+
+
+def _noted_pipeline(
+    notes: Mapping[str, str], space: gym.spaces.Box, *, takes_bytes: bool
+) -> ObservationPipeline | None:
+    """Return the pipeline to the inputs of a function, which are in this space; None if they are what is shown."""
+    if takes_bytes or TAKES_BYTES in notes:
+        stages = (Images(space.shape, scaled=False),) if len(space.shape) == 3 else ()
+        return ObservationPipeline(gym.spaces.Box(0, 255, space.shape, np.uint8), stages)
+    if PARTS in notes:
+        return ObservationPipeline(space, parts=checked_parts(parse_json(notes[PARTS].encode())))
+    return None
 
 
 def pipeline_of_bytes(teacher: Teacher, divisor: Any) -> ObservationPipeline:
@@ -111,6 +132,19 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
     if math.prod(shape) > limits.MAX_INPUTS:
         raise ValueError(f"its observation_shape {str(list(shape))[:100]} has more than {limits.MAX_INPUTS} numbers")
     return tuple(int(n) for n in shape)
+
+
+def checked_parts(parts: Any) -> list[dict[str, Any]]:
+    """Return the parts of a vector, as a file describes them.
+
+    Raises:
+        ValueError: they are not a list of objects, each with a path of keys and indices.
+    """
+    if isinstance(parts, list) and all(isinstance(part, dict) and isinstance(part.get("path"), list) for part in parts):
+        keys = [key for part in parts for key in part["path"]]
+        if all(isinstance(key, str | int) for key in keys):
+            return parts
+    raise ValueError(f"its {PARTS} are {str(parts)[:100]}, expected a list of objects with a path of keys and indices")
 
 
 def description_name(uri: str) -> str:

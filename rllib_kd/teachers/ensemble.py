@@ -58,6 +58,7 @@ def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None
     pipelines = tuple(teacher.pipeline or ObservationPipeline(teacher.input_space) for teacher in teachers)
     conversions = {pipeline.images for pipeline in pipelines}  # of bytes to [0, 1], also without a stage
     sees_alike = len(conversions) == 1 and not any(pipeline.stages for pipeline in pipelines)
+    sees_alike = sees_alike and all(pipeline.parts == pipelines[0].parts for pipeline in pipelines)
     if sees_alike:
         pipeline, input_space = shown.pipeline, shown.input_space
     else:

@@ -38,6 +38,7 @@ def layered_teacher(
     observation_space: gym.Space | None = None,
     stages: Sequence[Stage] = (),
     outputs: Outputs = Q_VALUES,
+    parts: list[dict[str, Any]] | None = None,
 ) -> Teacher:
     """Create a teacher from described layers.
 
@@ -50,6 +51,7 @@ def layered_teacher(
         observation_space: space of the environment's observations; None: they are the inputs.
         stages: stages from the environment's observations to the first layer.
         outputs: what the teacher gives: the layers' outputs are Q-values, or logits for "log_probs".
+        parts: how vectors of inputs are made of the environment's observations, as in `ObservationPipeline`.
 
     Raises:
         ValueError: the layers do not fit each other, their inputs or the actions.
@@ -70,7 +72,9 @@ def layered_teacher(
     input_space = gym.spaces.Box(low, high, shape, np.float32)
     module = as_rllib_module(layers, tensors, input_space, action_space)
     network = module or QNetwork(build_layers(layers, tensors), input_space, action_space)
-    pipeline = ObservationPipeline(observation_space or shown_space, stages) if stages else None
+    pipeline = None
+    if stages or parts is not None:
+        pipeline = ObservationPipeline(observation_space or shown_space, stages, parts)
     return Teacher(network, pipeline=pipeline, outputs=outputs, source=source)
 
 

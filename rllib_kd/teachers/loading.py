@@ -176,7 +176,8 @@ class OpenedCheckpoint:
         loaded = self._loaded()
         loaded.trained_return = self.location.trained_return
         if pipeline is not None:
-            loaded.pipeline = (loaded.pipeline or ObservationPipeline(loaded.input_space)).after(pipeline)
+            own = loaded.pipeline or ObservationPipeline(loaded.input_space)
+            loaded.pipeline = own.after(pipeline, loaded.source)
         return loaded.checked()
 
     def _loaded(self) -> Teacher:

@@ -53,8 +53,14 @@ def load_onnx(content: bytes, uri: str) -> Teacher:
         function = OnnxFunction(model.content, model.num_numbers, uri)
     if not all(isinstance(length, int) and length > 0 for length in function.shape):
         raise CheckpointError(f"'{uri}' takes observations of the shape {function.shape}. Expected fixed lengths.")
-    takes_bytes = function.takes_bytes or model.takes_bytes
-    return teacher_of(function, function.shape, uri, model.num_parameters, takes_bytes=takes_bytes)
+    return teacher_of(
+        function,
+        function.shape,
+        uri,
+        model.num_parameters,
+        notes=model.notes,
+        takes_bytes=function.takes_bytes,
+    )
 
 
 class OnnxFunction:

@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError
-from rllib_kd.teachers.described import TAKES_BYTES
+from rllib_kd.teachers.described import NOTES
 from rllib_kd.teachers.onnx_costs import MAX_VALUES, NUMBERS, count_numbers
 from rllib_kd.teachers.onnx_operators import OPERATORS, domain_of
 
@@ -31,7 +31,7 @@ class CheckedModel(NamedTuple):
     content: bytes  # as it is to be run
     num_parameters: int
     num_numbers: int  # that its operators make of one observation
-    takes_bytes: bool  # whether a note says that its floats are bytes
+    notes: dict[str, str]  # those of `NOTES` that the file has
 
 
 def check_model(content: bytes, uri: str) -> CheckedModel:
@@ -47,7 +47,7 @@ def check_model(content: bytes, uri: str) -> CheckedModel:
     """
     _check_fields(content, uri)
     model = onnx.load_model_from_string(content)
-    takes_bytes = any(note.key == TAKES_BYTES for note in model.metadata_props)
+    notes = {note.key: note.value for note in model.metadata_props if note.key in NOTES}
     model = _plain(model, uri)
     domains = [domain_of(opset.domain) for opset in model.opset_import]
     if len(set(domains)) != len(domains):
@@ -58,7 +58,7 @@ def check_model(content: bytes, uri: str) -> CheckedModel:
         num_numbers = max(math.ceil(count_numbers(model, size) / size) for size in BATCHES)
     except ValueError as error:
         raise CheckpointError(f"'{uri}' was refused: {error}.") from error
-    return CheckedModel(model.SerializeToString(), _num_parameters(model.graph), num_numbers, takes_bytes)
+    return CheckedModel(model.SerializeToString(), _num_parameters(model.graph), num_numbers, notes)
 
 
 #: Places of the inputs of an operator that are scales and zero points of 8-bit numbers.

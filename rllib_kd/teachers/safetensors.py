@@ -12,7 +12,7 @@ from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.networks.layers import whole
 from rllib_kd.teachers.base import Teacher, outputs_of
-from rllib_kd.teachers.described import description_name, read_description, reason
+from rllib_kd.teachers.described import PARTS, checked_parts, description_name, read_description, reason
 from rllib_kd.teachers.layered import layered_teacher
 from rllib_kd.teachers.plain import plain_teacher
 
@@ -66,6 +66,7 @@ def load_safetensors(
             tensors,
             observation_shape=metadata["observation_shape"],
             num_actions=None if num_actions is None else whole(num_actions),
+            parts=checked_parts(metadata[PARTS]) if PARTS in metadata else None,
             outputs=outputs_of({**metadata, **(network or {})}.get("outputs", "q_values")),
             source=uri,
         )

@@ -15,7 +15,7 @@ from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.described import TAKES_BYTES, checked_shape, description_name, read_description, teacher_of
+from rllib_kd.teachers.described import NOTES, checked_shape, description_name, read_description, teacher_of
 from rllib_kd.text import first_line
 
 SHAPE_FILE = "observation_shape.json"  # in an archive that export() wrote
@@ -91,8 +91,9 @@ def _load(
             )
         shape = checked_shape(shape)
         function = kind(content)
-    takes_bytes = any(name.endswith(f"/{TAKES_BYTES}") for name in archive.names)
-    return teacher_of(function, shape, uri, function.num_parameters, takes_bytes=takes_bytes)
+        places = [(note, name) for name in sorted(archive.names) for note in NOTES if name.endswith(f"/{note}")]
+        notes = {note: archive.read(name).decode() for note, name in places}
+    return teacher_of(function, shape, uri, function.num_parameters, notes=notes)
 
 
 class ExportedFunction:

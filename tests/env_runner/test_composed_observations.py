@@ -115,6 +115,22 @@ def test_a_teacher_with_the_same_encoding_labels_what_the_student_sees(cluster):
         sample(runner)
 
 
+def test_a_file_as_a_teacher_sees_vectors_as_it_records_them(cluster):
+    space = Signs.observation_space
+    flat = teacher_of(Signs)
+    vectors = flat.input_space
+    known = Teacher(flat.module, pipeline=ObservationPipeline(vectors, parts=Flatten(space).parts))
+    assert make_runner(config_of(Signs), known)._teacher_view is None  # the student's vectors are made alike
+    seen = Flatten(space, ("sign",))
+    narrow = make_q_module(gym.spaces.Box(-1, 1, (seen.size,)), Signs.action_space)
+    other = Teacher(narrow, pipeline=ObservationPipeline(narrow.observation_space, parts=seen.parts))
+    runner = make_runner(config_of(Signs), other)
+    (columns,), _ = sample(runner)
+    expected = Teacher(narrow, pipeline=ObservationPipeline(space, (seen,)))
+    (labels,), _ = sample(make_runner(config_of(Signs), expected))
+    np.testing.assert_array_equal(columns["teacher_q"], labels["teacher_q"])
+
+
 def test_numbers_that_are_not_finite_are_named_by_their_part(cluster):
     class Broken(Signs):
         def look(self):

@@ -11,7 +11,6 @@ import torch
 
 from rllib_kd.export.artifact import require
 from rllib_kd.export.formats import (
-    PARTS,
     bytes_note,
     describe,
     example_inputs,
@@ -28,6 +27,7 @@ from rllib_kd.export.onnx.layers import Value, add_cell, add_layers
 from rllib_kd.networks.parts import is_known
 from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.described import PARTS
 
 
 def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = None, takes_mask: bool = False) -> None:

@@ -1,0 +1,133 @@
+"""An exported file that is loaded again sees an environment as the student did, or refuses it."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from rllib_kd import load_teacher
+from rllib_kd.algorithm.preflight import check_teacher
+from rllib_kd.evaluation.comparing import check_players_fit
+from rllib_kd.export.export import export
+from rllib_kd.observations.pipeline import Flatten, ObservationPipeline, Shown
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.ensemble import ensemble_of
+from tests.conftest import make_q_module
+from tests.export.students import SLOW_TO_PLAY, THREE_ACTIONS
+from tests.export.test_exported_observations import Shows
+from tests.observations.spaces import COMPOSED, TEXTS
+
+Box, Dict, Discrete = gym.spaces.Box, gym.spaces.Dict, gym.spaces.Discrete
+CAMERA = Dict(image=Box(0, 255, (17, 16, 3), np.uint8), speed=Box(-1, 1, (3,)))
+FORMATS = ["safetensors", "onnx", *SLOW_TO_PLAY]
+#: How vectors are made: of the camera scaled and raw, without a part, and of other spaces.
+FLATTENED = {
+    "scaled": Flatten(CAMERA),
+    "raw": Flatten(CAMERA, scales_images=False),
+    "less": Flatten(CAMERA, ("image",)),
+    **{name: Flatten(space) for name, space in (COMPOSED | TEXTS).items()},
+}
+
+
+def student_of(stage: Flatten) -> Teacher:
+    torch.manual_seed(0)
+    module = make_q_module(Box(-np.inf, np.inf, (stage.size,)), THREE_ACTIONS)
+    return Teacher(module, pipeline=ObservationPipeline(stage.space, (stage,)))
+
+
+def exported(stage: Flatten, file, artifact_format="safetensors"):
+    """Write a student of a stage; return it and its file, loaded."""
+    student = student_of(stage)
+    stage.space.seed(0)
+    sampled = [stage.space.sample() for _ in range(20)]
+    obs = np.concatenate([student.start()(Shown(each, np.ones(1, bool))) for each in sampled])
+    export(student, file, format=artifact_format, obs=obs)
+    return student, load_teacher(file, trust_checkpoint=True)
+
+
+def outputs(policy: Teacher, space: gym.Space) -> np.ndarray:
+    space.seed(1)
+    view = policy.start()
+    seen = [view(Shown(space.sample(), np.ones(1, bool))) for _ in range(10)]
+    return policy.q_values(torch.from_numpy(np.concatenate(seen))).numpy()
+
+
+@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("name", ["raw", "less", "with texts"])
+def test_a_loaded_file_makes_the_vectors_that_it_records(name, artifact_format, tmp_path):
+    space = FLATTENED[name].space
+    student, loaded = exported(FLATTENED[name], tmp_path / "student", artifact_format)
+    (fitted,) = check_players_fit(lambda: Shows(space), {"The policy": loaded})
+    np.testing.assert_allclose(outputs(fitted, space), outputs(student, space), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FLATTENED)
+def test_vectors_are_made_as_the_students_were(name, tmp_path):
+    space = FLATTENED[name].space
+    student, loaded = exported(FLATTENED[name], tmp_path / "student")
+    fitted = loaded.for_space(space)
+    assert fitted.takes(space)
+    np.testing.assert_allclose(outputs(fitted, space), outputs(student, space), rtol=1e-5, atol=1e-5)
+    assert loaded.with_recorded_vectors(space).pipeline == fitted.pipeline
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        (Dict(a=Discrete(3), b=Discrete(2)), Dict(a=Discrete(2), b=Discrete(3))),
+        (Dict(a=Discrete(3, start=1), b=Box(-1, 1, (2,))), Dict(pos=Box(-1, 1, (2,)), vel=Box(-1, 1, (3,)))),
+        (Dict(a=Discrete(3), b=Box(-1, 1, (2,))), Box(-1, 1, (1, 5))),
+    ],
+)
+def test_another_environment_with_vectors_of_the_same_length_is_refused(own, other, tmp_path):
+    _, loaded = exported(Flatten(own), tmp_path / "student")
+    message = r"student' takes vectors that are made of \['a'\] as one_hot lengths=\[3\] .* those of this environment"
+    with pytest.raises(ValueError, match=message):
+        check_players_fit(lambda: Shows(other), {"The policy": loaded})
+    with pytest.raises(ValueError, match=message):
+        check_teacher(loaded, (other, THREE_ACTIONS), "Other", seen=Box(-1, 1, (5,)))
+    check_teacher(loaded, (own, THREE_ACTIONS), "Own", seen=Box(-1, 1, (5,)))
+
+
+def test_parts_of_another_size_are_no_match(tmp_path):
+    _, loaded = exported(Flatten(Dict(a=Box(-1, 1, (2,)))), tmp_path / "student")
+    with pytest.raises(ValueError, match="was made for observations"):
+        check_players_fit(lambda: Shows(Dict(a=Box(-1, 1, (3,)))), {"The policy": loaded})
+
+
+def test_a_space_that_is_given_makes_the_recorded_vectors(tmp_path):
+    student, _ = exported(FLATTENED["raw"], tmp_path / "student")
+    loaded = load_teacher(tmp_path / "student", pipeline=ObservationPipeline(CAMERA))
+    assert loaded.pipeline.stages == (FLATTENED["raw"],)
+    np.testing.assert_allclose(outputs(loaded, CAMERA), outputs(student, CAMERA), rtol=1e-5, atol=1e-5)
+
+
+def test_members_of_an_ensemble_get_vectors_of_their_own(tmp_path):
+    one, first = exported(FLATTENED["raw"], tmp_path / "raw")
+    other, second = exported(FLATTENED["scaled"], tmp_path / "scaled")
+    expected = (outputs(one, CAMERA) + outputs(other, CAMERA)) / 2
+    ensemble = ensemble_of([first, second]).for_space(CAMERA)
+    np.testing.assert_allclose(outputs(ensemble, CAMERA), expected, rtol=1e-4, atol=1e-4)
+    alike = ensemble_of([first, first]).for_space(CAMERA)
+    np.testing.assert_allclose(outputs(alike, CAMERA), outputs(one, CAMERA), rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_that_is_exported_again_keeps_its_parts(tmp_path):
+    _, loaded = exported(FLATTENED["raw"], tmp_path / "student")
+    size = FLATTENED["raw"].size
+    export(loaded, tmp_path / "again", format="safetensors", obs=np.ones((3, size), np.float32))
+    assert load_teacher(tmp_path / "again").pipeline.parts == FLATTENED["raw"].parts
+
+
+@pytest.mark.parametrize("parts", ["{}", "[1]", '[{"path": "a"}]', '[{"path": [[]]}]'])
+def test_a_description_that_makes_no_sense_is_refused(parts, tmp_path):
+    exported(FLATTENED["less"], tmp_path / "student")
+    content = (tmp_path / "student").read_bytes()
+    header, weights = content[8 : 8 + int.from_bytes(content[:8], "little")], content[8:]
+    written = header.replace(
+        b'[{\\"path\\": [\\"speed\\"], \\"op\\": \\"numbers\\"}]', parts.replace('"', '\\"').encode()
+    )
+    assert written != header
+    (tmp_path / "student").write_bytes(len(written).to_bytes(8, "little") + written + weights[len(header) :])
+    with pytest.raises(ValueError, match=r"its observation_parts are .* expected a list of objects with a path"):
+        load_teacher(tmp_path / "student")

@@ -36,7 +36,7 @@ from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import Flatten, Function, Images, Normalize, RLlibConnectors, StackFrames, Stage
 from rllib_kd.observations.spaces import one_hot_lengths
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.described import PARTS, TAKES_BYTES
+from rllib_kd.teachers.described import DISCRETE, PARTS, TAKES_BYTES
 from rllib_kd.teachers.torchscript import SHAPE_FILE
 
 #: Spaces of observations that are one array of numbers.
@@ -265,15 +265,21 @@ def write_torchscript(student: Teacher, file: Path, *, takes_mask: bool = False)
 
 
 def _notes(student: Teacher) -> dict[str, str]:
-    """Return files beside a program of PyTorch: the shape of its observations, and how vectors of them are made."""
-    notes = {SHAPE_FILE: json.dumps(input_shape(student)), **bytes_note(student)}
+    """Return files beside a program of PyTorch: the shape of its observations, and the notes about them."""
+    return {SHAPE_FILE: json.dumps(input_shape(student)), **notes_of(student)}
+
+
+def notes_of(student: Teacher) -> dict[str, str]:
+    """Return the notes about a network's observations that a function does not record, as its teacher reads them.
+
+    They are that observations are images of bytes, that they are discrete numbers, or how vectors of them are made;
+    empty for other observations.
+    """
     if (parts := observation_parts(student)) is not None:
-        notes[PARTS] = json.dumps(parts)
-    return notes
-
-
-def bytes_note(student: Teacher) -> dict[str, str]:
-    """Return the note that observations are images of bytes; empty if they are not."""
+        return {PARTS: json.dumps(parts)}
+    first = next(iter(inside_stages(student)), None)
+    if isinstance(first, Flatten) and (lengths := one_hot_lengths(first.space)) is not None:
+        return {DISCRETE: json.dumps({"lengths": lengths, "starts": np.ravel(first.space.start).tolist()})}
     has_images = any(isinstance(stage, Images) for stage in inside_stages(student))
     return {TAKES_BYTES: "true"} if has_images and student.observation_space.dtype == np.uint8 else {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
@@ -346,11 +346,14 @@ class ObservationPipeline:
         if self.stages and isinstance(self.stages[0], SideBySide):
             fitted = SideBySide(tuple(each.for_space(space, source) for each in self.stages[0].pipelines))
             return ObservationPipeline(space, (fitted, *self.stages[1:])) if fitted.takes(space) else self
+        own = self.observation_space
+        if isinstance(own, gym.spaces.Box) and isinstance(space, gym.spaces.MultiBinary) and own.shape == space.shape:
+            return replace(self, observation_space=space)  # numbers as they are
         size, flatten = input_space(space).shape, Flatten(space)
         if self.parts is not None:
             flatten = self._flatten_as_recorded(space, source)
             size = (flatten.size,)
-        if not isinstance(self.observation_space, gym.spaces.Box) or self.observation_space.shape != size:
+        if not isinstance(own, gym.spaces.Box) or own.shape != size:
             return self
         return ObservationPipeline(space, (flatten, *self.stages))
 

@@ -177,6 +177,13 @@ def one_hot_lengths(space: gym.Space) -> tuple[int, ...] | None:
     return None
 
 
+def discrete_space(shape: tuple[int, ...], lengths: np.ndarray, starts: np.ndarray) -> gym.Space:
+    """Return the space of discrete numbers of a shape, with the numbers of cases and first cases of each, `[N]`."""
+    if not shape:
+        return gym.spaces.Discrete(int(lengths.item()), start=int(starts.item()))
+    return gym.spaces.MultiDiscrete(lengths.reshape(shape), start=starts.reshape(shape))
+
+
 def is_flattened(space: gym.Space | None) -> bool:
     """Return whether networks take observations of a space as one vector that is made of them.
 

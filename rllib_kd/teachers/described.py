@@ -15,6 +15,7 @@ from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, as_checkpoint_error
 from rllib_kd.numeric import is_integer
 from rllib_kd.observations.pipeline import Images, ObservationPipeline
+from rllib_kd.observations.spaces import discrete_space
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork, as_numbers
 from rllib_kd.text import first_line, one_line
@@ -23,8 +24,11 @@ from rllib_kd.text import first_line, one_line
 TAKES_BYTES = "takes_bytes"
 #: Note in files of `export()` about how the vectors that they take are made, as `described_parts()` describes it.
 PARTS = "observation_parts"
+#: Note in files of `export()` about discrete numbers, of which the network itself makes one-hot vectors: how many cases
+#: each has, and with which number they begin.
+DISCRETE = "discrete_numbers"
 #: All notes of functions.
-NOTES = (TAKES_BYTES, PARTS)
+NOTES = (TAKES_BYTES, PARTS, DISCRETE)
 
 
 def teacher_of(
@@ -81,7 +85,24 @@ def _noted_pipeline(
         return ObservationPipeline(gym.spaces.Box(0, 255, space.shape, np.uint8), stages)
     if PARTS in notes:
         return ObservationPipeline(space, parts=checked_parts(parse_json(notes[PARTS].encode())))
+    if DISCRETE in notes:
+        return ObservationPipeline(_noted_numbers(parse_json(notes[DISCRETE].encode()), space.shape))
     return None
+
+
+def _noted_numbers(note: Any, shape: tuple[int, ...]) -> gym.Space:
+    """Return the space of discrete numbers of a shape, as a file describes them."""
+    found = []
+    for name, low in (("lengths", 1), ("starts", -(2**31))):
+        numbers = note.get(name) if isinstance(note, dict) else None
+        if (
+            not isinstance(numbers, list)
+            or len(numbers) != math.prod(shape)
+            or not all(is_integer(number, low, 2**31) for number in numbers)
+        ):
+            raise ValueError(f"its {DISCRETE} are {str(note)[:100]}, expected a length and a start for each number")
+        found.append(np.array(numbers))
+    return discrete_space(shape, *found)
 
 
 def pipeline_of_bytes(teacher: Teacher, divisor: Any) -> ObservationPipeline:

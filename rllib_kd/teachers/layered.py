@@ -18,6 +18,7 @@ from rllib_kd import limits
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.layers import Layer, build_layers, cost_of, count_layers, weights_in_order
 from rllib_kd.observations.pipeline import Flatten, Images, Normalize, ObservationPipeline, Stage
+from rllib_kd.observations.spaces import discrete_space
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import checked_shape
 from rllib_kd.teachers.dqn_copy import are_same, dqn_module_with
@@ -99,17 +100,14 @@ def _split(
     """
     shown: gym.Space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
     stages: list[Stage] = []
-    start = np.zeros(shape, np.int64)
+    starts = np.zeros(shape, np.int64)
     if [layer["op"] for layer in layers[:2]] == ["normalize", "one_hot"]:  # numbers that do not count from 0
-        start = np.round(tensors[layers[0]["mean"]].numpy()).astype(np.int64).reshape(shape)
+        starts = np.round(tensors[layers[0]["mean"]].numpy()).astype(np.int64)
         build_layers(layers[:1], tensors)  # refuses numbers that make no sense
         layers = layers[1:]
     if layers and layers[0]["op"] == "one_hot":
         lengths = np.array([int(length) for length in layers[0]["lengths"]])
-        if shape:
-            shown = gym.spaces.MultiDiscrete(lengths.reshape(shape), start=start)
-        else:
-            shown = gym.spaces.Discrete(int(lengths[0]), start=int(start))
+        shown = discrete_space(shape, lengths, starts)
         stages.append(Flatten(shown))
         layers, shape = layers[1:], (int(lengths.sum()),)
     if layers and layers[0]["op"] == "normalize":

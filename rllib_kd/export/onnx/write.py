@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ import torch
 
 from rllib_kd.export.artifact import require
 from rllib_kd.export.formats import (
-    bytes_note,
     describe,
     example_inputs,
     exportable_network,
     input_shape,
-    observation_parts,
+    notes_of,
     quiet,
     refusing_branches,
     state_of,
@@ -27,7 +25,6 @@ from rllib_kd.export.onnx.layers import Value, add_cell, add_layers
 from rllib_kd.networks.parts import is_known
 from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.described import PARTS
 
 
 def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = None, takes_mask: bool = False) -> None:
@@ -44,7 +41,7 @@ def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = No
     """
     import onnx
 
-    notes = bytes_note(student)
+    notes = notes_of(student)
     model = _from_description(student, takes_mask=takes_mask) or _exported_by_torch(student, takes_mask=takes_mask)
     if int8_obs is not None:
         file.write_bytes(model.SerializeToString())
@@ -52,8 +49,6 @@ def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = No
         with quiet():
             model, notes[QUANTIZATION] = closest_onnx_integers(file, int8_obs, num_actions=num_actions)
     _forget_origin(model)
-    if (parts := observation_parts(student)) is not None:
-        notes[PARTS] = json.dumps(parts)
     if notes:
         onnx.helper.set_model_props(model, notes)
     file.write_bytes(model.SerializeToString())

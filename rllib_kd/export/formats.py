@@ -38,6 +38,7 @@ from rllib_kd.observations.spaces import one_hot_lengths
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import DISCRETE, PARTS, TAKES_BYTES
 from rllib_kd.teachers.torchscript import SHAPE_FILE
+from rllib_kd.text import one_line
 
 #: Spaces of observations that are one array of numbers.
 _ARRAYS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
@@ -46,6 +47,7 @@ STATE = "state"  # in the metadata of safetensors: the units of each part of a r
 _ENCODERS = (TorchMLPEncoder, TorchCNNEncoder, FlattenEncoder, MixedEncoder)
 #: Words of the errors of torch.export about a network whose Python depends on the numbers that it gets.
 _BRANCHES = ("data-dependent", "dynamic control flow")
+_LARGEST_EXACT = 2**24  # up to which 32-bit floats hold each integer
 _COARSE = 1e-6  # of its std: larger errors of a filter's mean could be seen in Q-values
 
 
@@ -101,7 +103,21 @@ def exportable_stages(student: Teacher) -> tuple[Stage, ...]:
         )
     if not isinstance(space, _ARRAYS) and not any(map(_is_outside, stages[:1])):
         raise ValueError(f"An artifact takes one array, but observations are {space}. Wrap the environment.")
+    if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+        _check_are_exact(space)
     return stages
+
+
+def _check_are_exact(space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> None:
+    """Refuse discrete numbers some of which 32-bit floats cannot hold: an artifact would take them for others."""
+    first = np.ravel(space.start).astype(np.int64)
+    last = first + np.array(one_hot_lengths(space)) - 1
+    if (largest := int(np.abs([first, last]).max())) > _LARGEST_EXACT:
+        raise ValueError(
+            f"An artifact takes 32-bit floats, which hold integers up to {_LARGEST_EXACT:,} exactly, but observations "
+            f"are {one_line(space, limit=200)}, with numbers up to ±{largest:,}. Wrap the environment: let its numbers "
+            "begin at 0."
+        )
 
 
 def outside_stages(student: Teacher) -> tuple[Stage, ...]:

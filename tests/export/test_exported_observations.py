@@ -9,9 +9,9 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from rllib_kd import DistillDQNConfig, load_teacher
 from rllib_kd.checkpoints.connectors import pipeline_of
-from rllib_kd.export.artifact import deployment_cost, q_function
+from rllib_kd.export.artifact import FORMATS, deployment_cost, q_function
 from rllib_kd.export.deployment import deploy
-from rllib_kd.export.export import artifact_view, export
+from rllib_kd.export.export import artifact_view, check_exportable, export
 from rllib_kd.export.recorded import deploy_on_rows
 from rllib_kd.export.runners.flatten import flatten, parts_in
 from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline, RLlibConnectors, Shown, StackFrames
@@ -95,6 +95,21 @@ def test_connectors_that_no_file_can_hold(space, stages, message, tmp_path):
     student = Teacher(network().module, pipeline=ObservationPipeline(space, stages))
     with pytest.raises(ValueError, match=message):
         export(student, tmp_path / "student", format="onnx", obs=states(2))
+
+
+@pytest.mark.parametrize(
+    ("space", "largest"),
+    [
+        (gym.spaces.Discrete(5, start=2**24 - 3), "16,777,217"),
+        (gym.spaces.Discrete(5, start=-(2**40)), "1,099,511,627,776"),
+        (gym.spaces.MultiDiscrete([2, 3], start=[0, 2**25]), "33,554,434"),
+    ],
+)
+@pytest.mark.parametrize("artifact_format", FORMATS)
+def test_numbers_that_floats_cannot_hold_are_refused(space, largest, artifact_format):
+    with pytest.raises(ValueError, match=rf"integers up to 16,777,216 exactly, .* numbers up to ±{largest}"):
+        check_exportable(flat_student(space), format=artifact_format)
+    check_exportable(flat_student(gym.spaces.Discrete(5, start=2**24 - 4)), format="c", int8=True)
 
 
 @pytest.mark.parametrize("space", [*COMPOSED.values(), TEXTS["with texts"]], ids=[*COMPOSED, "with texts"])

@@ -1,4 +1,4 @@
-"""Students of tasks that had no part in the choice of any default: the environments of unseen_environments.py.
+"""Students of tasks that were written after the defaults had been chosen: those of unseen_environments.py.
 
     python tuning/unseen.py --teachers FOLDER [TASK ...] [--seeds N] [--out docs/results/unseen]
     python tuning/unseen.py --teachers FOLDER [TASK ...] --settings '{"own_states": true}' --out OTHER

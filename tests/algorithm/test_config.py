@@ -140,6 +140,7 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: c.training(gamma=None), "'gamma' cannot be None. Leave it out: its default is 0.99"),
         (lambda c: c.distillation(own_states=True), "`own_states` is for several `students`, but there is one"),
         (lambda c: c.distillation(own_states=3), "'own_states' cannot be 3"),
+        (lambda c: c.distillation(own_states="false"), "`own_states` must be True, False or 'linear', got 'false'"),
         (lambda c: c.training(gamma=[[0, 0.9]]), "'gamma' cannot be .*: expected a number"),
         (lambda c: c.training(v_max=float("inf")), "'v_max' cannot be inf: expected a finite number"),
         (lambda c: c.training(replay_buffer_config=None), r"a replay of its own.*Got None\."),

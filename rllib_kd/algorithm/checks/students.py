@@ -97,6 +97,8 @@ def check_student(config: DistillationConfig) -> None:
 
 def check_family(config: DistillationConfig) -> None:
     """Check the names and shapes of a family of students, if there is one."""
+    if isinstance(config.own_states, str) and config.own_states != "linear":
+        raise ValueError(f"`own_states` must be True, False or 'linear', got {config.own_states!r}.")
     if not config.students:
         if config.own_states:
             raise ValueError("`own_states` is for several `students`, but there is one. Leave it out.")

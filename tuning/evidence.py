@@ -261,7 +261,7 @@ _UNSEEN = """## Tasks that were written later
 
 [Environments that were written after the defaults had been chosen](unseen.md), to see whether these hold. One default
 has changed since, [whose states a family learns from](studies.md#whose-states-in-a-family), because of first runs of
-merge_2048, rocks and swing_up. The other five tasks had no part in any default."""
+merge_2048, rocks and swing_up. The other five tasks had no part in it."""
 
 _UNSEEN_IMAGES = """With images:"""
 

@@ -32,9 +32,10 @@ class DerivedValues:
     AUTO_TEMPERATURE_GAPS: ClassVar[float] = 0.1
     #: Copies of a tree, which validation episodes choose among.
     TREE_COPIES: ClassVar[int] = 12
-    #: `max_regret` of trees. They must see where their mistakes lead: with 3, those of a DQN on LunarLander had 0.84 of
-    #: the return instead of 0.98; without a limit, one of three on CartPole had 0.996 (docs/results/trees.md).
-    TREE_MAX_REGRET: ClassVar[float] = 30.0
+    #: `max_regret` of copies. They see mostly each other's states, which may be those of failures alone: without a
+    #: limit linear copies on CartPole fell to a third of the return. With 3 they see too seldom where their mistakes
+    #: lead: where they cannot follow, trees and small networks lost 0.1 to 0.3 (docs/results/trees.md, studies.md).
+    COPIES_MAX_REGRET: ClassVar[float] = 30.0
 
     teacher: str | Teacher | list[Any] | Mapping[str, Any] | None
     loss: str
@@ -196,10 +197,7 @@ class DerivedValues:
             return math.inf
         if self.max_regret is not None:
             return self.max_regret
-        if self.num_copies == 1 or self.uses_td:
-            return math.inf
-        # Copies see mostly each other's states, which may be those of failures alone.
-        return self.TREE_MAX_REGRET if self.are_all_trees else 3.0
+        return math.inf if self.num_copies == 1 or self.uses_td else self.COPIES_MAX_REGRET
 
     @property
     def teachers(self) -> dict[str, Any]:

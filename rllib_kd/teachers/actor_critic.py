@@ -23,10 +23,10 @@ from rllib_kd.teachers.function import QNetwork
 
 #: Where encoder and head of the policy are: with a critic beside them, with a shared encoder, of SAC, and of BC.
 _PARTS = (
-    ("encoder.actor_encoder.", "pi."),
-    ("encoder.encoder.", "pi."),
-    ("pi_encoder.", "pi."),
-    ("_encoder.", "_pi_head."),
+    ("encoder.actor_encoder", "pi"),
+    ("encoder.encoder", "pi"),
+    ("pi_encoder", "pi"),
+    ("_encoder", "_pi_head"),
 )
 
 
@@ -67,15 +67,13 @@ def _as_dqn_module(module: RLModule) -> RLModule | None:
 
     Equal logits for a few observations do not show that: code of the user's may act on others alone.
     """
-    inner = [part for part in module.modules() if part is not module]
-    if not _rllib.has_default_logits(module) or not all(map(is_known, inner)):
+    parts = _known_parts(module)
+    if not _rllib.has_default_logits(module) or not parts:
         return None
     model_config = module.model_config
     if not isinstance(model_config, Mapping) or not isinstance(module.observation_space, gym.spaces.Box):
         return None
-    weights = dict(module.named_parameters())
-    parts = next((parts for parts in _PARTS if any(name.startswith(parts[0]) for name in weights)), ())
-    own = [weight for prefix in parts for name, weight in weights.items() if name.startswith(prefix)]
+    own = [weight for part in parts for weight in part.parameters()]
     defaults = dataclasses.asdict(DefaultModelConfig())
     plain = {key: value for key, value in model_config.items() if key in defaults}
     fixed = {"dueling": False, "double_q": True, "num_atoms": 1, "v_min": -10.0, "v_max": 10.0, "epsilon": 0.0}
@@ -84,6 +82,19 @@ def _as_dqn_module(module: RLModule) -> RLModule | None:
     except Exception:  # a model config of the user's own
         return None
     return network if network is not None and are_same(*_both_logits(network, module)) else None
+
+
+def _known_parts(module: RLModule) -> list[nn.Module]:
+    """Return encoder and head of a policy; none if their places, or classes in them, are not known.
+
+    Critics and other parts of the user's, which do not make the logits, may be of any class.
+    """
+    named = dict(module.named_modules(remove_duplicate=False))
+    names = next((names for names in _PARTS if all(name in named for name in names)), ())
+    parts = [named[name] for name in names]
+    containers = [named[name.partition(".")[0]] for name in names]
+    inner = [part for container in parts for part in container.modules()]
+    return parts if all(map(is_known, (*containers, *inner))) else []
 
 
 @torch.no_grad()

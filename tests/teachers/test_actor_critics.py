@@ -14,7 +14,6 @@ from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQ
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.algorithms.sac.sac_catalog import SACCatalog
 from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
-from ray.rllib.core.models.torch.encoder import TorchMLPEncoder
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune.registry import get_trainable_cls
 from sb3_contrib import MaskablePPO
@@ -27,7 +26,6 @@ from rllib_kd.export.export import export
 from rllib_kd.learner.losses import policy_kl
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import as_configured, ensemble_of
-from rllib_kd.teachers.rllib import teacher_of_module
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, shared_teacher, states
 from tests.formats import actor_critic_weights, frames, mlp, nature_cnn, q_values, sb3_weights, sb3_zip, to_bytes
 
@@ -294,58 +292,6 @@ def test_a_policy_of_the_users_class(tmp_path):
     assert teacher.model_config is None
     copy = pickle.loads(pickle.dumps(teacher))
     assert torch.equal(copy.q_values(torch.as_tensor(states(5))), teacher.q_values(torch.as_tensor(states(5))))
-
-
-FAR = 100.0 * states(20)
-
-
-def clamped(batch):
-    return {**batch, "obs": batch["obs"].clamp(-5, 5)}
-
-
-class Clipped(DefaultPPOTorchRLModule):
-    """A policy of the user's, which differs from its layers far from 0 alone."""
-
-    def _forward(self, batch, **kwargs):
-        return super()._forward(clamped(batch), **kwargs)
-
-
-class ClippedEncoder(TorchMLPEncoder):
-    def _forward(self, inputs, **kwargs):
-        return super()._forward(clamped(inputs), **kwargs)
-
-
-def patched():
-    module = make_policy()
-    forward = module.forward_inference
-    module.forward_inference = lambda batch: forward(clamped(batch))
-    return module
-
-
-def with_own_encoder():
-    module = make_policy()
-    module.encoder.actor_encoder.__class__ = ClippedEncoder
-    return module
-
-
-@pytest.mark.parametrize("make", [lambda: make_policy(Clipped), patched, with_own_encoder])
-def test_code_of_the_users_that_acts_on_rare_observations_is_kept(make):
-    module = make()
-    module.eval()
-    expected = torch.log_softmax(logits_of(module, FAR), -1)
-    assert not torch.allclose(expected, torch.log_softmax(logits_of(make_policy(), FAR), -1), atol=1e-3)
-    teacher = teacher_of_module(module, pipeline=None, source="x")
-    assert q_values(teacher, FAR) == pytest.approx(expected.numpy(), abs=1e-5)
-
-
-class OwnCritic(DefaultPPOTorchRLModule):
-    def compute_values(self, batch, embeddings=None):
-        return super().compute_values(batch, embeddings) + 1.0
-
-
-def test_a_critic_of_the_users_leaves_the_policy_its_architecture():
-    teacher = teacher_of_module(make_policy(OwnCritic), pipeline=None, source="x")
-    assert teacher.model_config["fcnet_hiddens"] == MODEL["fcnet_hiddens"]
 
 
 @pytest.mark.parametrize(

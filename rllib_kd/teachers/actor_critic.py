@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rllib_kd import _rllib
 from rllib_kd.networks.dqn_module import QF_PREDS
-from rllib_kd.networks.parts import is_known
+from rllib_kd.networks.parts import is_known, leaves_of
 from rllib_kd.networks.recurrent import initial_state, run_sequences
 from rllib_kd.teachers.dqn_copy import are_same, dqn_module_with
 from rllib_kd.teachers.function import QNetwork
@@ -81,7 +81,9 @@ def _as_dqn_module(module: RLModule) -> RLModule | None:
         network = dqn_module_with(own, {**defaults, **plain, **fixed}, module.observation_space, module.action_space)
     except Exception:  # a model config of the user's own
         return None
-    return network if network is not None and are_same(*_both_logits(network, module)) else None
+    if network is None or _settings([network]) != _settings(parts):
+        return None
+    return network if are_same(*_both_logits(network, module)) else None
 
 
 def _known_parts(module: RLModule) -> list[nn.Module]:
@@ -95,6 +97,11 @@ def _known_parts(module: RLModule) -> list[nn.Module]:
     containers = [named[name.partition(".")[0]] for name in names]
     inner = [part for container in parts for part in container.modules()]
     return parts if all(map(is_known, (*containers, *inner))) else []
+
+
+def _settings(parts: Sequence[nn.Module]) -> list[tuple[type, str]]:
+    """Return class and settings of each layer, in order, with those that have no weights."""
+    return [(type(leaf), leaf.extra_repr()) for part in parts for leaf in leaves_of(part)]
 
 
 @torch.no_grad()

@@ -43,7 +43,22 @@ def with_own_encoder():
     return module
 
 
-@pytest.mark.parametrize("make", [lambda: make_policy(Clipped), patched, with_own_encoder])
+def with_a_layer_of_torch():
+    module = make_policy()
+    net = module.encoder.actor_encoder.net
+    net.mlp = nn.Sequential(nn.Hardtanh(-5, 5), net.mlp)
+    return module
+
+
+def with_another_setting():
+    module = make_policy(fcnet_activation="Softplus")
+    module.encoder.actor_encoder.net.mlp[1] = nn.Softplus(threshold=2)
+    return module
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: make_policy(Clipped), patched, with_own_encoder, with_a_layer_of_torch, with_another_setting]
+)
 def test_code_of_the_users_that_acts_on_rare_observations_is_kept(make):
     module = make()
     module.eval()

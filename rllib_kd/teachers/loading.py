@@ -175,7 +175,9 @@ class OpenedCheckpoint:
         """Return the Q-network with another pipeline before it, as in `load_teacher()`."""
         loaded = self._loaded()
         loaded.trained_return = self.location.trained_return
-        if pipeline is not None:
+        if pipeline is None:
+            plain.warn_of_statistics(loaded)
+        else:
             own = loaded.pipeline or ObservationPipeline(loaded.input_space)
             loaded.pipeline = own.after(pipeline, loaded.source)
         return loaded.checked()

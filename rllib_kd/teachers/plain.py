@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ _NAME_ONE = (
 
 #: Kinds of parts of a file that may be statistics; numbers and texts are settings.
 _PARTS = (Mapping, Tensor, list, tuple)
+#: Names of such parts beside the weights of the teachers that were loaded.
+_statistics: WeakKeyDictionary[Teacher, list[str]] = WeakKeyDictionary()
 
 _MAX_STEPS = 10_000  # of the search for the order of the layers
 _MAX_SHOWN = 12  # layers, in a message
@@ -66,13 +69,27 @@ def plain_teacher(saved: Any, network: Mapping[str, Any], uri: str) -> Teacher:
         weights = _entry(saved, network.get("entry"))
         tensors = as_tensors(_named(weights, network), uri)
         layers = _layers(tensors, network)
-        _warn_of_statistics({name: value for part in (saved, weights) for name, value in part.items()}, tensors, uri)
-        return layered_teacher(
+        parts = {name: value for part in (saved, weights) for name, value in part.items() if name not in tensors}
+        teacher = layered_teacher(
             layers,
             tensors,
             observation_shape=[_first(layers, tensors).shape[1]],
             outputs=outputs_of(network.get("outputs", "q_values")),
             source=uri,
+        )
+    names = [str(name)[:100] for name, part in parts.items() if isinstance(part, _PARTS)]
+    _statistics[teacher] = [name for name in names if STATISTICS.search(name)]
+    return teacher
+
+
+def warn_of_statistics(teacher: Teacher) -> None:
+    """Warn of statistics of observations beside the weights of a teacher, for one that has no pipeline with them."""
+    if found := _statistics.get(teacher):
+        logger.warning(
+            "'%s' has %s beside the weights of its network, which gets observations as they are. If it was trained on "
+            "normalised ones, give load_teacher() pipeline=ObservationPipeline(env.observation_space, (Normalize(mean, "
+            "std, clip=None),)).",
+            *(one_line(teacher.source), _listed(found)),
         )
 
 
@@ -117,18 +134,6 @@ def _named(weights: Any, network: Mapping[str, Any]) -> Any:
         return named
     own = [f"{name}.{kind}" for name in order for kind in ("weight", "bias")]
     return {name: named[name] for name in own if name in named}
-
-
-def _warn_of_statistics(saved: Mapping[Any, Any], used: Mapping[str, Tensor], uri: str) -> None:
-    """Warn of statistics of observations among the parts of a file that are not used."""
-    parts = [str(name)[:100] for name, part in saved.items() if name not in used and isinstance(part, _PARTS)]
-    if found := [name for name in parts if STATISTICS.search(name)]:
-        logger.warning(
-            "'%s' has %s beside the weights of its network, which gets observations as they are. If it was trained on "
-            "normalised ones, give load_teacher() pipeline=ObservationPipeline(env.observation_space, (Normalize(mean, "
-            "std, clip=None),)).",
-            *(one_line(uri), _listed(found)),
-        )
 
 
 # --- Layers -----------------------------------------------------------------------------------------------------------

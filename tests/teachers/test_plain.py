@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from rllib_kd import compare, limits, load_teacher
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.export.export import export
+from rllib_kd.observations.pipeline import Normalize, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
-from tests.conftest import make_q_module, states
+from tests.conftest import CARTPOLE_OBS, make_q_module, states
 from tests.formats import actor_critic_weights, mlp, q_values, sb3_zip, to_bytes
 from tests.teachers.refusals import refuse
 
@@ -118,10 +119,14 @@ STATISTICS = {"mean": torch.zeros(4), "var": torch.ones(4)}
     ids=["an entry", "a buffer", "none"],
 )
 def test_statistics_beside_the_weights_are_named(tmp_path, caplog, wrap, named):
-    order = [name.removesuffix(".weight") for name in TUTORIAL.state_dict() if name.endswith(".weight")]
-    load(saved(tmp_path / "checkpoint.pth", TUTORIAL, wrap), order=order)
+    path = saved(tmp_path / "checkpoint.pth", TUTORIAL, wrap)
+    load(path, order=TUTORIAL.order)
     assert (f"has {named} beside the weights" in caplog.text) == (named is not None)
     assert ("(Normalize(mean, std, clip=None),)" in caplog.text) == (named is not None)
+    caplog.clear()
+    pipeline = ObservationPipeline(CARTPOLE_OBS, (Normalize(np.zeros(4), np.ones(4), clip=None),))
+    load_teacher({"path": path, "network": RELU | {"order": TUTORIAL.order}}, pipeline=pipeline)
+    assert "beside the weights" not in caplog.text
 
 
 def test_a_file_that_describes_its_layers_keeps_the_outputs_that_it_names(tmp_path):

@@ -25,14 +25,22 @@ from rllib_kd.text import one_line
 
 logger = logging.getLogger(__name__)
 
-#: Parts of names that suggest statistics of observations.
+#: Names of statistics of other quantities than observations, and of layers that normalise.
+_OTHERS = (
+    r"(?<![a-z])(?:(?:critic|reward|return|value|action)s?(?![a-z])"
+    r"|(?:reward|rew|return|ret|value|action|layer|batch|group|instance|weight|spectral)s?_?(?:norm|rms|stat|mean))"
+)
+#: Names that suggest statistics of observations. A `running_mean` of a part is that of a layer.
 STATISTICS = re.compile(
-    r"normali[sz]|vec_?norm|norm_?(obs|stat)|obs_?(rms|stat|norm)|obs(ervations?)?_?(mean|std|var)|running_?mean|mean_?std",
+    rf"^(?!.*{_OTHERS}).*?(?:normali[sz]|vec_?norm|(?<![a-z])(?:norm_?(?:obs|stat)"
+    r"|(?:ob|obs|observations?|states?|inputs?)_?(?:rms|stats?|statistics|norm|mean|std|var)(?![a-z])"
+    r"|(?:running_?)?mean_?std(?:_?filter)?(?![a-z])|(?<!\.)running_?(?:mean|var)(?![a-z])))",
     re.IGNORECASE,
 )
 #: Names of files that suggest them.
 _LOOKS_LIKE_NORMALIZATION = re.compile(
-    rf"({STATISTICS.pattern}|ret_?(rms|stat|norm)).*\.(pkl|pickle|npz|npy|json|ya?ml|pth?)$", re.IGNORECASE
+    rf"(?:{STATISTICS.pattern}|(?<![a-z])ret_?(?:rms|stat|norm)).*\.(?:pkl|pickle|npz|npy|json|ya?ml|pth?)$",
+    re.IGNORECASE,
 )
 
 #: Names of `VecNormalize.save()`: in the zoo of Stable-Baselines3, in its documentation and on its hub.

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from rllib_kd import load_teacher
 from rllib_kd.observations.pipeline import Shown
+from rllib_kd.teachers.normalization import STATISTICS
 from tests.formats import mlp, sb3_weights, sb3_zip
 from tests.teachers.test_sb3 import Anything
 
@@ -106,6 +107,30 @@ def test_a_folder_with_the_name_of_the_zip_has_its_own_statistics(tmp_path, zips
     path = put(zips, tmp_path, "dqn.zip", "plain.zip", own="dqn/vecnormalize.pkl")
     assert stages(path) == ["Normalize"]
     assert not caplog.messages
+
+
+def test_names_of_statistics_of_observations():
+    suggest = """obs_rms ob_rms actor.obs_rms.mean obs_mean obs_std obs_var observation_mean observations_std
+        state_mean input_mean running_mean running_mean_std.running_mean mean_std MeanStdFilter obs_normalizer._mean
+        normalization normalise VecNormalize vec_normalize myVecNorm norm_obs norm_stats obs_norm_state_dict"""
+    do_not = """reward_normalizer RewardNormalizer value_normalizer returns_normalizer reward_rms ret_rms critic_obs_rms
+        value_mean_std.running_mean action_mean_std critic.bn1.running_mean bn1.running_mean features.1.running_var
+        layer_normalization.weight batch_norm.running_mean GroupNormalization jobs_variant jobs_var obs_variant
+        state_dict"""
+    assert [name for name in suggest.split() if not STATISTICS.search(name)] == []
+    assert [name for name in do_not.split() if STATISTICS.search(name)] == []
+
+
+def test_files_with_a_name_of_statistics_beside_a_zip_are_named(tmp_path, zips, caplog):
+    path = put(zips, tmp_path, "dqn.zip")
+    for name in ("jobs_variant.json", "knobs_var.yaml", "secret_norm.json", "layer_normalization.json"):
+        (tmp_path / name).touch()
+    assert stages(path) == []
+    assert not caplog.messages
+    for name in ("ob_rms.npz", "ret_rms.npy", "state_mean.json"):
+        (tmp_path / name).touch()
+    assert stages(path) == []
+    assert "Not used: 'ob_rms.npz', 'ret_rms.npy', 'state_mean.json'." in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,15 @@ from rllib_kd.teachers.base import Teacher, in_parts
 from rllib_kd.teachers.described import teacher_of
 from rllib_kd.text import first_line, one_line
 
-#: Types of observations and of outputs.
-_ONNX_TYPES: dict[str, Any] = {
+#: Types of observations.
+_INPUT_TYPES: dict[str, Any] = {
     "tensor(double)": np.float64,
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     **{f"tensor({kind.__name__})": kind for kind in (np.int8, np.int16, np.int32, np.int64)},
     **{f"tensor({kind.__name__})": kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64)},
 }
+_OUTPUT_TYPES = {**_INPUT_TYPES, "tensor(bool)": np.bool_}
 #: The operator that quantises with one scale for all rows of a batch. A model that has it gets them one at a time.
 _ONE_SCALE = b"DynamicQuantizeLinear"
 
@@ -73,7 +75,7 @@ class OnnxFunction:
 
     Raises:
         ValueError: it has more than one input, apart from a mask of legal actions, or no output; or one of these has a
-            type such as bool or bfloat16.
+            type such as bfloat16, or the observations are bool.
     """
 
     def __init__(self, content: bytes, num_numbers: int = 0, uri: str = "the ONNX model"):
@@ -99,8 +101,8 @@ class OnnxFunction:
             raise ValueError(f"it has {len(inputs)} inputs; one was expected: observations")
         self.shape = tuple(inputs[0].shape[1:])  # of one observation; texts where it is not fixed
         self._input, self._output = inputs[0].name, outputs[0].name
-        self._dtype = _type_of(inputs[0], "observations", uri)
-        _type_of(outputs[0], "outputs", uri)
+        self._dtype = _type_of(inputs[0], _INPUT_TYPES, "observations", uri)
+        _type_of(outputs[0], _OUTPUT_TYPES, "outputs", uri)
 
     @property
     def takes_bytes(self) -> bool:
@@ -153,14 +155,14 @@ class OnnxFunction:
         return type(self), (self.content, self._num_numbers, self._uri)
 
 
-def _type_of(value: Any, what: str, uri: str) -> Any:
+def _type_of(value: Any, types: Mapping[str, Any], what: str, uri: str) -> Any:
     """Return the type of numpy of a model's input or output."""
-    if value.type not in _ONNX_TYPES:
+    if value.type not in types:
         raise CheckpointError(
             f"'{uri}' has {what} of the type {one_line(value.type)}, expected floats of 16 to 64 bits, or integers. "
             "Convert them by a Cast inside the network."
         )
-    return _ONNX_TYPES[value.type]
+    return types[value.type]
 
 
 def _mask_size(inputs: list[Any]) -> int:

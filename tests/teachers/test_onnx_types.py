@@ -48,6 +48,15 @@ def test_onnx_of_integers_gets_integers(tmp_path, index):
 
 
 @pytest.mark.parametrize(
+    ("values", "expected"), [(TensorProto.BOOL, [1, 1]), (TensorProto.INT32, [3, -3]), (TensorProto.FLOAT16, [3, -3])]
+)
+def test_outputs_of_onnx_are_numbers_of_other_types_too(tmp_path, values, expected):
+    path = table(tmp_path / "a", values=values)
+    teacher = load_teacher(path, pipeline=ObservationPipeline(gym.spaces.Discrete(16)))
+    assert q_values(teacher, np.array([0, 3])).tolist() == [[0, 0], expected]
+
+
+@pytest.mark.parametrize(
     ("types", "message"),
     [
         ({"index": TensorProto.BOOL}, r"observations of the type tensor\(bool\), expected floats"),

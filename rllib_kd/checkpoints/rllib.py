@@ -50,6 +50,8 @@ _CONNECTORS = "env_runner/{}_connector"
 _LARGEST_SETTING = 2**63  # larger numbers and infinite ones are left out
 _CLASS_FILE = "class_and_ctor_args.pkl"
 _MODULE_STATE_FILES = ("module_state.pkl", "module_state.pt")  # today's, and Ray 2.40's; both are pickles
+#: Encoder and head of today's BC, and of Ray 2.40's.
+_FORMER_PARTS = {"_encoder.": "encoder.", "_pi_head.": "pi."}
 #: Activations, which RLlib looks up in torch.nn by these names.
 _ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "none", "relu", "sigmoid", "silu", "swish", "tanh"}
 _MAX_NAME = 200  # characters, of an environment
@@ -114,6 +116,7 @@ class RLlibCheckpoint:
             raise CheckpointError(
                 f"No {module_class.__name__} can be built from '{class_file}' ({type(error).__name__}: {error})."
             ) from error
+        state = _under_current_names(state, expected)
         _check_weights(state, expected, state_file)
         module = module_class(**constructor_kwargs)
         try:
@@ -380,6 +383,19 @@ def _check_space(space: Any, where: str) -> None:
             check_size(space)
     except ValueError as error:
         raise CheckpointError(f"'{where}' was refused: it has {error}.") from error
+
+
+def _under_current_names(state: Any, expected: Mapping[str, torch.Tensor]) -> Any:
+    """Return the arrays of a module with those that it lacks from their names in Ray 2.40."""
+    if not isinstance(state, dict):
+        return state
+    former = {
+        key: begin + key.removeprefix(current)
+        for current, begin in _FORMER_PARTS.items()
+        for key in expected
+        if key.startswith(current)
+    }
+    return state | {key: state[name] for key, name in former.items() if key not in state and name in state}
 
 
 def _check_weights(state: Any, expected: Mapping[str, torch.Tensor], where: str) -> None:

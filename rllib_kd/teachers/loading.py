@@ -173,16 +173,14 @@ class OpenedCheckpoint:
 
     def load(self, pipeline: ObservationPipeline | None = None) -> Teacher:
         """Return the Q-network with another pipeline before it, as in `load_teacher()`."""
-        loaded = self._loaded()
+        loaded = self._loaded(has_pipeline=pipeline is not None)
         loaded.trained_return = self.location.trained_return
-        if pipeline is None:
-            plain.warn_of_statistics(loaded)
-        else:
+        if pipeline is not None:
             own = loaded.pipeline or ObservationPipeline(loaded.input_space)
             loaded.pipeline = own.after(pipeline, loaded.source)
         return loaded.checked()
 
-    def _loaded(self) -> Teacher:
+    def _loaded(self, *, has_pipeline: bool) -> Teacher:
         if self.rllib is not None:
             self._described(())
             return load_rllib(self.rllib, self.module)
@@ -192,9 +190,10 @@ class OpenedCheckpoint:
                 self._described(())
                 return load_sb3(found.content, uri, found.vec_normalize)
             case "weights":
-                return self._load_weights()
+                return self._load_weights(has_pipeline=has_pipeline)
             case "safetensors":
-                return load_safetensors(found.content, uri, found.description(), self._described(plain.KEYS))
+                network = self._described(plain.KEYS)
+                return load_safetensors(found.content, uri, found.description(), network, has_pipeline=has_pipeline)
         # Functions, whose outputs may be logits.
         described = self._described(("outputs", "divisor"))
         outputs = outputs_of(described.get("outputs", "q_values"))
@@ -208,7 +207,7 @@ class OpenedCheckpoint:
             loaded.pipeline = pipeline_of_bytes(loaded, described["divisor"])
         return loaded
 
-    def _load_weights(self) -> Teacher:
+    def _load_weights(self, *, has_pipeline: bool) -> Teacher:
         """Load a state dict: of CleanRL, whose networks are known, or of another network, which is described."""
         uri, network = self.location.uri, self._described(plain.KEYS)
         saved = read_weights(self._found.content, uri)
@@ -216,7 +215,9 @@ class OpenedCheckpoint:
             raise CheckpointError(
                 f"'{uri}' is the policy of a zip of Stable-Baselines3, without its spaces. {NAME_THE_ZIP}"
             )
-        return load_cleanrl(saved, uri) if not network and is_cleanrl(saved) else plain_teacher(saved, network, uri)
+        if not network and is_cleanrl(saved):
+            return load_cleanrl(saved, uri)
+        return plain_teacher(saved, network, uri, has_pipeline=has_pipeline)
 
     def _described(self, keys: Collection[str]) -> dict[str, Any]:
         """Return the description of the network, which has these keys alone; empty if there is none."""

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -43,14 +42,12 @@ _NAME_ONE = (
 
 #: Kinds of parts of a file that may be statistics; numbers and texts are settings.
 _PARTS = (Mapping, Tensor, list, tuple)
-#: Names of such parts beside the weights of the teachers that were loaded.
-_statistics: WeakKeyDictionary[Teacher, list[str]] = WeakKeyDictionary()
 
 _MAX_STEPS = 10_000  # of the search for the order of the layers
 _MAX_SHOWN = 12  # layers, in a message
 
 
-def plain_teacher(saved: Any, network: Mapping[str, Any], uri: str) -> Teacher:
+def plain_teacher(saved: Any, network: Mapping[str, Any], uri: str, *, has_pipeline: bool = False) -> Teacher:
     """Create a teacher from a state dict.
 
     Args:
@@ -59,6 +56,7 @@ def plain_teacher(saved: Any, network: Mapping[str, Any], uri: str) -> Teacher:
             ("q_values", the default, or "logits"), `entry` (name of the state dict in the file), `prefix` (beginning of
             the names of the weights to use), and `order` (names of the layers that act, from inputs to outputs).
         uri: source of the weights, for messages.
+        has_pipeline: whether the caller says what the network sees, so that no statistics beside it are missed.
 
     Raises:
         CheckpointError: the layers do not form one chain, or the description does not fit them; the message lists the
@@ -78,19 +76,15 @@ def plain_teacher(saved: Any, network: Mapping[str, Any], uri: str) -> Teacher:
             source=uri,
         )
     names = [str(name)[:100] for name, part in parts.items() if isinstance(part, _PARTS)]
-    _statistics[teacher] = [name for name in names if STATISTICS.search(name)]
-    return teacher
-
-
-def warn_of_statistics(teacher: Teacher) -> None:
-    """Warn of statistics of observations beside the weights of a teacher, for one that has no pipeline with them."""
-    if found := _statistics.get(teacher):
+    found = [name for name in names if STATISTICS.search(name)]
+    if found and not has_pipeline:
         logger.warning(
             "'%s' has %s beside the weights of its network, which gets observations as they are. If it was trained on "
             "normalised ones, give load_teacher() pipeline=ObservationPipeline(env.observation_space, (Normalize(mean, "
             "std, clip=None),)).",
-            *(one_line(teacher.source), _listed(found)),
+            *(one_line(uri), _listed(found)),
         )
+    return teacher
 
 
 def _check(network: Mapping[str, Any]) -> None:

@@ -18,7 +18,12 @@ from rllib_kd.teachers.plain import plain_teacher
 
 
 def load_safetensors(
-    content: bytes, uri: str, description: bytes | None = None, network: Mapping[str, Any] | None = None
+    content: bytes,
+    uri: str,
+    description: bytes | None = None,
+    network: Mapping[str, Any] | None = None,
+    *,
+    has_pipeline: bool = False,
 ) -> Teacher:
     """Load weights with a description of their layers: in the file itself, as `export()` writes it, or beside it.
 
@@ -30,6 +35,7 @@ def load_safetensors(
         description: JSON with `layers` and `observation_shape`, as in docs/pages/numpy_runner.md; None if there is none
             beside the file.
         network: description of a chain, if the layers are not described; empty or None if there is none.
+        has_pipeline: as of `plain_teacher()`.
 
     Raises:
         ValueError: there is no description, or it does not fit the weights.
@@ -50,7 +56,7 @@ def load_safetensors(
     except Exception as error:  # of safetensors and of JSON
         raise CheckpointError(f"'{uri}' cannot be read as safetensors: {error}. Is the file complete?") from error
     if "layers" not in metadata and network:
-        return plain_teacher(tensors, network, uri)
+        return plain_teacher(tensors, network, uri, has_pipeline=has_pipeline)
     if "layers" not in metadata or "observation_shape" not in metadata:
         raise CheckpointError(
             f"'{uri}' does not describe its layers. Put a file '{description_name(uri)}' beside it, with `layers` and "

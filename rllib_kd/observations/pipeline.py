@@ -376,6 +376,17 @@ class ObservationPipeline:
             "trained."
         )
 
+    @property
+    def records_vectors(self) -> bool:
+        """Return whether it is known how its vectors are made, or those of one of several networks."""
+        if self.stages and isinstance(self.stages[0], SideBySide):
+            return any(pipeline.records_vectors for pipeline in self.stages[0].pipelines)
+        return self.parts is not None
+
+    def with_recorded_vectors(self, space: gym.Space, source: str = "the policy") -> ObservationPipeline:
+        """Return `for_space()` if it is known how vectors are made; otherwise this pipeline."""
+        return self.for_space(space, source) if self.records_vectors else self
+
     def with_image_stage(self, space: gym.Space) -> ObservationPipeline:
         """Return a pipeline of which the conversion of such images is a stage: files contain stages alone.
 

@@ -258,7 +258,7 @@ class Teacher(Checkpointable):
 
     def with_recorded_vectors(self, space: gym.Space) -> Teacher:
         """Return `for_space()` of a file that records how its vectors are made; otherwise this teacher."""
-        return self if self.pipeline is None or self.pipeline.parts is None else self.for_space(space)
+        return self._with_pipeline(lambda pipeline: pipeline.with_recorded_vectors(space, self.source))
 
     def with_image_stage(self, space: gym.Space) -> Teacher:
         """Return this teacher, or a copy with `ObservationPipeline.with_image_stage()`: a file has what is a stage."""

@@ -11,11 +11,15 @@ from rllib_kd.algorithm.preflight import check_teacher
 from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.export.export import export
 from rllib_kd.observations.pipeline import Flatten, ObservationPipeline, Shown
+from rllib_kd.observations.spaces import input_space
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import ensemble_of
 from tests.conftest import make_q_module
+from tests.env_runner.runners import make_runner, sample
+from tests.env_runner.test_composed_observations import config_of
 from tests.export.students import SLOW_TO_PLAY, THREE_ACTIONS
 from tests.export.test_exported_observations import Shows
+from tests.observations.environments import Signs
 from tests.observations.spaces import CASES, COMPOSED, NUMBERS, TEXTS
 
 Box, Dict, Discrete = gym.spaces.Box, gym.spaces.Dict, gym.spaces.Discrete
@@ -117,6 +121,16 @@ def test_members_of_an_ensemble_get_vectors_of_their_own(tmp_path):
     np.testing.assert_allclose(outputs(ensemble, CAMERA), expected, rtol=1e-4, atol=1e-4)
     alike = ensemble_of([first, first]).for_space(CAMERA)
     np.testing.assert_allclose(outputs(alike, CAMERA), outputs(one, CAMERA), rtol=1e-5, atol=1e-5)
+
+
+def test_an_ensemble_of_a_file_and_a_network_without_parts_teaches(cluster, tmp_path):
+    space = Signs.observation_space
+    student, file = exported(Flatten(space), tmp_path / "student")
+    ensemble = ensemble_of([file, Teacher(student.module)])
+    check_teacher(ensemble, (space, THREE_ACTIONS), "Own", seen=input_space(space))
+    (columns,), _ = sample(make_runner(config_of(Signs), ensemble))
+    (expected,), _ = sample(make_runner(config_of(Signs), student))
+    np.testing.assert_allclose(columns["teacher_q"], expected["teacher_q"], rtol=1e-4, atol=1e-4)
 
 
 def test_a_file_that_is_exported_again_keeps_its_parts(tmp_path):

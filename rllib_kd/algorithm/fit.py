@@ -200,7 +200,8 @@ def _check_spaces(config: DistillationConfig, teacher: Teacher, group_id: str, s
             )
         shown_space = teacher.observation_space  # of which the teacher would make the student's vectors
     seen, _ = spaces.get(group_id, (None, None))
-    check_teacher(teacher, (shown_space, action_space), config.env, seen=seen)
+    own = config.own_connectors
+    check_teacher(teacher, (shown_space, action_space), config.env, seen=seen, own_connectors=own)
 
 
 def _takes_as_they_are(teacher: Teacher, seen: gym.Space) -> bool:

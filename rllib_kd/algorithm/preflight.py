@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -172,7 +172,12 @@ def check_evaluation_environment(config: AlgorithmConfig, spaces: tuple[gym.Spac
 
 
 def check_teacher(
-    teacher: Teacher, spaces: tuple[gym.Space, gym.Space], env: Any, *, seen: gym.Space | None = None
+    teacher: Teacher,
+    spaces: tuple[gym.Space, gym.Space],
+    env: Any,
+    *,
+    seen: gym.Space | None = None,
+    own_connectors: Collection[str] = (),
 ) -> None:
     """Check that a teacher was trained on an environment's observations and actions.
 
@@ -181,13 +186,15 @@ def check_teacher(
         spaces: spaces of the environment.
         env: name of the environment, for messages.
         seen: the student's inputs behind connectors; a teacher without a pipeline of its own may take these.
+        own_connectors: kinds of the user's connectors.
 
     Raises:
         ValueError: it was not; the message has both spaces.
     """
     shown, actions = spaces
-    own, teacher = brief(shown), teacher.with_recorded_vectors(shown)
-    if teacher.pipeline is None and not teacher.takes(shown) and seen is not None:
+    own, teacher = brief(shown), teacher.with_recorded_vectors(shown, own_connectors)
+    begins_at_inputs = teacher.pipeline is None or teacher.pipeline.takes_vectors
+    if begins_at_inputs and not teacher.takes(shown) and seen is not None:
         own = own if same_space(shown, seen) else f"{own}, of which the student gets {brief(seen)}"
         shown = seen
     for what, fits, teachers, here in (
@@ -219,11 +226,12 @@ def check_teachers_fit(
     if spaces is None or teacher is None or not teacher.is_loaded or config.is_multi_agent:
         return
     seen = input_space(features_space(spaces[0]))
-    if "env_to_module" in config.own_connectors and teacher.pipeline is None:
+    begins_at_inputs = teacher.pipeline is None or teacher.pipeline.takes_vectors
+    if "env_to_module" in config.own_connectors and begins_at_inputs:
         seen = teacher.observation_space  # only the connectors know; EnvRunners check it
     else:
         warn_of_bytes(teacher, features_space(spaces[0]))
-    check_teacher(teacher, spaces, config.env, seen=seen)
+    check_teacher(teacher, spaces, config.env, seen=seen, own_connectors=config.own_connectors)
 
 
 def limit_threads(num_cpus: int) -> None:

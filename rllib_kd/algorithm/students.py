@@ -242,7 +242,8 @@ def _inputs(config: DistillationConfig, teacher: Teacher, spaces: tuple[Any, Any
     if "env_to_module" not in config.own_connectors:
         sees_inputs = teacher.takes(teacher.input_space)
         return teacher.input_space if sees_inputs else input_space(features_space(teacher.observation_space))
-    if spaces is None and teacher.pipeline is not None:  # which begins at what the environment shows
+    begins_at_inputs = teacher.pipeline is None or teacher.pipeline.takes_vectors
+    if spaces is None and not begins_at_inputs:  # but at what the environment shows
         spaces = teacher.observation_space, teacher.action_space
     if spaces is None:
         return teacher.input_space

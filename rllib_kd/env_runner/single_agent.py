@@ -161,9 +161,10 @@ class DistillEnvRunner(RecordingEnvRunner):
 
     def set_teacher(self, teacher: Teacher) -> None:
         """Set the teacher whose outputs are the labels."""
-        self._teacher = teacher.to(self._device)
-        seeing = teacher if self.env is None else teacher.with_recorded_vectors(self.env.single_observation_space)
-        self._teacher_view = seeing.start() if self.env is not None and self._looks_for_itself(seeing) else None
+        self._teacher, self._teacher_view = teacher.to(self._device), None
+        if self.env is not None:
+            seeing = teacher.with_recorded_vectors(self.env.single_observation_space, self.config.own_connectors)
+            self._teacher_view = seeing.start() if self._looks_for_itself(seeing) else None
         self._needs_initial_reset = True  # a view starts with an episode
         self.begin_recording(teacher)
 
@@ -182,9 +183,8 @@ class DistillEnvRunner(RecordingEnvRunner):
         pipeline = teacher.pipeline or ObservationPipeline(teacher.input_space)
         if self._flatten is not None:
             return teacher.takes(shown) and pipeline.stages != stages_of(self._env_to_module)
-        images = pipeline.images
-        is_students = images == Images(self.module.observation_space.shape)
-        sees_the_same = is_students or (images is None and not is_byte_image(shown))
+        images, students = pipeline.images, Images(self.module.observation_space.shape)
+        sees_the_same = images == students or (images is None and not is_byte_image(shown))
         return teacher.takes(shown) and not (sees_the_same and all(stage == images for stage in pipeline.stages))
 
     def autoreset_mode(self) -> Any:

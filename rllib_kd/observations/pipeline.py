@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,10 @@ from rllib_kd.text import one_line
 #: Steps after which an episode for RLlib's connectors is cut; they can look back as many. RLlib cuts its own ones after
 #: each fragment, with `episode_lookback_horizon`, which is 1 if it is not set.
 _MOST_STEPS = 200
+
+
+class OtherPartsError(ValueError):
+    """Raised if an environment's observations have other parts than a file records of its vectors."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +316,7 @@ class ObservationPipeline:
             source: source of the network, for the message.
 
         Raises:
-            ValueError: as `for_space()`, if the other one makes one vector as it is made by default.
+            OtherPartsError: as `for_space()`, if the other one makes one vector as it is made by default.
         """
         space = features_space(first.observation_space)
         if self.parts is not None and first.stages == (Flatten(space),):
@@ -338,7 +342,7 @@ class ObservationPipeline:
             source: source of the network, for the message.
 
         Raises:
-            ValueError: it is known how these vectors are made, and observations of this space have other parts.
+            OtherPartsError: it is known how these vectors are made, and observations of this space have other parts.
         """
         space = features_space(space)
         if not is_flattened(space) or self.takes(space):
@@ -361,7 +365,7 @@ class ObservationPipeline:
         """Return the stage that makes vectors of the recorded parts. Other parts of a Dict are left out.
 
         Raises:
-            ValueError: observations of this space have other parts.
+            OtherPartsError: observations of this space have other parts.
         """
         kept = {path[0] for path in (part["path"] for part in self.parts or ()) if path}
         keys = space.spaces if isinstance(space, gym.spaces.Dict) else ()
@@ -370,7 +374,7 @@ class ObservationPipeline:
             flatten = Flatten(space, left_out, scales_images)
             if flatten.parts == self.parts:
                 return flatten
-        raise ValueError(
+        raise OtherPartsError(
             f"'{one_line(source)}' takes vectors that are made of {_as_text(self.parts or [])}; those of this "
             f"environment would be made of {_as_text(Flatten(space).parts)}. Choose the environment in which it was "
             "trained."
@@ -383,9 +387,33 @@ class ObservationPipeline:
             return any(pipeline.records_vectors for pipeline in self.stages[0].pipelines)
         return self.parts is not None
 
-    def with_recorded_vectors(self, space: gym.Space, source: str = "the policy") -> ObservationPipeline:
-        """Return `for_space()` if it is known how vectors are made; otherwise this pipeline."""
-        return self.for_space(space, source) if self.records_vectors else self
+    @property
+    def takes_vectors(self) -> bool:
+        """Return whether it does no more than record how vectors are made, so that connectors may make them."""
+        return self.parts is not None and not self.stages
+
+    def with_recorded_vectors(
+        self, space: gym.Space, own_connectors: Collection[str] = (), source: str = "the policy"
+    ) -> ObservationPipeline:
+        """Return `for_space()` if it is known how vectors are made; otherwise this pipeline.
+
+        Args:
+            space: space of an environment's observations.
+            own_connectors: kinds of the user's connectors. Those of the kind "env_to_module" make the vectors if
+                observations of this space have other parts.
+            source: source of the network, for the message.
+
+        Raises:
+            OtherPartsError: observations of this space have other parts, and no such connectors make the vectors.
+        """
+        if not self.records_vectors:
+            return self
+        try:
+            return self.for_space(space, source)
+        except OtherPartsError:
+            if "env_to_module" in own_connectors:
+                return self
+            raise
 
     def with_image_stage(self, space: gym.Space) -> ObservationPipeline:
         """Return a pipeline of which the conversion of such images is a stage: files contain stages alone.

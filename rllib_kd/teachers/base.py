@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -256,9 +256,9 @@ class Teacher(Checkpointable):
         """Return this teacher, or a copy that makes the vectors that it takes of the observations."""
         return self._with_pipeline(lambda pipeline: pipeline.for_space(space, self.source))
 
-    def with_recorded_vectors(self, space: gym.Space) -> Teacher:
-        """Return `for_space()` of a file that records how its vectors are made; otherwise this teacher."""
-        return self._with_pipeline(lambda pipeline: pipeline.with_recorded_vectors(space, self.source))
+    def with_recorded_vectors(self, space: gym.Space, connectors: Collection[str] = ()) -> Teacher:
+        """Return this teacher, or a copy with `ObservationPipeline.with_recorded_vectors()`: with a file's vectors."""
+        return self._with_pipeline(lambda pipeline: pipeline.with_recorded_vectors(space, connectors, self.source))
 
     def with_image_stage(self, space: gym.Space) -> Teacher:
         """Return this teacher, or a copy with `ObservationPipeline.with_image_stage()`: a file has what is a stage."""

@@ -4,9 +4,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.connectors.env_to_module import FlattenObservations
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from rllib_kd import DistillDQN, DistillDQNConfig
+from rllib_kd.algorithm.fit import check_fit
+from rllib_kd.algorithm.preflight import check_teachers_fit
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.observations.flattening import Flattener
@@ -129,6 +133,41 @@ def test_a_file_as_a_teacher_sees_vectors_as_it_records_them(cluster):
     expected = Teacher(narrow, pipeline=ObservationPipeline(space, (seen,)))
     (labels,), _ = sample(make_runner(config_of(Signs), expected))
     np.testing.assert_array_equal(columns["teacher_q"], labels["teacher_q"])
+
+
+class Wrapped(Walk):
+    """A Dict in a Dict."""
+
+    observation_space = gym.spaces.Dict(inner=gym.spaces.Dict(cell=Walk.observation_space, bit=gym.spaces.Discrete(2)))
+
+    def reset(self, *, seed=None, options=None):
+        cell, infos = super().reset(seed=seed)
+        return {"inner": {"cell": cell, "bit": 0}}, infos
+
+    def step(self, action):
+        cell, *others = super().step(action)
+        return {"inner": {"cell": cell, "bit": 1}}, *others
+
+
+@pytest.mark.parametrize("is_inner", [True, False])
+def test_connectors_make_vectors_of_other_parts_than_a_file_records(cluster, is_inner):
+    """Of the same parts, the file makes its vectors itself."""
+    shown = Wrapped.observation_space
+    vectors = gym.spaces.Box(-np.inf, np.inf, (7,), np.float32)
+    parts = Flatten(shown["inner"] if is_inner else shown).parts
+    file = Teacher(
+        make_q_module(vectors, Walk.action_space), pipeline=ObservationPipeline(vectors, parts=parts), source="file"
+    )
+    own = config_of(Wrapped).env_runners(env_to_module_connector=lambda env, spaces, device: FlattenObservations())
+    check_teachers_fit(own, {DEFAULT_MODULE_ID: file}, (shown, Walk.action_space))
+    runner = make_runner(own, file)
+    check_fit(own, {DEFAULT_MODULE_ID: file}, None, runner.get_spaces())
+    (columns,), _ = sample(runner)
+    q = file.q_values(torch.from_numpy(columns["obs"]))
+    np.testing.assert_allclose(columns["teacher_q"][columns[VALID]], q[columns[VALID]], rtol=1e-5, atol=1e-6)
+    if is_inner:
+        with pytest.raises(ValueError, match="'file' takes vectors that are made of"):
+            check_teachers_fit(config_of(Wrapped), {DEFAULT_MODULE_ID: file}, (shown, Walk.action_space))
 
 
 def test_numbers_that_are_not_finite_are_named_by_their_part(cluster):

@@ -341,7 +341,8 @@ def check_players_fit(
 ) -> list[Any]:
     """Check that policies fit the environment, before PyTorch fails in the middle of an episode.
 
-    Policies that take vectors fit all observations of which vectors of this length are made.
+    Policies that take vectors fit vectors of this length, and observations of which such vectors are made; if a file
+    records of which parts its vectors are made, only observations of these parts.
 
     Args:
         make_env: makes the environment.

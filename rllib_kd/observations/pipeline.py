@@ -351,7 +351,8 @@ class ObservationPipeline:
             fitted = SideBySide(tuple(each.for_space(space, source) for each in self.stages[0].pipelines))
             return ObservationPipeline(space, (fitted, *self.stages[1:])) if fitted.takes(space) else self
         own = self.observation_space
-        if isinstance(own, gym.spaces.Box) and isinstance(space, gym.spaces.MultiBinary) and own.shape == space.shape:
+        is_binary = isinstance(space, gym.spaces.MultiBinary) and own.shape == space.shape
+        if is_binary and self.parts is None and isinstance(own, gym.spaces.Box):
             return replace(self, observation_space=space)  # numbers as they are
         size, flatten = input_space(space).shape, Flatten(space)
         if self.parts is not None:

@@ -88,6 +88,7 @@ def test_vectors_are_made_as_the_students_were(name, tmp_path):
         (Dict(a=Discrete(3), b=Discrete(2)), Dict(a=Discrete(2), b=Discrete(3))),
         (Dict(a=Discrete(3, start=1), b=Box(-1, 1, (2,))), Dict(pos=Box(-1, 1, (2,)), vel=Box(-1, 1, (3,)))),
         (Dict(a=Discrete(3), b=Box(-1, 1, (2,))), Box(-1, 1, (1, 5))),
+        (Dict(a=Discrete(3), b=Box(-1, 1, (2,))), gym.spaces.MultiBinary(5)),
     ],
 )
 def test_another_environment_with_vectors_of_the_same_length_is_refused(own, other, tmp_path):

@@ -123,15 +123,15 @@ def pipeline_of_bytes(teacher: Teacher, divisor: Any) -> ObservationPipeline:
             f"The description of '{source}' has the divisor {one_line(repr(divisor), limit=100)}, expected 255 for a "
             "network that was trained on pixels divided by 255, or 1 for one that takes bytes as they are."
         )
-    if teacher.pipeline is not None:
-        raise CheckpointError(
-            f"The description of '{source}' has a divisor, but the model takes bytes: it divides them itself. Leave "
-            "the divisor out."
-        )
     if len(shape) != 3:
         raise CheckpointError(
             f"The description of '{source}' has a divisor, which is for images, but its inputs have the shape "
             f"{list(shape)}. Leave the divisor out."
+        )
+    if teacher.pipeline is not None:
+        raise CheckpointError(
+            f"The description of '{source}' has a divisor, but the model takes bytes: it divides them itself. Leave "
+            "the divisor out."
         )
     return ObservationPipeline(gym.spaces.Box(0, 255, shape, np.uint8), (Images(shape, scaled=divisor == 255),))
 

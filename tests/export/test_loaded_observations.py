@@ -151,6 +151,14 @@ def test_a_file_of_discrete_numbers_refuses_other_ones(tmp_path):
                 check_players_fit(lambda other=other: Shows(other), {"The policy": loaded})
 
 
+@pytest.mark.parametrize(("name", "shape"), [("discrete", r"\[\]"), ("with texts", r"\[\d+\]")])
+def test_a_divisor_beside_a_file_is_for_images(name, shape, tmp_path):
+    exported(FLATTENED[name], tmp_path / "student.onnx", "onnx")
+    (tmp_path / "student.json").write_text('{"divisor": 255}')
+    with pytest.raises(ValueError, match=f"has a divisor, which is for images, but its inputs have the shape {shape}"):
+        load_teacher(tmp_path / "student.onnx")
+
+
 @pytest.mark.parametrize("note", ["[]", "{}", '{"lengths": [3], "starts": [0, 0]}', '{"lengths": [0], "starts": [0]}'])
 def test_discrete_numbers_that_make_no_sense_are_refused(note, tmp_path):
     exported(FLATTENED["discrete"], tmp_path / "student", "onnx")

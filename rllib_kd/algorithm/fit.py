@@ -12,6 +12,7 @@ import torch
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 
 from rllib_kd.algorithm.checks.students import check_convolved_inputs
 from rllib_kd.algorithm.defaults import settle_defaults
@@ -20,6 +21,7 @@ from rllib_kd.algorithm.students import Students, new_student, shape_students
 from rllib_kd.environments.failures import described, name_of, users_errors
 from rllib_kd.environments.making import check_has_spaces
 from rllib_kd.observations.connectors import UnfitConnectorsError
+from rllib_kd.observations.flattening import described_parts
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import Flatten
 from rllib_kd.observations.spaces import (
@@ -28,6 +30,7 @@ from rllib_kd.observations.spaces import (
     check_spaces,
     has_undivided_pixels,
     input_space,
+    is_flattened,
     is_float_image,
     named,
     same_space,
@@ -192,7 +195,8 @@ def _check_spaces(config: DistillationConfig, teacher: Teacher, group_id: str, s
     shown_space, action_space = spaces[group_id if config.is_multi_agent else INPUT_ENV_SINGLE_SPACES]
     stages = () if teacher.pipeline is None else teacher.pipeline.stages
     if config.is_multi_agent and (stages or teacher.takes(shown_space)):
-        if not _takes_as_they_are(teacher, shown_space):
+        agents = _shown_to_agents(config, group_id, spaces)
+        if not (_takes_as_they_are(teacher, shown_space) and all(_has_parts(teacher, own) for own in agents)):
             raise ValueError(
                 f"The teacher '{teacher.source}' uses filters or custom connectors, or takes other observations or "
                 f"images than its students, which get {one_line(str(shown_space), limit=200)}. Multi-agent settings "
@@ -202,6 +206,32 @@ def _check_spaces(config: DistillationConfig, teacher: Teacher, group_id: str, s
     seen, _ = spaces.get(group_id, (None, None))
     own = config.own_connectors
     check_teacher(teacher, (shown_space, action_space), config.env, seen=seen, own_connectors=own)
+
+
+def _shown_to_agents(config: DistillationConfig, module_id: str, spaces: Mapping[str, Any]) -> list[gym.Space]:
+    """Return the spaces, without masks, of observations of a module's agents of which one vector is made.
+
+    Behind connectors of the user's there are none: they make the module's inputs.
+    """
+    agents, _ = spaces.get(INPUT_ENV_SINGLE_SPACES, (None, None))
+    if "env_to_module" in config.own_connectors or not isinstance(agents, gym.spaces.Dict):
+        return []
+    shown, episode = list(agents.values()), MultiAgentEpisode()  # with an empty one RLlib, too, looks for their modules
+    if any(space != shown[0] for space in shown):
+        shown = [space for agent, space in agents.items() if config.policy_mapping_fn(agent, episode) == module_id]
+    return [space for space in map(features_space, shown) if is_flattened(space)]
+
+
+def _has_parts(teacher: Teacher, space: gym.Space) -> bool:
+    """Return whether a teacher's vectors are made of observations of this space as its students' are, or it is unknown.
+
+    Raises:
+        ValueError: its file records other parts; the message has both.
+    """
+    match () if (pipeline := teacher.with_recorded_vectors(space).pipeline) is None else pipeline.stages:
+        case (Flatten() as flatten,):
+            return flatten.parts == described_parts(space)
+    return True
 
 
 def _takes_as_they_are(teacher: Teacher, seen: gym.Space) -> bool:

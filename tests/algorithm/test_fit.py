@@ -87,10 +87,15 @@ def test_other_observations_are_not(caplog, space):
     assert not caplog.messages
 
 
-def check_agents(teacher, seen):
-    config = SimpleNamespace(own_connectors={}, is_multi_agent=True, env="Team")
+def check_agents(teacher, seen, shown=None, **connectors):
+    """`shown`: the spaces of several agents, of which "a" and "b" have this teacher."""
+    config = SimpleNamespace(own_connectors=connectors, is_multi_agent=True, env="Team")
     config.feature_coeff = config.loss = config.starts_from_teacher = None
-    check_fit(config, {"agent": teacher}, None, {"agent": (seen, gym.spaces.Discrete(2))})
+    config.policy_mapping_fn = lambda agent, episode, **kwargs: "agent" if agent in ("a", "b") else "other"
+    spaces = {"agent": (seen, gym.spaces.Discrete(2))}
+    if shown:
+        spaces[INPUT_ENV_SINGLE_SPACES] = gym.spaces.Dict(shown), None
+    check_fit(config, {"agent": teacher}, None, spaces)
 
 
 def teacher_of(space, *stages, shown=None):
@@ -104,6 +109,36 @@ def teacher_of(space, *stages, shown=None):
 
 
 PARTS = gym.spaces.Dict(a=gym.spaces.Discrete(2), b=gym.spaces.Discrete(3))
+OTHER = gym.spaces.Dict(a=gym.spaces.Discrete(3), b=gym.spaces.Discrete(2))
+VECTORS = box(1, np.float32, 5)
+
+
+def file_of(flatten, space=VECTORS):
+    return Teacher(teacher_of(space).module, pipeline=ObservationPipeline(space, parts=flatten.parts), source="file")
+
+
+def test_a_file_as_a_teacher_of_agents_gets_the_parts_that_it_records():
+    file = file_of(Flatten(PARTS))
+    check_agents(file, VECTORS, {"a": PARTS, "b": PARTS})
+    check_agents(file, VECTORS, {"a": PARTS, "b": PARTS, "c": OTHER})
+    check_agents(file, VECTORS, {"a": VECTORS, "c": OTHER})
+    check_agents(file, VECTORS, {"a": OTHER}, env_to_module=...)  # which make the vectors
+    for shown in ({"a": OTHER}, {"a": PARTS, "b": OTHER}, {"a": gym.spaces.MultiDiscrete([2, 3])}):
+        with pytest.raises(ValueError, match=r"'file' takes vectors that are made of \['a'\] as one_hot lengths=\[2\]"):
+            check_agents(file, VECTORS, shown)
+
+
+def test_a_teacher_of_agents_with_vectors_that_are_made_otherwise_is_refused():
+    camera = gym.spaces.Dict(image=box(255, np.uint8, 16, 16, 3))
+    vectors = box(np.inf, np.float32, 16 * 16 * 3)
+    check_agents(file_of(Flatten(camera), vectors), vectors, {"a": camera})
+    check_agents(teacher_of(VECTORS, Flatten(PARTS), shown=PARTS), VECTORS, {"a": PARTS})
+    for teacher, seen, shown in (
+        (file_of(Flatten(camera, scales_images=False), vectors), vectors, camera),
+        (teacher_of(VECTORS, Flatten(PARTS), shown=PARTS), VECTORS, OTHER),
+    ):
+        with pytest.raises(ValueError, match="or takes other observations or images than its students"):
+            check_agents(teacher, seen, {"a": shown})
 
 
 @pytest.mark.parametrize(

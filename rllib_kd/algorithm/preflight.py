@@ -33,7 +33,7 @@ from rllib_kd.environments.own import is_in_file, is_registered_with_tune
 from rllib_kd.environments.returned import check_reset
 from rllib_kd.evaluation.playing import taken_apart
 from rllib_kd.observations.masks import LegalActions, check_mask_space, features_space, has_mask
-from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space
+from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space, told_apart
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.byte_images import warn_of_bytes
 from rllib_kd.text import stable_text
@@ -192,18 +192,18 @@ def check_teacher(
         ValueError: it was not; the message has both spaces.
     """
     shown, actions = spaces
-    own, teacher = brief(shown), teacher.with_recorded_vectors(shown, own_connectors)
+    own, teacher = told_apart(shown, teacher.observation_space), teacher.with_recorded_vectors(shown, own_connectors)
     begins_at_inputs = teacher.pipeline is None or teacher.pipeline.takes_vectors
     if begins_at_inputs and not teacher.takes(shown) and seen is not None:
         own = own if same_space(shown, seen) else f"{own}, of which the student gets {brief(seen)}"
         shown = seen
     for what, fits, teachers, here in (
-        ("observation", teacher.takes(shown), teacher.observation_space, own),
-        ("action", same_space(teacher.action_space, actions), teacher.action_space, brief(actions)),
+        ("observation", teacher.takes(shown), told_apart(teacher.observation_space, shown), own),
+        ("action", same_space(teacher.action_space, actions), brief(teacher.action_space), brief(actions)),
     ):
         if not fits:
             raise ValueError(
-                f"The teacher's {what} space is {brief(teachers)}, but in '{name_of(env)}' it is "
+                f"The teacher's {what} space is {teachers}, but in '{name_of(env)}' it is "
                 f"{here}. Distil in the environment in which the teacher was trained, with the same wrappers, "
                 "and connectors if its checkpoint has none."
             )

@@ -29,7 +29,7 @@ from rllib_kd.evaluation.trees import tree_figures
 from rllib_kd.numeric import check_integer
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import ObservationPipeline, View
-from rllib_kd.observations.spaces import brief, same_space
+from rllib_kd.observations.spaces import brief, same_space, told_apart
 from rllib_kd.public import public
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.byte_images import warn_of_bytes
@@ -362,9 +362,10 @@ def check_players_fit(
     for name, network in fitted.items():
         own = network.observation_space, network.action_space
         if not network.takes(spaces[0]) or not same_space(own[1], spaces[1]):
+            seen, shown = told_apart(own[0], spaces[0]), told_apart(spaces[0], own[0])
             raise ValueError(
-                f"{name} was made for observations {brief(own[0])} and actions {brief(own[1])}, but the environment "
-                f"has {brief(spaces[0])} and {brief(spaces[1])}. Choose the environment in which it was trained."
+                f"{name} was made for observations {seen} and actions {brief(own[1])}, but the environment "
+                f"has {shown} and {brief(spaces[1])}. Choose the environment in which it was trained."
             )
         q_network = network.network if isinstance(network, GreedyQ) else network
         if isinstance(q_network, Teacher):

@@ -317,12 +317,18 @@ class ObservationPipeline:
 
         Raises:
             OtherPartsError: as `for_space()`, if the other one makes one vector as it is made by default.
+            ValueError: the other one returns images in [0, 1], but the network takes bytes as they are.
         """
         space = features_space(first.observation_space)
         if self.parts is not None and first.stages == (Flatten(space),):
             return self.for_space(space, source)
-        is_converted = any(isinstance(stage, Images) for stage in first.all_stages[-1:])
-        own = self.stages if is_converted else self.all_stages
+        conversions = [stage for stage in first.all_stages[-1:] if isinstance(stage, Images)]
+        if self._takes_bytes and any(stage.scaled for stage in conversions):
+            raise ValueError(
+                f"The network of '{one_line(source)}' takes bytes as they are, but the pipeline before it returns "
+                "images in [0, 1]. Let it return bytes: leave out the conversion, Images()."
+            )
+        own = self.stages if conversions else self.all_stages
         return ObservationPipeline(first.observation_space, (*first.stages, *own))
 
     def takes(self, space: gym.Space) -> bool:
@@ -330,7 +336,15 @@ class ObservationPipeline:
         space, own = features_space(space), features_space(self.observation_space)
         if self.stages and isinstance(self.stages[0], SideBySide):
             return self.stages[0].takes(space)
-        return self.images.takes(space) if self.images else same_space(own, space)
+        if self.images is None:
+            return same_space(own, space)
+        is_divided = space.dtype != np.uint8 and replace(self.images, scaled=True).takes(space)
+        return self.images.takes(space) and not (self._takes_bytes and is_divided)
+
+    @property
+    def _takes_bytes(self) -> bool:
+        """Return whether the network gets bytes as they are: if they are to be divided, it does so itself."""
+        return self.images is not None and not self.images.scaled and self.observation_space.dtype == np.uint8
 
     def for_space(self, space: gym.Space, source: str = "the policy") -> ObservationPipeline:
         """Return a pipeline that makes one vector of observations first, if this one takes such vectors.
@@ -407,14 +421,12 @@ class ObservationPipeline:
         Raises:
             OtherPartsError: observations of this space have other parts, and no such connectors make the vectors.
         """
-        if not self.records_vectors:
-            return self
         try:
-            return self.for_space(space, source)
+            return self.for_space(space, source) if self.records_vectors else self
         except OtherPartsError:
-            if "env_to_module" in own_connectors:
-                return self
-            raise
+            if "env_to_module" not in own_connectors:
+                raise
+            return self
 
     def with_image_stage(self, space: gym.Space) -> ObservationPipeline:
         """Return a pipeline of which the conversion of such images is a stage: files contain stages alone.

@@ -15,6 +15,7 @@ import numpy as np
 from rllib_kd import limits
 from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.observations.texts import TEXT_SIZE
+from rllib_kd.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -290,6 +291,12 @@ def _same_part(one: gym.Space, other: gym.Space) -> bool:
 def brief(space: gym.Space) -> str:
     """Return a short text of a space, without the bounds of a Box."""
     return f"Box{space.shape}" if isinstance(space, gym.spaces.Box) else str(space)
+
+
+def told_apart(space: gym.Space, other: gym.Space) -> str:
+    """Return a short text of a space; with bounds and type if another one differs in its type alone."""
+    differs_in_type = brief(space) == brief(other) and space.dtype != other.dtype
+    return one_line(str(space), limit=100) if differs_in_type else brief(space)
 
 
 def check_size(space: gym.Space) -> None:

@@ -153,3 +153,23 @@ def test_files_of_our_own_say_that_they_take_bytes(tmp_path, caplog, ending):
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     CHECKS["a comparison"](loaded, BYTES)
     assert "gets bytes" not in caplog.text
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+@pytest.mark.parametrize("dtype", [np.float32, np.bool_])
+def test_a_function_of_bytes_gets_no_images_that_are_divided(check, dtype):
+    teacher = function(0, 255, pipeline=ObservationPipeline(BYTES, (Images(SHAPE, scaled=False),)))
+    with pytest.raises(ValueError, match=rf"uint8\).*Box\(.*{np.dtype(dtype)}\)"):
+        check(teacher, gym.spaces.Box(0, 1, SHAPE, dtype))
+    check(teacher, gym.spaces.Box(0, 1, SHAPE, np.uint8))
+    check(teacher, gym.spaces.Box(0, 255, SHAPE))
+
+
+@pytest.mark.parametrize(
+    "first", [ObservationPipeline(BYTES, (Images(SHAPE),)), ObservationPipeline(gym.spaces.Box(0, 1, SHAPE))]
+)
+def test_bytes_are_not_divided_by_a_pipeline_and_by_the_network(first):
+    own = ObservationPipeline(BYTES, (Images(SHAPE, scaled=False),))
+    with pytest.raises(ValueError, match=r"'net' takes bytes.*the pipeline before it returns images in"):
+        own.after(first, "net")
+    assert own.after(ObservationPipeline(BYTES)).stages == own.stages

@@ -35,12 +35,12 @@ STATISTICS = re.compile(
     rf"^(?!.*{_OTHERS}).*?(?:normali[sz]|vec_?norm|(?<![a-z])(?:norm_?(?:obs|stat)"
     r"|(?:ob|obs|observations?|states?|inputs?)_?(?:rms|stats?|statistics|norm|mean|std|var)(?![a-z])"
     r"|(?:running_?)?mean_?std(?:_?filter)?(?![a-z])|(?<!\.)running_?(?:mean|var)(?![a-z])))",
-    re.IGNORECASE,
+    re.IGNORECASE | re.DOTALL,  # a name may contain a line break
 )
 #: Names of files that suggest them.
 _LOOKS_LIKE_NORMALIZATION = re.compile(
     rf"(?:{STATISTICS.pattern}|(?<![a-z])ret_?(?:rms|stat|norm)).*\.(?:pkl|pickle|npz|npy|json|ya?ml|pth?)$",
-    re.IGNORECASE,
+    re.IGNORECASE | re.DOTALL,  # a name may contain a line break
 )
 
 #: Names of `VecNormalize.save()`: in the zoo of Stable-Baselines3, in its documentation and on its hub.

@@ -135,7 +135,8 @@ def test_every_row_is_a_config(results):
 
 @pytest.mark.slow
 def test_a_row_is_trained_once_and_goes_on_where_it_was(results, cluster, tmp_path, monkeypatch):
-    monkeypatch.setitem(results.TASKS, "cartpole", replace(results.TASKS["cartpole"], env_steps=3_000, num_episodes=5))
+    task = replace(results.TASKS["cartpole"], env_steps=3_000, num_episodes=5)
+    row = results.ROWS["cartpole-kl-mixture"]
     monkeypatch.setattr(results, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     train, interrupted = results._train, []
 
@@ -147,8 +148,8 @@ def test_a_row_is_trained_once_and_goes_on_where_it_was(results, cluster, tmp_pa
 
     monkeypatch.setattr(results, "_train", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        results.measure("cartpole-kl-mixture", 0, "cartpole", tmp_path / "work")
-    measured = results.measure("cartpole-kl-mixture", 0, "cartpole", tmp_path / "work")
+        results.measure(task, row, 0, "cartpole", tmp_path / "work")
+    measured = results.measure(task, row, 0, "cartpole", tmp_path / "work")
     assert 3_000 <= measured["env_steps"] < 4_100
     assert measured["gradient_steps"] == pytest.approx((measured["env_steps"] - 1_000) / 8, abs=70)
     assert measured["seconds"] > interrupted[0] > 0

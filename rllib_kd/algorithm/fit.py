@@ -228,10 +228,10 @@ def _has_parts(teacher: Teacher, space: gym.Space) -> bool:
     Raises:
         ValueError: its file records other parts; the message has both.
     """
-    match () if (pipeline := teacher.with_recorded_vectors(space).pipeline) is None else pipeline.stages:
-        case (Flatten() as flatten,):
-            return flatten.parts == described_parts(space)
-    return True
+    pipeline = teacher.with_recorded_vectors(space).pipeline
+    if pipeline is None or len(pipeline.stages) != 1 or not isinstance(flatten := pipeline.stages[0], Flatten):
+        return True
+    return flatten.parts == described_parts(space)
 
 
 def _takes_as_they_are(teacher: Teacher, seen: gym.Space) -> bool:

@@ -52,17 +52,22 @@ class Task:
     env_config: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, seed: int) -> DistillDQNConfig:
-        """Return what teacher and student have in common: the defaults, and no replay in checkpoints."""
-        config = (
-            DistillDQNConfig()
-            .environment(self.env, env_config=dict(self.env_config))
-            .reporting(min_sample_timesteps_per_iteration=10_000)
-            .evaluation(evaluation_interval=None)
-            .distillation(num_baseline_episodes=0)
-            .debugging(seed=seed)
-        )
-        config.store_buffer_in_checkpoints = False
-        return config
+        """Return what teacher and student have in common."""
+        return config_of(self.env, self.env_config, seed)
+
+
+def config_of(env: Any, env_config: Mapping[str, Any], seed: int) -> DistillDQNConfig:
+    """Return the defaults for an environment, with nothing beside training, and no replay in checkpoints."""
+    config = (
+        DistillDQNConfig()
+        .environment(env, env_config=dict(env_config))
+        .reporting(min_sample_timesteps_per_iteration=10_000)
+        .evaluation(evaluation_interval=None)
+        .distillation(num_baseline_episodes=0)
+        .debugging(seed=seed)
+    )
+    config.store_buffer_in_checkpoints = False
+    return config
 
 
 def measure(

@@ -23,6 +23,13 @@ from games import train_to  # isort: skip
 
 #: Of a teacher's TD: with 3, these two hardly learn.
 N_STEP = {"asterix": 1, "seaquest": 1}
+#: Of the paper: a convolution of 16 channels, and 128 units.
+NETWORK = {
+    "conv_filters": [[16, 3, 1, "valid"]],
+    "conv_activation": "relu",
+    "head_fcnet_hiddens": [128],
+    "head_fcnet_activation": "relu",
+}
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 
 
@@ -60,28 +67,31 @@ class MinAtar(gym.Env):
         return self._game.state(), float(reward), bool(is_over), self._num_steps >= self.MAX_STEPS, {}
 
 
-def train_teacher(task: Task, env_steps: int, folder: Path) -> None:
-    """Train a teacher with the network of the paper, a convolution of 16 channels and 128 units, by TD alone."""
-    network = {
-        "conv_filters": [[16, 3, 1, "valid"]],
-        "conv_activation": "relu",
-        "head_fcnet_hiddens": [128],
-        "head_fcnet_activation": "relu",
+def td_settings(env_steps: int, explored: int) -> dict[str, Any]:
+    """Return settings of `config.training()` for a teacher by TD alone.
+
+    Args:
+        env_steps: of its training.
+        explored: env steps until the share of random actions has fallen from 1 to 0.05.
+    """
+    return {
+        "lr": [[0, 5e-4], [env_steps, 5e-5]],
+        "training_intensity": 16.0,
+        "num_steps_sampled_before_learning_starts": 5_000,
+        "replay_buffer_config": {"capacity": 200_000},
+        "target_network_update_freq": 0,
+        "tau": 0.005,
+        "epsilon": [[0, 1.0], [explored, 0.05]],
     }
+
+
+def train_teacher(task: Task, env_steps: int, folder: Path) -> None:
+    """Train a teacher with the network of the paper by TD alone."""
     config = (
         task.config(seed=0)
-        .rl_module(model_config=network)
-        .training(
-            n_step=N_STEP.get(task.name, 3),
-            lr=[[0, 5e-4], [env_steps, 5e-5]],
-            train_batch_size_per_learner=32,
-            training_intensity=16.0,
-            num_steps_sampled_before_learning_starts=5_000,
-            replay_buffer_config={"capacity": 200_000},
-            target_network_update_freq=0,
-            tau=0.005,
-            epsilon=[[0, 1.0], [env_steps // 10, 0.05]],
-        )
+        .rl_module(model_config=dict(NETWORK))
+        .training(n_step=N_STEP.get(task.name, 3), train_batch_size_per_learner=32)
+        .training(**td_settings(env_steps, env_steps // 10))
         .distillation(teacher=None, td_coeff=1.0)
     )
     train_to(config, env_steps, folder)

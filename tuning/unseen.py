@@ -22,19 +22,14 @@ import ray
 import torch
 
 import unseen_environments as environments  # isort: skip
+from by_size import config_of  # isort: skip
 from games import train_to  # isort: skip
+from min_atar import NETWORK, td_settings  # isort: skip
 from results import FIRST_EPISODE_SEED, MLPS, Row, Task, measure_seeds  # isort: skip
 
 from rllib_kd.evaluation.comparing import evaluate
 
 VECTORS = {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
-#: Of pictures of 9 × 9, as MinAtar's teachers have it; larger ones have RLlib's default.
-PLANES = {
-    "conv_filters": [[16, 3, 1, "valid"]],
-    "conv_activation": "relu",
-    "head_fcnet_hiddens": [128],
-    "head_fcnet_activation": "relu",
-}
 SHARES = {f"percent_{100 * share:g}": {"compression": share} for share in (0.25, 0.067, 0.037, 0.01)}
 
 
@@ -64,24 +59,10 @@ class Teacher:
     def train(self, folder: Path) -> None:
         """Train the teacher, and save it in a folder."""
         config = (
-            self.task(folder.name)
-            .config()
+            config_of(self.env, {}, seed=0)
             .rl_module(model_config=dict(self.network))
-            .reporting(min_sample_timesteps_per_iteration=10_000)
-            .evaluation(evaluation_interval=None)
+            .training(train_batch_size_per_learner=64, **td_settings(self.env_steps, self.env_steps // 5))
             .distillation(teacher=None, td_coeff=1.0)
-            .debugging(seed=0)
-        )
-        config.store_buffer_in_checkpoints = False
-        config.training(
-            lr=[[0, 5e-4], [self.env_steps, 5e-5]],
-            train_batch_size_per_learner=64,
-            training_intensity=16.0,
-            target_network_update_freq=0,
-            tau=0.005,
-            num_steps_sampled_before_learning_starts=5_000,
-            replay_buffer_config={"capacity": 200_000},
-            epsilon=[[0, 1.0], [self.env_steps // 5, 0.05]],
         )
         train_to(config.training(**self.training), self.env_steps, folder)
 
@@ -93,7 +74,7 @@ TEACHERS = {
     "swing_up": Teacher(environments.SwingUp, {"n_step": 1}, 400_000),
     "merge_2048": Teacher(environments.Merge2048, {"gamma": 0.98}, 400_000),
     "rocks": Teacher(environments.Rocks, {"n_step": 3}, 400_000),
-    "ghosts": Teacher(environments.Ghosts, network=PLANES, students=SHARES),
+    "ghosts": Teacher(environments.Ghosts, network=NETWORK, students=SHARES),
     "juggler": Teacher(environments.Juggler, {"n_step": 3}, network={}, students=SHARES),
 }
 

@@ -16,7 +16,14 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 Step = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
 
 
-class Inventory(gym.Env):
+class _OwnEnv(gym.Env):
+    """An environment without settings, made with a config as RLlib makes them."""
+
+    def __init__(self, config: Any = None):
+        pass
+
+
+class Inventory(_OwnEnv):
     """A shop orders 0 to 10 of an article each day, which come two days later; customers are a Poisson process.
 
     They have a week's rhythm. An episode is 100 days. Observations: stock, both orders that are on their way, and the
@@ -25,9 +32,6 @@ class Inventory(gym.Env):
 
     observation_space = Box(0.0, 60.0, (5,), np.float32)
     action_space = Discrete(11)
-
-    def __init__(self, config: Any = None):
-        pass
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Open the shop, with any stock, on any day."""
@@ -52,7 +56,7 @@ class Inventory(gym.Env):
         return np.array([self._stock, *self._coming, 1 + np.sin(angle), 1 + np.cos(angle)], np.float32)
 
 
-class Junction(gym.Env):
+class Junction(_OwnEnv):
     """A traffic light with four phases, each for two of eight lanes; a change of phase costs a step of yellow.
 
     Cars come by Poisson processes, whose rates each episode of 150 steps draws. Observations: the lanes' queues, the
@@ -61,9 +65,6 @@ class Junction(gym.Env):
 
     observation_space = Box(0.0, 1.0, (13,), np.float32)
     action_space = Discrete(4)
-
-    def __init__(self, config: Any = None):
-        pass
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin with some cars in each lane."""
@@ -149,7 +150,7 @@ class SwingUp(CartPoleEnv):
         return np.array([x, v, np.cos(angle), np.sin(angle), speed], np.float32)
 
 
-class Merge2048(gym.Env):
+class Merge2048(_OwnEnv):
     """The game 2048 on a board of 3 × 3, with a mask of the moves that change the board.
 
     Observations: each field's exponent of 2. A merge pays a 64th of its new tile.
@@ -157,9 +158,6 @@ class Merge2048(gym.Env):
 
     observation_space = MultiDiscrete([12] * 9)
     action_space = Discrete(4)
-
-    def __init__(self, config: Any = None):
-        pass
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin with two tiles."""
@@ -210,7 +208,7 @@ class Merge2048(gym.Env):
         return out, gain
 
 
-class Rocks(gym.Env):
+class Rocks(_OwnEnv):
     """A ship without brakes collects beacons on a torus, between four rocks that drift; a rock ends the episode.
 
     Observations: the ship's velocity and heading, then for the beacon and each rock, the nearest first, where it is and
@@ -219,9 +217,6 @@ class Rocks(gym.Env):
 
     observation_space = Box(-2.0, 2.0, (4 + 2 + 4 * 4,), np.float32)
     action_space = Discrete(4)
-
-    def __init__(self, config: Any = None):
-        pass
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin at rest in the middle, and the rocks at least 0.4 away."""
@@ -261,7 +256,7 @@ class Rocks(gym.Env):
         return np.concatenate([own, self._wrapped(self._beacon - self._place), rocks.ravel()]).astype(np.float32)
 
 
-class Ghosts(gym.Env):
+class Ghosts(_OwnEnv):
     """A player collects food between the pillars of a room of 9 × 9, from three ghosts that follow it half of the time.
 
     Observations: four planes of bytes, for pillars, food, player and ghosts. One action of ten is drawn at random. Food
@@ -322,7 +317,7 @@ class Ghosts(gym.Env):
         return planes
 
 
-class Juggler(gym.Env):
+class Juggler(_OwnEnv):
     """A paddle keeps three balls in the air, in grey pictures of 32 × 32: this one and the last.
 
     A ball bounces off the paddle in a direction that chance turns, and pays 1. One that falls ends the episode, which
@@ -331,9 +326,6 @@ class Juggler(gym.Env):
 
     observation_space = Box(0, 255, (32, 32, 2), np.uint8)
     action_space = Discrete(3)
-
-    def __init__(self, config: Any = None):
-        pass
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Throw the balls up, from three heights."""

@@ -33,6 +33,7 @@ from rllib_kd.environments.own import is_in_file, is_registered_with_tune
 from rllib_kd.environments.returned import check_reset
 from rllib_kd.evaluation.playing import taken_apart
 from rllib_kd.observations.masks import LegalActions, check_mask_space, features_space, has_mask
+from rllib_kd.observations.pipeline import begins_at_inputs
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space, told_apart
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.byte_images import warn_of_bytes
@@ -193,8 +194,7 @@ def check_teacher(
     """
     shown, actions = spaces
     own, teacher = told_apart(shown, teacher.observation_space), teacher.with_recorded_vectors(shown, own_connectors)
-    begins_at_inputs = teacher.pipeline is None or teacher.pipeline.takes_vectors
-    if begins_at_inputs and not teacher.takes(shown) and seen is not None:
+    if begins_at_inputs(teacher.pipeline) and not teacher.takes(shown) and seen is not None:
         own = own if same_space(shown, seen) else f"{own}, of which the student gets {brief(seen)}"
         shown = seen
     for what, fits, teachers, here in (
@@ -226,8 +226,7 @@ def check_teachers_fit(
     if spaces is None or teacher is None or not teacher.is_loaded or config.is_multi_agent:
         return
     seen = input_space(features_space(spaces[0]))
-    begins_at_inputs = teacher.pipeline is None or teacher.pipeline.takes_vectors
-    if "env_to_module" in config.own_connectors and begins_at_inputs:
+    if "env_to_module" in config.own_connectors and begins_at_inputs(teacher.pipeline):
         seen = teacher.observation_space  # only the connectors know; EnvRunners check it
     else:
         warn_of_bytes(teacher, features_space(spaces[0]))

@@ -14,6 +14,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.dead_learners import ask_learners
+from rllib_kd.algorithm.returns import mean_of
 from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import env_maker
@@ -304,7 +305,7 @@ def _mean_regrets(learner_group: LearnerGroup) -> dict[str, float]:
     """Return the Q-regret of each module over the replays of all Learners; NaN if nothing is known."""
     by_learner = ask_learners(learner_group, lambda learner: learner.q_regret())
     known = {name: [regrets[name] for regrets in by_learner if math.isfinite(regrets[name])] for name in by_learner[0]}
-    return {name: float(np.mean(regrets)) if regrets else math.nan for name, regrets in known.items()}
+    return {name: mean_of(regrets) for name, regrets in known.items()}
 
 
 def _by_regret(names: Sequence[str], regrets: Mapping[str, float]) -> list[str]:

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from rllib_kd.algorithm.returns import StudentReturns
+from rllib_kd.algorithm.returns import StudentReturns, mean_of
 from rllib_kd.algorithm.students import Students, StudentSize
 from rllib_kd.schedules import value_at
 from rllib_kd.teachers.base import Teacher
@@ -51,7 +50,7 @@ def distillation_results(
     run = {
         "td_coeff": value_at(config.td_coeff, env_steps),
         "num_gradient_steps_lifetime": num_gradient_steps,
-        "staleness_mean": float(np.mean(staleness)) if staleness else math.nan,
+        "staleness_mean": mean_of(staleness),
         "staleness_max": max(staleness, default=0),
     }
     if config.trees:

@@ -58,8 +58,8 @@ class StudentReturns:
     def take_baselines(self, names: Iterable[str], played: Mapping[str, Sequence[float]]) -> None:
         """Take each episode's returns, under "teacher" and "random", for the students of one group."""
         for name in names:
-            self[name].teacher = _mean(played["teacher"])
-            self[name].random = _mean(played["random"])
+            self[name].teacher = mean_of(played["teacher"])
+            self[name].random = mean_of(played["random"])
 
     def take_evaluation(self, evaluation: Mapping[str, Any], *, of: str | None = None) -> None:
         """Take the mean returns of an evaluation; those of the last one stay if no episode ended.
@@ -92,6 +92,6 @@ class StudentReturns:
         self._by_student |= {name: Returns(**returns) for name, returns in state["by_student"].items()}
 
 
-def _mean(returns: Sequence[float]) -> float:
-    """Return the mean of episodes' returns; NaN of none: agents may come and go."""
-    return float(np.mean(returns)) if returns else math.nan
+def mean_of(values: Sequence[float]) -> float:
+    """Return the mean of values; NaN of none, such as returns of agents that come and go."""
+    return float(np.mean(values)) if values else math.nan

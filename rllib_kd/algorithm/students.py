@@ -22,6 +22,7 @@ from rllib_kd.networks.dqn_module import Support, count_parameters, student_modu
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.observations.masks import features_space
+from rllib_kd.observations.pipeline import begins_at_inputs
 from rllib_kd.observations.spaces import check_spaces, input_space, is_box_of_floats
 from rllib_kd.students.sizes import DENSE_ACTIVATIONS, PRESETS, WIDTH_KEYS, compress
 from rllib_kd.teachers.base import Teacher
@@ -242,8 +243,7 @@ def _inputs(config: DistillationConfig, teacher: Teacher, spaces: tuple[Any, Any
     if "env_to_module" not in config.own_connectors:
         sees_inputs = teacher.takes(teacher.input_space)
         return teacher.input_space if sees_inputs else input_space(features_space(teacher.observation_space))
-    begins_at_inputs = teacher.pipeline is None or teacher.pipeline.takes_vectors
-    if spaces is None and not begins_at_inputs:  # but at what the environment shows
+    if spaces is None and not begins_at_inputs(teacher.pipeline):  # but at what the environment shows
         spaces = teacher.observation_space, teacher.action_space
     if spaces is None:
         return teacher.input_space

@@ -56,7 +56,7 @@ def known_class(name: Any, known: Mapping[str, str], what: str, where: str) -> A
         where: path of the file, for messages.
 
     Raises:
-        CheckpointError: it is none of these.
+        CheckpointError: the name is not known.
     """
     if not isinstance(name, Name) or name.name not in known or name.module.split(".")[0] not in ("ray", "rllib_kd"):
         raise CheckpointError(

@@ -144,7 +144,7 @@ class Objective:
     ) -> Tensor | None:
         """Return the weights of rows `[B]` or `[N, B]` in the distillation loss; None: all count the same."""
         weights = batch.get("weights")
-        if student.own_states is None:
+        if student.own_states is None or student.own_states.are_all:
             return weights
         own = student.own_states.weights(batch[ACTING]).view_as(rows)
         return own if weights is None else weights * own

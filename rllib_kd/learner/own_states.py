@@ -22,10 +22,14 @@ class OwnStates:
 
     Args:
         counts: whether a state counts, `[N, 1 + students]`, by who acted in it: the teacher, or one of the students.
+
+    Attributes:
+        are_all: whether all states count for each student, so that no weights are needed.
     """
 
     def __init__(self, counts: Tensor):
         self._counts = counts
+        self.are_all = bool(counts.all())
 
     @classmethod
     def of(cls, place: int, num_students: int, *, device: torch.device | str = "cpu") -> OwnStates:

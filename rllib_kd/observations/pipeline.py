@@ -303,7 +303,7 @@ class ObservationPipeline:
 
     @property
     def all_stages(self) -> tuple[Stage, ...]:
-        """Return the stages, after the conversion of images where that is none of them."""
+        """Return the stages. The conversion of images is the first, also if it is implied."""
         return self.stages if self.images is None or self.images in self.stages[:1] else (self.images, *self.stages)
 
     def after(self, first: ObservationPipeline, source: str = "the policy") -> ObservationPipeline:
@@ -402,11 +402,6 @@ class ObservationPipeline:
             return any(pipeline.records_vectors for pipeline in self.stages[0].pipelines)
         return self.parts is not None
 
-    @property
-    def takes_vectors(self) -> bool:
-        """Return whether it does no more than record how vectors are made, so that connectors may make them."""
-        return self.parts is not None and not self.stages
-
     def with_recorded_vectors(
         self, space: gym.Space, own_connectors: Collection[str] = (), source: str = "the policy"
     ) -> ObservationPipeline:
@@ -489,6 +484,11 @@ class ObservationPipeline:
             return inputs if min(inputs.strides, default=0) >= 0 else inputs.copy()  # PyTorch takes none in reverse
 
         return view
+
+
+def begins_at_inputs(pipeline: ObservationPipeline | None) -> bool:
+    """Return whether connectors may make a network's inputs: it has no pipeline, or one that records alone."""
+    return pipeline is None or (pipeline.parts is not None and not pipeline.stages)
 
 
 def _as_text(parts: list[dict[str, Any]]) -> str:

@@ -238,7 +238,7 @@ _VECTORS = """## Vectors
 
 Students of one hidden layer, or none, which learn in one run ([Size against return](sizes/README.md)). Highway is
 sampled in envpool's environment, and judged in gymnasium's. Other teachers of the same tasks:
-[LunarLander](studies.md#lunarlander-at-todays-defaults), [highway](studies.md#highway-with-envpool)."""
+[LunarLander](studies.md#lunarlander-at-the-defaults-of-2026-11-28), [highway](studies.md#highway-with-envpool)."""
 
 _IMAGES = """## Images
 

@@ -283,8 +283,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
             max_regret: highest Q-regret, in median action gaps, that an action of the student may have under "mixture";
                 > 0. If its choice would cost more, the teacher acts. Low: students rarely see where mistakes lead;
                 high: a poor student soon sees little else, and forgets the rest; infinite: no limit. None (default):
-                30 with `restarts`; no limit without, or with `td_coeff`. Zhang and Cho 2016 (SafeDAgger), arXiv
-                1605.06450.
+                30 among copies (`restarts`, and trees, which have 12 by default); no limit for a single one, or with
+                `td_coeff`. Zhang and Cho 2016 (SafeDAgger), arXiv 1605.06450.
             label_fraction: share of the steps whose states the teacher labels, once the student acts alone; in (0, 1].
                 Students learn from labelled states only. Low: a slow teacher takes less time; high: more to learn from.
                 Default: 1.

@@ -259,8 +259,8 @@ is judged, in fresh episodes, on the same seeds as its teacher. Only teacher, en
 _VECTORS = """## Vectors
 
 Students of one hidden layer, or none, which learn in one run ([Size against return](sizes/README.md)). Highway is
-sampled in envpool's environment, and judged in gymnasium's. In the rows of highway and of LunarLander's DQN each
-student learned from its own states, the default before 2026-12-01. Other teachers of the same tasks:
+sampled in envpool's environment, and judged in gymnasium's. In highway's row each student learned from its
+own states, the default before 2026-12-01. Other teachers of the same tasks:
 [LunarLander](studies.md#lunarlander-at-the-defaults-of-2026-11-28), [highway](studies.md#highway-with-envpool)."""
 
 _IMAGES = """## Images

@@ -25,6 +25,7 @@ from rllib_kd.algorithm.checks.recurrent import check_recurrent_inputs
 from rllib_kd.algorithm.checks.students import check_convolved_inputs
 from rllib_kd.algorithm.checks.trees import check_tree_inputs
 from rllib_kd.algorithm.config import DistillationConfig
+from rllib_kd.cluster import ray_address
 from rllib_kd.env_runner.column_sampler import check_vectorized
 from rllib_kd.environments.failures import name_of
 from rllib_kd.environments.making import checked_call, close, env_maker, name_in, names_class
@@ -263,7 +264,7 @@ def check_resources(needs: Mapping[str, float]) -> None:
         ValueError: Ray lacks resources, and runs on this machine alone, so it cannot grow.
     """
     if not ray.is_initialized():
-        if "RAY_ADDRESS" in os.environ:
+        if ray_address():
             return  # its resources are unknown before it is joined
         own = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         if lacking := _lacking(needs, own):

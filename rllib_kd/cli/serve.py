@@ -11,6 +11,7 @@ from typing import Annotated
 
 from rllib_kd.cli.app import app, echo, set_log_level
 from rllib_kd.cli.options import Address, Policy, Trust, option
+from rllib_kd.cluster import ray_address
 
 
 @app.command()
@@ -42,7 +43,7 @@ def serve(
     _check_numbers(port, replicas)
     policy = ServedPolicy(open_source(checkpoint, trust_checkpoint=trust_checkpoint).network())
     policy.check()
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = ray_address(address)
     local = LocalRay()
     if address is None:
         _check_free(host, port)

@@ -18,6 +18,7 @@ import torch
 from ray.tune import PlacementGroupFactory
 
 from rllib_kd import _rllib
+from rllib_kd.cluster import ray_address
 from rllib_kd.environments.imports import setup_hook
 from rllib_kd.terminal import say
 from rllib_kd.text import first_line
@@ -78,7 +79,7 @@ def connection(
     """
     if address is not None and not address.strip():
         raise ValueError("--ray-address is empty. Give an address or 'auto', or leave the flag out.")
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    address = ray_address(address)
     if address is not None:
         if local != LocalRay():
             raise ValueError(

@@ -21,6 +21,7 @@ from rllib_kd.certificates.evidence import as_range
 from rllib_kd.certificates.fresh import check_fresh
 from rllib_kd.certificates.games import EPISODES_OF_A_SEED
 from rllib_kd.certificates.held_out import check_without_environment, hold_out_of
+from rllib_kd.cluster import ray_address
 from rllib_kd.environments.making import close, env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.environments.pools import is_pool
@@ -256,7 +257,7 @@ class Shrink:
             # Read again: now it is locked.
             state: dict[str, Any] = self._begun(options) if resume else {"options": options}
             all_needs = {name: amount * len(parts) for name, amount in needs.items()}
-            if len(parts) == 1 and _is_on_cluster(address):  # its main process is this one
+            if len(parts) == 1 and ray_address(address):  # its main process is this one
                 all_needs = {name: amount - request.bundles[0].get(name, 0.0) for name, amount in needs.items()}
             stack.enter_context(connection(all_needs, address=address))
             if self.parts is None and not resume:
@@ -344,7 +345,7 @@ def begun_with(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _free_parts(needs: Mapping[str, float], address: str | None) -> int:
     """Return how many parts a cluster has free resources for, at least 1; without a cluster 1. Ray is connected."""
-    if not _is_on_cluster(address):
+    if not ray_address(address):
         return 1
     free = ray.available_resources()
     num_parts = min(int(free.get(name, 0.0) // amount) for name, amount in needs.items() if amount)
@@ -358,17 +359,13 @@ def _free_parts(needs: Mapping[str, float], address: str | None) -> int:
     return max(1, num_parts)
 
 
-def _is_on_cluster(address: str | None) -> bool:
-    return address is not None or "RAY_ADDRESS" in os.environ
-
-
 def _check_machine(num_parts: int, needs: Mapping[str, float], address: str | None) -> None:
     """Check that a Ray on this machine alone has the CPUs of all parts, which would otherwise wait forever.
 
     Raises:
         ValueError: it does not.
     """
-    if num_parts == 1 or _is_on_cluster(address):
+    if num_parts == 1 or ray_address(address):
         return
     needed = num_parts * needs.get("CPU", 0.0)
     there = (

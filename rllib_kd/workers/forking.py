@@ -17,6 +17,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from rllib_kd.cluster import ray_address
 from rllib_kd.workers import ray_worker
 
 _HERE = Path(__file__).parent
@@ -161,7 +162,7 @@ def begin(*, address: str | None = None) -> None:
         address: of a Ray to join; None: RAY_ADDRESS, or there will be a local Ray.
     """
     global _begun
-    if _begun is None and is_possible() and not (address or os.environ.get("RAY_ADDRESS") or _ray_runs()):
+    if _begun is None and is_possible() and not (ray_address(address) or _ray_runs()):
         of_command = _is_command and "torch" not in sys.modules and threading.active_count() == 1
         if of_command:
             _open_standard_files()

@@ -198,6 +198,9 @@ def test_whoever_joins_a_cluster_by_address_learns_of_it_there(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     check_resources({"CPU": 500.0})
+    monkeypatch.setenv("RAY_ADDRESS", "")  # as if it was not set
+    with pytest.raises(ValueError, match="need 500 CPUs, but Ray has"):
+        check_resources({"CPU": 500.0})
 
 
 def test_a_ray_that_this_process_has_started_is_its_own(cluster):

@@ -16,6 +16,7 @@ from rllib_kd.cli.main import main
 from rllib_kd.locks import locked
 from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
 from rllib_kd.shrink.run import Run
+from rllib_kd.shrink.shrink import _check_machine
 from rllib_kd.shrink.spread import Crew
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
@@ -308,6 +309,16 @@ def test_on_a_cluster_without_free_resources_a_run_says_that_it_trains_here(monk
             Shrink("cartpole", "CartPole-v1", out=tmp_path / str(parts), parts=parts).run(address="auto")
         assert ("this process trains all sizes, on this machine. To train" in caplog.text) == is_here
         assert ("Training waits until the cluster grows" in capsys.readouterr().err) == (parts == 2)
+
+
+@pytest.mark.parametrize("address", [None, ""])
+def test_more_parts_than_a_machine_has_cpus_are_refused_before_ray_starts(monkeypatch, address):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match="10000 parts need 10000 CPUs, but Ray has"):
+        _check_machine(10_000, {"CPU": 1.0}, None)
 
 
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path):

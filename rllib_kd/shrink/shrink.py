@@ -348,7 +348,7 @@ def _free_parts(needs: Mapping[str, float], address: str | None) -> int:
     if not ray_address(address):
         return 1
     free = ray.available_resources()
-    num_parts = min(int(free.get(name, 0.0) // amount) for name, amount in needs.items() if amount)
+    num_parts = min((int(free.get(name, 0.0) // amount) for name, amount in needs.items() if amount), default=1)
     if num_parts < 1:
         logger.warning(
             "The cluster has no free resources for a part, which needs %s: this process trains all sizes, on this "

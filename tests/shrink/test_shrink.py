@@ -16,7 +16,7 @@ from rllib_kd.cli.main import main
 from rllib_kd.locks import locked
 from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
 from rllib_kd.shrink.run import Run
-from rllib_kd.shrink.shrink import _check_machine
+from rllib_kd.shrink.shrink import _check_machine, _free_parts
 from rllib_kd.shrink.spread import Crew
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
@@ -319,6 +319,11 @@ def test_more_parts_than_a_machine_has_cpus_are_refused_before_ray_starts(monkey
         monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ValueError, match="10000 parts need 10000 CPUs, but Ray has"):
         _check_machine(10_000, {"CPU": 1.0}, None)
+
+
+def test_a_part_without_cpus_has_room_on_any_cluster(monkeypatch):
+    monkeypatch.setattr(ray, "available_resources", dict)
+    assert _free_parts({"CPU": 0.0}, "auto") == 1
 
 
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path):

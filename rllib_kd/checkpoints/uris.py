@@ -35,6 +35,21 @@ class NothingThereError(CheckpointError):
     """There is nothing at a path or URI."""
 
 
+def filesystem_at(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Return the filesystem of a URI or absolute path, and the path in it. Whether there is anything is not checked.
+
+    Raises:
+        ValueError: it is neither, or this machine cannot open the filesystem. The message is the reason alone.
+    """
+    if uri.endswith("://"):
+        raise ValueError(f"it has no path. Expected one like '{uri}bucket/folder'")
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    except (pyarrow.ArrowInvalid, OSError, ImportError, UnicodeEncodeError) as error:  # hf:// needs a library
+        raise ValueError(first_line(error)) from error
+    return filesystem, path.rstrip("/") or "/"
+
+
 def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Return the filesystem of a path or URI, and the path in it.
 
@@ -42,20 +57,20 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         CheckpointError: it is neither a path nor a URI, or cannot be read.
         NothingThereError: there is nothing.
     """
-    if uri.endswith("://"):
-        raise CheckpointError(f"The URI '{uri}' ends before its path. Expected one like '{uri}bucket/folder'.")
     try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+        filesystem, path = filesystem_at(uri)
         found = filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound
-    except (pyarrow.ArrowInvalid, OSError, ImportError, UnicodeEncodeError) as error:
-        raise CheckpointError(f"'{uri}' is neither an absolute path nor a URI that can be read: {error}") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"'{uri}' is neither an absolute path nor a URI that can be read: {first_line(error)}."
+        ) from error
     if not found:
         raise NothingThereError(
             f"There is no checkpoint at '{uri}'. Expected the folder of a trained RLlib algorithm, another library's "
             "file (in the config of a Tune trial as an absolute path, since trials run in other folders), or "
             "'cartpole', which comes with rllib_kd."
         )
-    return filesystem, path.rstrip("/") or "/"
+    return filesystem, path
 
 
 def check_storage(uri: str) -> None:
@@ -67,10 +82,10 @@ def check_storage(uri: str) -> None:
     if "://" not in uri:
         return
     try:
-        _, path = pyarrow.fs.FileSystem.from_uri(uri)
+        _, path = filesystem_at(uri)
         reason = "" if path.strip("/") else "it has no path"
-    except (pyarrow.ArrowInvalid, OSError, ImportError, UnicodeEncodeError) as error:
-        reason = first_line(error)
+    except ValueError as error:
+        reason = str(error)
     if reason:
         raise ValueError(
             f"Results cannot be written to '{uri}': {reason}. Set --storage-path to a folder, or to a URI of S3 "

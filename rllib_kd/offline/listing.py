@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from rllib_kd import limits
+from rllib_kd.checkpoints.uris import filesystem_at
 from rllib_kd.offline.schema import DataError
 
 #: End of the names of labelled files.
@@ -25,13 +25,10 @@ def filesystem_of(uri: str) -> tuple[FileSystem, str]:
     Raises:
         DataError: it is neither.
     """
-    if uri.endswith("://"):
-        raise DataError(f"The URI '{uri}' ends before its path. Expected one like '{uri}bucket/folder'.")
     try:
-        filesystem, path = FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, OSError, UnicodeEncodeError) as error:
-        raise DataError(f"'{uri}' is neither a path nor a URI that can be read: {error}") from error
-    return filesystem, path.rstrip("/") or "/"
+        return filesystem_at(uri)
+    except ValueError as error:
+        raise DataError(f"'{uri}' is neither a path nor a URI that can be read: {error}.") from error
 
 
 def files_below(filesystem: FileSystem, folder: str) -> list[str]:

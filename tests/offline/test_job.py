@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -215,7 +216,7 @@ def test_labelled_files_of_earlier_versions_count_as_those_of_this_input(tmp_pat
     assert LabelJob(teacher(), tmp_path / "in", tmp_path / "out").remaining == []
 
 
-def test_places_that_cannot_be(tmp_path):
+def test_places_that_cannot_be(monkeypatch, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.csv").write_text("1")
@@ -236,7 +237,8 @@ def test_places_that_cannot_be(tmp_path):
             LabelJob(teacher(), str(tmp_path / given), str(output))
     with pytest.raises(DataError, match="is a file"):
         LabelJob(teacher(), str(tmp_path / "in" / "a.npy"), str(tmp_path / "texts" / "a.csv"))
-    for uri in ("s3://", "ftp://host/x", ""):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it was not installed
+    for uri in ("s3://", "ftp://host/x", "hf://datasets/x", ""):
         with pytest.raises(ValueError, match=r"URI|empty"):
             LabelJob(teacher(), uri, str(tmp_path / "out"))
 

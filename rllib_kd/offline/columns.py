@@ -75,12 +75,25 @@ def recorded(name: str, values: Any, count: int, num_actions: int, place: Place)
     return numbers
 
 
-def finite(values: np.ndarray, column: str, place: Place) -> np.ndarray:
-    """Return numbers, once all are finite, as 32-bit floats, too."""
-    if values.dtype.kind != "f":
-        return values
+def not_finite(values: np.ndarray, *, may_be_illegal: bool = False) -> np.ndarray:
+    """Return which numbers are not finite as 32-bit floats, in which Learners have them.
+
+    Args:
+        values: floats `[N, ...]`.
+        may_be_illegal: whether the values `[N, A]` are of actions, of which −inf marks illegal ones: one is legal.
+    """
     with np.errstate(over="ignore"):
         is_wrong = ~np.isfinite(values.astype(np.float32, copy=False))
+    if may_be_illegal and is_wrong.any():
+        is_wrong &= ~np.isneginf(values) | is_wrong.all(-1, keepdims=True)
+    return is_wrong
+
+
+def finite(values: np.ndarray, column: str, place: Place, *, may_be_illegal: bool = False) -> np.ndarray:
+    """Return numbers, once all floats among them are finite, but for what `not_finite()` permits."""
+    if values.dtype.kind != "f":
+        return values
+    is_wrong = not_finite(values, may_be_illegal=may_be_illegal)
     if is_wrong.any():
         row = rows_where(is_wrong)[0]
         raise place.error(

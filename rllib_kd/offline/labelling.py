@@ -24,7 +24,7 @@ from rllib_kd.observations.pipeline import (
     StackFrames,
 )
 from rllib_kd.observations.spaces import MOST_OF_FLOATS, brief, has_undivided_pixels, image_shape, is_byte_image
-from rllib_kd.offline.columns import Place, finite, recorded, rows_where
+from rllib_kd.offline.columns import Place, finite, not_finite, recorded, rows_where
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.reading import num_rows
 from rllib_kd.offline.schema import OBS_DTYPES, RECORDED, DataError, LabelledSchema
@@ -221,10 +221,7 @@ class Labeller:
         labels = self._teacher.labels(self._tensor(inputs), self._labels, on_device)
         arrays = {name: values.float().cpu().numpy() for name, values in labels.items() if name in self._labels}
         for name, values in arrays.items():
-            is_wrong = ~np.isfinite(values)
-            if name == TEACHER_Q:  # of which −inf means that an action is illegal, but one is legal
-                is_wrong &= ~np.isneginf(values) | np.isneginf(values).all(1, keepdims=True)
-            if (wrong := rows_where(is_wrong)).size:
+            if (wrong := rows_where(not_finite(values, may_be_illegal=name == TEACHER_Q))).size:
                 shown = values[wrong[0]].ravel()[:8].tolist()
                 source = one_line(self._teacher.source, limit=300)
                 raise place.error(f"the teacher '{source}' returns {shown}", name, row=wrong[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ray.rllib.core.columns import Columns
@@ -12,10 +12,10 @@ from ray.rllib.core.columns import Columns
 from rllib_kd.observations.frames import VALID
 from rllib_kd.observations.masks import MASK, features_space
 from rllib_kd.observations.spaces import input_space
-from rllib_kd.offline.columns import Place
+from rllib_kd.offline.columns import Place, finite, recorded
 from rllib_kd.offline.labelling import Labeller
-from rllib_kd.offline.reading import ROW
-from rllib_kd.offline.schema import LabelledSchema
+from rllib_kd.offline.reading import ROW, num_rows
+from rllib_kd.offline.schema import RECORDED, LabelledSchema
 from rllib_kd.offline.stream import Piece
 from rllib_kd.wire import RANKING_COLUMN, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
 
@@ -69,7 +69,7 @@ class LearnerColumns:
             assert self._label is not None
             columns = self._label(columns, file=piece.path, start=rows)
         else:
-            _check(columns, self._schema, Place(piece.path, rows))
+            _check(columns, self._schema.num_actions, Place(piece.path, rows))
             if self._label is not None:
                 seen = {name: columns[name] for name in (Columns.OBS, MASK) if name in columns}
                 labels = self._label(seen, file=piece.path, start=rows)
@@ -82,31 +82,17 @@ class LearnerColumns:
         return {name: columns[name] for name in (*self._names, *masks)}
 
 
-def _check(columns: Mapping[str, Any], schema: LabelledSchema, place: Place) -> None:
+def _check(columns: Mapping[str, np.ndarray], num_actions: int, place: Place) -> None:
     """Check the numbers of labelled rows, which others may have written.
 
     Raises:
-        DataError: one is not finite, or an action is not one of the schema's.
+        DataError: one is not finite, an action is not one of the schema's, or a mask allows no action.
     """
     for name, values in columns.items():
-        if values.dtype.kind != "f":
-            continue
-        with np.errstate(over="ignore"):  # the Learner has 32 bits
-            is_right = np.isfinite(values.astype(np.float32, copy=False))
-        if name in (TEACHER_Q, TEACHER_LOG_PROBS) and not is_right.all():
-            is_right |= np.isneginf(values) & is_right.any(-1, keepdims=True)
-        if not is_right.all():
-            at = tuple(np.argwhere(~is_right)[0])
-            message = (
-                f"has the number {values[at]}; expected finite ones that 32-bit floats can hold. Leave out such rows"
-            )
-            raise place.error(message, name, row=at[0])
-    if Columns.ACTIONS in columns:
-        actions = columns[Columns.ACTIONS]
-        wrong = (actions < 0) | (actions >= schema.num_actions)
-        if wrong.any():
-            message = f"has the action {actions[wrong][0]}; expected 0 to {schema.num_actions - 1}"
-            raise place.error(message, Columns.ACTIONS, row=np.flatnonzero(wrong)[0])
+        if name in RECORDED:
+            recorded(name, values, num_rows(columns), num_actions, place)
+        else:
+            finite(values, name, place, may_be_illegal=name in (TEACHER_Q, TEACHER_LOG_PROBS))
 
 
 def has_successor(columns: Mapping[str, np.ndarray]) -> np.ndarray:

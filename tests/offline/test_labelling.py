@@ -29,7 +29,9 @@ from rllib_kd.observations.pipeline import (
 from rllib_kd.offline.fingerprint import agree, fingerprint, short
 from rllib_kd.offline.job import LabelJob
 from rllib_kd.offline.labelling import Labeller
+from rllib_kd.offline.rows import LearnerColumns
 from rllib_kd.offline.schema import DataError, LabelledSchema, to_table
+from rllib_kd.offline.stream import Piece
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import ensemble_of
 from tests.conftest import make_q_module, states
@@ -202,6 +204,16 @@ def test_a_teacher_that_returns_nan_is_named_with_the_row():
         DataError, match=r"'f', column 'teacher_q': row 12: the teacher '<lambda>' returns \[0.0, nan\]"
     ):
         Labeller(policy)({"obs": obs}, file="f", start=10)
+
+
+def test_labelled_rows_without_a_legal_action_are_refused():
+    labeller = Labeller(teacher())
+    columns = labeller({"obs": states(3), "action_mask": np.ones((3, 2), bool)})
+    take = LearnerColumns(("obs", "teacher_q"), teacher(), labeller.schema_of(columns))
+    assert len(take(Piece(dict(columns), "f"))["teacher_q"]) == 3
+    columns["action_mask"][1] = False
+    with pytest.raises(DataError, match="'f', column 'action_mask': row 1: allows no action; expected at least one"):
+        take(Piece(columns, "f"))
 
 
 def test_normalisation_is_the_teachers():

@@ -448,7 +448,7 @@ def test_masks_come_with_the_columns_of_td_alone(tmp_path, teacher, rows):
 def test_an_action_that_the_teacher_lacks_is_named(tmp_path, teacher, rows):
     files = LabelledFiles(write(tmp_path, {**rows, "actions": np.full_like(rows["actions"], 7)}))
     labeller = LearnerColumns(TD, teacher, files.schema)
-    with pytest.raises(DataError, match="column 'actions': row 500: has the action 7; expected 0 to 1"):
+    with pytest.raises(DataError, match="column 'actions': row 500: has the action 7, but the teacher's are 0 to 1"):
         labeller(next(Stream(files, labeller.in_files(TD), HeldOutRows(files, 0.0, 1), 0)))
 
 

@@ -15,7 +15,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from rllib_kd.learner.group import TD_COLUMNS
 from rllib_kd.learner.losses import POLICY_LOSSES
 from rllib_kd.networks.recurrent import USE_LSTM, max_seq_len_of, num_sequences
-from rllib_kd.networks.trees.shape import TREE
+from rllib_kd.networks.trees.shape import TREE, is_tree
 from rllib_kd.schedules import Schedule, qdagger, value_at, values_of
 from rllib_kd.students.restarts import names_of, regret_factor
 from rllib_kd.teachers.names import is_by_policy
@@ -99,7 +99,7 @@ class DerivedValues:
             return {}
         alone = self.student if isinstance(self.student, Mapping) else self.given_model_config
         shapes = self.students or {DEFAULT_MODULE_ID: alone}
-        return {name: own[TREE] for name, own in shapes.items() if isinstance(own, Mapping) and TREE in own}
+        return {name: own[TREE] for name, own in shapes.items() if is_tree(own)}
 
     @property
     def is_recurrent(self) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from rllib_kd.text import did_you_mean
 
 #: By what students are ordered, with its unit, as heads of tables and in sentences.
 UNITS = {
@@ -30,3 +33,24 @@ def measured_cost(measured: Any, minimize: str) -> float | None:
         minimize: which of them.
     """
     return getattr(measured, _ATTRIBUTES[minimize])
+
+
+def check_minimized(minimize: object, allowed: Sequence[str], *, has_trees: bool) -> None:
+    """Check that students can be ordered by a measure.
+
+    Args:
+        minimize: its name.
+        allowed: those of `MINIMIZED` that can be had.
+        has_trees: whether trees are among the students.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if minimize not in allowed:
+        hint = did_you_mean(str(minimize), allowed)
+        raise ValueError(f"minimize must be one of {', '.join(allowed)}, got {minimize!r}.{hint}")
+    if minimize == "int8_bytes" and has_trees:
+        raise ValueError(
+            "minimize='int8_bytes' does not compare trees, which have no weights of 8 bits. Leave the trees out, or "
+            "minimize 'bytes'."
+        )

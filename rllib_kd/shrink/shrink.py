@@ -31,8 +31,8 @@ from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
 from rllib_kd.experiment.files import with_env_config
 from rllib_kd.experiment.names import folder_word, new_name, own_folder
 from rllib_kd.experiment.running import alone_in
-from rllib_kd.export.units import MINIMIZED
-from rllib_kd.networks.trees.shape import TREE
+from rllib_kd.export.units import MINIMIZED, check_minimized
+from rllib_kd.networks.trees.shape import is_tree
 from rllib_kd.numeric import is_integer, is_number
 from rllib_kd.observations.masks import features_space
 from rllib_kd.offline.fingerprint import WEIGHTS, fingerprint
@@ -48,7 +48,7 @@ from rllib_kd.shrink.training import reachable, training_config
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.terminal import say
-from rllib_kd.text import did_you_mean, plain
+from rllib_kd.text import plain
 
 logger = logging.getLogger(__name__)
 
@@ -159,15 +159,8 @@ class Shrink:
             raise ValueError("trees=True adds to the default sizes, but `sizes` sets all. Put the trees in `sizes`.")
         if self.sizes is not None and not self.sizes:
             raise ValueError("sizes is empty. Give at least one, or None for the default ones.")
-        if self.minimize not in MINIMIZED:
-            hint = did_you_mean(str(self.minimize), MINIMIZED)
-            raise ValueError(f"minimize must be one of {', '.join(MINIMIZED)}, got {self.minimize!r}.{hint}")
-        has_trees = any(isinstance(shape, Mapping) and TREE in shape for shape in (self.sizes or {}).values())
-        if self.minimize == "int8_bytes" and (self.trees or has_trees):
-            raise ValueError(
-                "minimize='int8_bytes' does not compare trees, which have no weights of 8 bits. Leave the trees out "
-                "(--trees, sizes=...), or minimize 'bytes'."
-            )
+        has_trees = self.trees or any(map(is_tree, (self.sizes or {}).values()))
+        check_minimized(self.minimize, MINIMIZED, has_trees=has_trees)
         if self.certify_in_pool and not is_pool(self.env):
             raise ValueError(
                 f"certify_in_pool=True needs an environment of envpool, such as 'envpool/LunarLander-v3', got "

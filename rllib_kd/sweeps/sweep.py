@@ -46,8 +46,8 @@ from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.locations import location, place_of, remember
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
-from rllib_kd.export.units import MINIMIZED
-from rllib_kd.networks.trees.shape import TREE
+from rllib_kd.export.units import MINIMIZED, check_minimized
+from rllib_kd.networks.trees.shape import is_tree
 from rllib_kd.numeric import check_integer
 from rllib_kd.offline.data import all_files
 from rllib_kd.offline.fingerprint import WEIGHTS, fingerprint
@@ -159,9 +159,8 @@ class Sweep:
                     f"keep={self.keep:g} certifies the recommended student, and a recommendation needs at least "
                     f"{MIN_SEEDS} seeds, got {self.num_seeds}: raise --num-seeds (num_seeds=...), or leave out --keep."
                 )
-        if self.minimize not in _MINIMIZED:
-            hint = did_you_mean(str(self.minimize), _MINIMIZED)
-            raise ValueError(f"minimize must be one of {', '.join(_MINIMIZED)}, got {self.minimize!r}.{hint}")
+        self._has_trees = any(map(is_tree, (self.config.get("student"), self.config.get("model_config"))))
+        check_minimized(self.minimize, _MINIMIZED, has_trees=self._has_trees)
         if self.scheduler not in SCHEDULERS:
             hint = did_you_mean(str(self.scheduler), SCHEDULERS)
             raise ValueError(f"Unknown scheduler {self.scheduler!r}.{hint} Known are: {', '.join(SCHEDULERS)}.")
@@ -330,8 +329,8 @@ class Sweep:
                 space.pop("temperature", None)
         sizes = {"compression", *WIDTH_KEYS}
         given = set(self.config) | set(self.config.get("model_config", {}))
-        fixed = given | sizes if given & {*sizes, "student", TREE} else given
-        if TREE in given or TREE in (self.config.get("student") or ()):
+        fixed = given | sizes if self._has_trees or given & {*sizes, "student"} else given
+        if self._has_trees:
             fixed |= OF_NETWORKS
         if has_input(self.config):  # no policy acts, and TD needs whole episodes
             files = all_files(student_config(self.env, teacher, self.config, seed=self.seed))

@@ -129,6 +129,8 @@ def test_the_space_of_the_file_in_tuning_is_one(tmp_path):
             {"minimize": "latency"},
             "minimize must be one of parameters, bytes, int8_bytes, multiply_adds, got 'latency'",
         ),
+        ({"minimize": "int8_bytes", "config": {"student": {"tree": {}}}}, "'int8_bytes' does not compare trees"),
+        ({"minimize": "int8_bytes", "config": {"model_config": {"tree": {}}}}, "'int8_bytes' does not compare trees"),
         ({"name": "../x"}, r"`name` must name a folder below --storage-path, got '../x'"),
         ({"name": "/tmp/x"}, "`name` must name a folder below --storage-path, got '/tmp/x'"),
         ({"name": " "}, "`name` is empty"),

@@ -23,6 +23,11 @@ DEFAULT_LEAVES = 32
 MAX_OBLIQUE_INPUTS = 64
 
 
+def is_tree(shape: object) -> bool:
+    """Return whether this shape, a preset's name or settings of a model config, is that of a tree."""
+    return isinstance(shape, Mapping) and TREE in shape
+
+
 @dataclass(frozen=True)
 class TreeShape:
     """The settings of one tree.

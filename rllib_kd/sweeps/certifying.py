@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rllib_kd.sweeps.result import SweptStudent
 
 _EPISODES = "certification.json"  # in the sweep's folder
+#: What certificate.json has of a sweep.
+_OF_SWEEP = ("env", "env_config", "teacher", "command")
 
 
 @dataclass(frozen=True)
@@ -143,18 +145,25 @@ def _in_sweep(checkpoint: str) -> str:
     return "/".join(without_options(checkpoint).split("/")[-3:])
 
 
-def content_of(claim: Claim, tested: Tested) -> dict[str, Any]:
-    """Return what certificate.json has."""
+def content_of(claim: Claim, tested: Tested, sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what certificate.json has.
+
+    Args:
+        claim: the claim.
+        tested: its test.
+        sweep: `to_dict()` of the sweep.
+    """
+    shared = {name: sweep[name] for name in _OF_SWEEP if name in sweep} | vars(claim)
     if tested.certificate.measured != RETURN_RATIO:
         return {
-            **vars(claim),
+            **shared,
             "measured": AGREEMENT.name,
             "note": note_on(tested.certificate.measured.unit.removeprefix("held-out ")),
             "certificate": agreement_dict(tested.certificate),
             "certificate_agreements": tested.returns_by_policy["student"],
         }
     return {
-        **vars(claim),
+        **shared,
         "seeds": [first_certificate_seed(claim.seed), tested.certificate.num_episodes],
         "certificate": tested.certificate.as_dict(),
         "certificate_returns": tested.returns_by_policy,

@@ -113,7 +113,7 @@ def write(result: SweepResult, folder: Path, *, at: str | None = None) -> None:
     text = json.dumps(content, indent=1, allow_nan=False)
     replace_file(folder / "sweep.json", f"{text}\n".encode())
     if result.certified is not None:
-        text = json.dumps(content_of(*result.certified), indent=1)
+        text = json.dumps(content_of(*result.certified, content), indent=1)
         replace_file(folder / "certificate.json", f"{text}\n".encode())
         write_certificate_card(folder, content)
     if result.students:

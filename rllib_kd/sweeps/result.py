@@ -236,7 +236,9 @@ class SweepResult:
         content = {name: getattr(self, name) for name in (*shared, "env_steps", "note", "is_complete")}
         content |= {"fixed": dict(self.fixed), "failed": dict(self.failed), "verdict": self.verdict()}
         content |= {"minimize": self.minimize, "measured": self.measured.name}
-        if self.held_out is not None:
+        if self.held_out is None:
+            content["env_config"] = self.fixed.get("env_config") or {}
+        else:
             content |= {"rows": dict(self.held_out), "note": note_on(self.held_out["unit"])}
         content["students"] = self.rows()
         if (best := self.best) is not None:

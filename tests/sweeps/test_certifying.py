@@ -48,7 +48,10 @@ def test_the_student_is_tested_on_fresh_episodes_until_it_is_certified(games, tm
     assert tested.is_certified
     assert tested.certificate.alpha == pytest.approx(0.05)
     assert games == [(50 * i, 50) for i in range(len(games))]
-    content = json.loads(json.dumps(content_of(CLAIM, tested)))
+    sweep = result(student(10, 1.0), fixed={"env_config": {"gravity": 5.0}}).to_dict()
+    content = json.loads(json.dumps(content_of(CLAIM, tested, sweep)))
+    assert {**content, "env": "CartPole-v1", "env_config": {"gravity": 5.0}, "teacher": "my teacher"} == content
+    assert content["command"].startswith("rllib train ")
     assert content["checkpoint"] == CLAIM.checkpoint
     assert content["seeds"] == [first_certificate_seed(3), 50 * len(games)]
     assert len(content["certificate_returns"]["random"]) == 50 * len(games)
@@ -124,13 +127,15 @@ def test_the_range_of_returns_is_of_all_episodes_of_the_sweep(games, tmp_path):
 
 def test_it_is_printed_and_written(games, tmp_path):
     tested = certified(tmp_path)
-    whole = replace(result(student(30, 1.0, 1.0, 1.0)), certified=(CLAIM, tested))
+    changed = {"env_config": {"gravity": 5.0}}
+    whole = replace(result(student(30, 1.0, 1.0, 1.0), fixed=changed), certified=(CLAIM, tested))
     line = "Certified, in fresh episodes: its return ratio there is 0.990. The return ratio is at least 0.97, with 95 %"
     assert line in " ".join(str(whole).split())
     whole.write(tmp_path / "report")
     assert json.loads((tmp_path / "report" / "certificate.json").read_text())["certificate"]["verdict"] == "certified"
     assert json.loads((tmp_path / "report" / "sweep.json").read_text())["certificate"]["keep"] == 0.97
     assert "Certified, in fresh episodes" in (tmp_path / "report" / "index.html").read_text()
+    assert 'Environment: `CartPole-v1 {"gravity": 5.0}`' in (tmp_path / "report" / "README.md").read_text()
     assert "Certificate: `The return ratio is at least 0.97" in (tmp_path / "report" / "README.md").read_text()
     failed = replace(tested.certificate, verdict="hopeless", return_ratio=None, reason="Given up.")
     assert (

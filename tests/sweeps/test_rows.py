@@ -94,7 +94,7 @@ def test_the_gap_and_the_regret_are_those_of_the_labels(held_out, columns, teach
 def test_the_recommended_student_is_certified_on_other_rows_than_those_of_the_choice(held_out, teacher, tmp_path):
     tested = certify_student(CLAIM, teacher, teacher, None, seen=[0.0, 1.0], uri=str(tmp_path), rows=held_out)
     assert tested.is_certified
-    content = json.loads(json.dumps(content_of(CLAIM, tested)))
+    content = json.loads(json.dumps(content_of(CLAIM, tested, {})))
     assert (content["measured"], content["certificate"]["agreement"]) == ("agreement", 1.0)
     assert NO_RETURN in content["note"]
     assert "returns" not in json.dumps(content)

@@ -46,7 +46,7 @@ def label_dataset(
             "env": env,
             "device": "cuda" if num_gpus else "cpu",
         },
-        batch_size=batch_size,
+        batch_size=int(batch_size),
         batch_format="pyarrow",
         compute=pool_of(concurrency, num_cpus, num_gpus),
         num_cpus=num_cpus,

@@ -26,6 +26,7 @@ from ray.rllib.core.columns import Columns
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rllib_kd.checkpoints.uris import absolute_uri
+from rllib_kd.numeric import is_finite, is_integer
 from rllib_kd.observations.masks import MASK
 from rllib_kd.offline.files import InputFile, Inputs, check_apart, find_inputs, labelled_files
 from rllib_kd.offline.labelling import Labeller
@@ -139,7 +140,7 @@ class LabelJob:
         schema, self.remaining = _checked(inputs, obs_column, output, labeller, env)
         device = "cuda" if num_gpus else "cpu"
         self.plan = _Plan(
-            teacher, tuple(also), schema, inputs.reader, inputs.uri, obs_column, output, batch_size, device
+            teacher, tuple(also), schema, inputs.reader, inputs.uri, obs_column, output, int(batch_size), device
         )
 
     def run(self, *, progress: bool = False) -> Labelled:
@@ -239,17 +240,15 @@ def check_arguments(batch_size: Any, concurrency: Any, num_cpus: float, num_gpus
     """
     sizes = concurrency if isinstance(concurrency, tuple) else (1,) if concurrency is None else (concurrency,)
     for name, is_right, got, expected in (
-        ("batch_size", isinstance(batch_size, int) and batch_size >= 1, batch_size, "an integer ≥ 1"),
+        ("batch_size", is_integer(batch_size, 1), batch_size, "an integer ≥ 1"),
         (
             "concurrency",
-            all(isinstance(size, int) and size >= 1 for size in sizes)
-            and len(sizes) in (1, 2)
-            and sizes[0] <= sizes[-1],
+            all(is_integer(size, 1) for size in sizes) and len(sizes) in (1, 2) and sizes[0] <= sizes[-1],
             concurrency,
             "a number of actors ≥ 1, or (least, most)",
         ),
-        ("num_cpus", num_cpus >= 0, num_cpus, "a number ≥ 0"),
-        ("num_gpus", num_gpus >= 0, num_gpus, "a number ≥ 0"),
+        ("num_cpus", is_finite(num_cpus, 0), num_cpus, "a number ≥ 0"),
+        ("num_gpus", is_finite(num_gpus, 0), num_gpus, "a number ≥ 0"),
     ):
         if not is_right:
             raise ValueError(f"`{name}` must be {expected}, got {got!r:.100}.")

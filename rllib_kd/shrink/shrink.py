@@ -33,7 +33,7 @@ from rllib_kd.experiment.names import folder_word, new_name, own_folder
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.export.units import MINIMIZED, check_minimized
 from rllib_kd.networks.trees.shape import is_tree
-from rllib_kd.numeric import is_integer, is_number
+from rllib_kd.numeric import check_integer, is_number
 from rllib_kd.observations.masks import features_space
 from rllib_kd.offline.fingerprint import WEIGHTS, fingerprint
 from rllib_kd.paths import check_path
@@ -145,8 +145,7 @@ class Shrink:
             value = getattr(self, name)
             if value is None and name != "seed":
                 continue
-            if not is_integer(value, low):
-                raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
+            check_integer(name, value, low=low)
             setattr(self, name, int(value))
         if self.episodes is not None and self.episodes > EPISODES_OF_A_SEED:
             raise ValueError(

@@ -245,11 +245,24 @@ def test_places_that_cannot_be(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"batch_size": 0}, {"concurrency": 0}, {"concurrency": (3, 2)}, {"num_cpus": -1.0}, {"also": ["teacher"]}],
+    [
+        {"batch_size": 0},
+        {"batch_size": True},
+        {"concurrency": 0},
+        {"concurrency": (3, 2)},
+        {"num_cpus": -1.0},
+        {"also": ["teacher"]},
+    ],
 )
 def test_arguments_out_of_range_are_refused(tmp_path, changes):
     with pytest.raises(ValueError, match=f"`{next(iter(changes))}`|label 'teacher'"):
         LabelJob(teacher(), "gone", str(tmp_path / "out"), **changes)
+
+
+def test_integers_of_numpy_are_integers(tmp_path):
+    sizes = {"batch_size": np.int64(5), "concurrency": np.int64(1)}
+    with pytest.raises(DataError, match="gone"):  # nothing else is wrong
+        LabelJob(teacher(), str(tmp_path / "gone"), str(tmp_path / "out"), **sizes)
 
 
 def test_columns_of_other_names_and_types(tmp_path):

@@ -25,7 +25,6 @@ from safetensors.torch import load_file, save
 
 from rllib_kd.environments.own import source_digests
 from rllib_kd.experiment.resuming import differences
-from rllib_kd.offline.fingerprint import WEIGHTS, as_kept
 from rllib_kd.paths import replace_file
 from rllib_kd.shrink.outcome import CERTIFICATE
 from rllib_kd.teachers.base import Teacher
@@ -186,8 +185,6 @@ def check_unchanged(folder: Path, began_with: Mapping[str, Any], now: Mapping[st
     """
     # A process may have loaded further modules, which stand in the same folder and are not the environment's.
     shared = {name: value for name, value in now.items() if name in began_with or not name.startswith(_SOURCE)}
-    if WEIGHTS in shared:
-        shared[WEIGHTS] = as_kept(shared[WEIGHTS], began_with.get(WEIGHTS))
     if words := differences(began_with, shared):
         raise ValueError(
             f"The run in '{folder}' can only be resumed as it began, or its certificate would not hold: {words}. Leave "

@@ -371,7 +371,7 @@ class Run:
             play,
             keep=self.asked.keep,
             alpha=1 - self.asked.confidence,
-            max_episodes=self.state.get("most_episodes", self.asked.episodes),  # older versions always had the latter
+            max_episodes=self.state["most_episodes"],
             bounds=self.asked.bounds,
             new_test=self.arena.new_test,
             seen=np.array(self.state["seen"]),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rllib_kd.shrink.budget import PlayLimit
@@ -82,11 +81,5 @@ class Spending:
         return limit.baselines or 2 * self._episode(limit)
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a resumed run needs, as JSON."""
+        """Return what a resumed run needs, as JSON: arguments of this class."""
         return {name: value for name, value in asdict(self).items() if name != "most_looks"}
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Spending:
-        """Return the `Spending` of a state of `get_state()`, which may be of an older version."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in state.items() if name in known})

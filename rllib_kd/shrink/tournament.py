@@ -355,7 +355,7 @@ class Tournament:
         """
         modules = {env_steps: copies_at(env_steps) for env_steps in {one["env_steps"] for one in state["snapshots"]}}
         self.num_episodes = state["num_episodes"]
-        self._spending = Spending.of(state.get("spending", {}))
+        self._spending = Spending(**state["spending"])
         self._played = np.array(state["played"], dtype=float).reshape(2, -1)
         self.snapshots = [
             Snapshot(

@@ -61,6 +61,12 @@ class Cost:
         """Return the median latency, ms; None if it was not measured."""
         return statistics.median(self.latencies_ms) if self.latencies_ms else None
 
+    def by(self, minimize: str) -> float:
+        """Return what is to be minimized, which `measure()` has measured: one of `MINIMIZED`, latency in ms."""
+        cost = measured_cost(self, minimize)
+        assert cost is not None, minimize  # which would rank as the smallest
+        return cost
+
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Cost:
         """Return the cost of which `asdict()` was written as JSON."""
@@ -122,8 +128,8 @@ def ranked(costs: Mapping[str, Cost], minimize: str) -> list[str]:
         minimize: one of `MINIMIZED`.
     """
     if minimize != "latency":
-        return sorted(costs, key=lambda name: (measured_cost(costs[name], minimize) or 0, costs[name].num_parameters))
-    left, order = sorted(costs, key=lambda name: costs[name].latency_ms or 0.0), list[str]()
+        return sorted(costs, key=lambda name: (costs[name].by(minimize), costs[name].num_parameters))
+    left, order = sorted(costs, key=lambda name: costs[name].by(minimize)), list[str]()
     while left:
         fastest = costs[left[0]].latencies_ms
         same = [name for name in left if not _is_longer(costs[name].latencies_ms, fastest)]

@@ -65,7 +65,7 @@ def summary(result: SweepResult) -> str:
         mark = "→ " if student is result.recommended else ""
         table.add_row(
             f"{mark}{student.num_parameters:,}",
-            *(f"{student.smallness:,g}" for _ in own),
+            *(f"{student.cost:,g}" for _ in own),
             rough_percent(student.compression),
             ratio_text(student.return_ratio),
             ratio_text(student.return_ratio_lower),
@@ -164,7 +164,7 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
     is_known = result.minimize == "parameters" and math.isfinite(result.teacher_parameters)
     teacher = [result.teacher_parameters] if is_known else []
     if front:  # up to the size of the teacher
-        sizes = [*(student.smallness for student in front), *teacher]
+        sizes = [*(student.cost for student in front), *teacher]
         ratios = [*(student.return_ratio for student in front), *(front[-1].return_ratio for _ in teacher)]
         line: dict[str, Any] = {"color": colour_of(0), "linewidth": 1.6, "drawstyle": "steps-post", "zorder": 2}
         axes.plot(sizes, ratios, label="Pareto front", **line)
@@ -179,7 +179,7 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
         kind = "recommended" if student is best else "_front" if student in front else "student"
         kinds[kind if student.finished else "stopped early"][1].append(student)
     for label, (colour, students, mark) in kinds.items():
-        sizes = [student.smallness for student in students]
+        sizes = [student.cost for student in students]
         ratios = [student.return_ratio for student in students]
         lower = [student.return_ratio_lower for student in students]
         drops = [r - low if math.isfinite(low) else 0.0 for r, low in zip(ratios, lower, strict=True)]
@@ -189,7 +189,7 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
             axes.plot(sizes, ratios, label=label, color=colour, linestyle="none", zorder=3, **mark)
     star: dict[str, Any] = {"marker": "*", "markersize": 11, "linestyle": "none", "zorder": 3}
     axes.plot(teacher, [1.0] * len(teacher), color=FOREGROUND, **star)
-    use_log_axis(axes, [*teacher, *(student.smallness for student in result.students)])
+    use_log_axis(axes, [*teacher, *(student.cost for student in result.students)])
     axes.set_xlabel(UNITS[result.minimize])
 
 
@@ -238,7 +238,7 @@ def _table(result: SweepResult, at: str) -> str:
         mark = "★ recommended" if student is result.recommended else "● front" if student in result.front else ""
         cells = [
             f"{student.num_parameters:,}",
-            *(f"{student.smallness:,g}" for _ in own),
+            *(f"{student.cost:,g}" for _ in own),
             rough_percent(student.compression),
             ratio_text(student.return_ratio),
             ratio_text(student.return_ratio_lower),

@@ -31,19 +31,14 @@ class SweptStudent:
     name: str  # of the trial
     settings: dict[str, Any]  # of the config, that were varied
     num_parameters: int
+    cost: float  # what is minimized, by which students are ordered: their parameters, if nothing else is
     compression: float  # student parameters / teacher parameters
     return_ratios: tuple[float, ...]  # of each seed: (student − random) / (teacher − random)
     env_steps: int  # that each seed was trained for
     finished: bool  # False: the scheduler has stopped it early, and it is out of the running
     checkpoint: str | None = None  # path or URI: a folder with a checkpoint for each seed
-    cost: float | None = None  # what is minimized; None: parameters
     q_regret: float | None = None  # on held-out rows, mean of the seeds; None: it played instead
     extreme_returns: tuple[float, ...] = ()  # lowest and highest of its last episodes; of older sweeps unknown
-
-    @property
-    def smallness(self) -> float:
-        """Return the number by which students are ordered, smallest first."""
-        return self.num_parameters if self.cost is None else self.cost
 
     @property
     def best_checkpoint(self) -> str | None:
@@ -136,7 +131,7 @@ class SweepResult:
     @property
     def ranked(self) -> list[SweptStudent]:
         """Return all students: finished ones first, then by size, then by return ratio."""
-        return sorted(self.students, key=lambda s: (not s.finished, s.smallness, -s.return_ratio))
+        return sorted(self.students, key=lambda s: (not s.finished, s.cost, -s.return_ratio))
 
     def command(self, student: SweptStudent) -> str:
         """Return the shell command that trains such a student; settings of Python alone, such as classes, as text."""
@@ -181,7 +176,7 @@ class SweepResult:
 
     def _cost(self, student: SweptStudent) -> str:
         """Return what is minimized beside the parameters, as the middle of a sentence."""
-        return "" if self.minimize == "parameters" else f" and {student.smallness:,g} {UNITS[self.minimize]}"
+        return "" if self.minimize == "parameters" else f" and {student.cost:,g} {UNITS[self.minimize]}"
 
     def certificate_line(self) -> str:
         """Return a sentence with what the recommended student has proven, or not; empty without a test."""
@@ -215,7 +210,7 @@ class SweepResult:
                 "on_front": student in front,
                 "recommended": student is recommended,
                 "parameters": student.num_parameters,
-                **({} if self.minimize == "parameters" else {self.minimize: student.smallness}),
+                **({} if self.minimize == "parameters" else {self.minimize: student.cost}),
                 "compression": student.compression,
                 name: student.return_ratio,
                 f"{name}_lower": student.return_ratio_lower,
@@ -256,7 +251,7 @@ def pareto_front(students: Sequence[SweptStudent]) -> list[SweptStudent]:
     For each of them, no other finished student has the same return ratio at a lower cost, or a higher one at the same.
     """
     front: list[SweptStudent] = []
-    for student in sorted((s for s in students if s.finished), key=lambda s: (s.smallness, -s.return_ratio)):
+    for student in sorted((s for s in students if s.finished), key=lambda s: (s.cost, -s.return_ratio)):
         if not front or student.return_ratio > front[-1].return_ratio:
             front.append(student)
     return front

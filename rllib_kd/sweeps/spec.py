@@ -37,7 +37,12 @@ def check_spec(uri: str, spec: Mapping[str, Any]) -> None:
     Raises:
         ValueError: an option differs, or the folder is not a sweep's.
     """
-    begun = {"minimize": "parameters", **_read(uri)}  # of a version that had no other
+    begun = _read(uri)
+    if "minimize" not in begun:
+        raise ValueError(
+            f"The sweep in '{uri}' was started by a version of rllib-kd before 0.2, whose sweeps cannot be resumed. "
+            "Start a new sweep, with another name."
+        )
     now = plain(spec)
     for name in {WEIGHTS, SPACE} - begun.keys():
         now.pop(name, None)

@@ -456,7 +456,7 @@ class Sweep:
             name=Path(result.path).name,
             settings=self._settings_of(result.config or {}),
             num_parameters=metrics["student_params"],
-            cost=metrics.get("student_cost"),
+            cost=metrics["student_cost"],
             compression=metrics["compression"],
             return_ratios=tuple(metrics[f"{self._metric}s"]),
             q_regret=metrics.get("q_regret"),

@@ -24,7 +24,6 @@ from rllib_kd.evaluation.return_ratio import return_ratio
 from rllib_kd.evaluation.seeds import ON_THE_WAY_SEED, SWEEP_SEED
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.costs import measure
-from rllib_kd.export.units import measured_cost
 from rllib_kd.students.sizes import WIDTH_KEYS, activation_for
 from rllib_kd.teachers.base import Teacher
 
@@ -172,7 +171,7 @@ def student_cost(student: Teacher, minimize: str) -> float:
         return most_parameters(student.module)
     assert student.pipeline is not None  # the student of an Algorithm has one
     (cost,) = measure({"student": student.module}, student.pipeline, minimize).values()
-    return float(measured_cost(cost, minimize) or 0)
+    return float(cost.by(minimize))
 
 
 def settings_of(

@@ -109,6 +109,9 @@ def test_parameters_and_bytes():
     costs = {"a": Cost(30, 100), "b": Cost(10, 120), "c": Cost(20, 100)}
     assert ranked(costs, "parameters") == ["b", "c", "a"]
     assert ranked(costs, "bytes") == ["c", "a", "b"]
+    for minimize in ("int8_bytes", "latency"):  # which were not measured: nothing is the smallest
+        with pytest.raises(AssertionError, match=minimize):
+            ranked(costs, minimize)
 
 
 def test_latencies_within_the_noise_are_ordered_by_parameters():

@@ -89,7 +89,7 @@ def test_values_of_an_own_space_are_not_rounded(tmp_path):
 )
 def test_a_sweep_is_resumed_with_the_space_that_it_began_with(tmp_path, begun, now, message):
     """Tune keeps the old space without a word."""
-    write_spec(str(tmp_path), {OWN_SPACE: begun})
+    write_spec(str(tmp_path), {"minimize": "bytes", OWN_SPACE: begun})
     if message is None:
         check_spec(str(tmp_path), {OWN_SPACE: now})
         return
@@ -98,5 +98,11 @@ def test_a_sweep_is_resumed_with_the_space_that_it_began_with(tmp_path, begun, n
 
 
 def test_a_sweep_of_a_version_that_kept_no_space_is_resumed(tmp_path):
-    write_spec(str(tmp_path), {"seed": 0})
+    write_spec(str(tmp_path), {"seed": 0, "minimize": "bytes"})
     check_spec(str(tmp_path), {"seed": 0, OWN_SPACE: {"lr": tune.choice([0.1])}})
+
+
+def test_a_sweep_of_a_version_that_kept_no_costs_is_refused(tmp_path):
+    write_spec(str(tmp_path), {"seed": 0})
+    with pytest.raises(ValueError, match=r"by a version of rllib-kd before 0\.2, whose sweeps cannot be resumed"):
+        check_spec(str(tmp_path), {"seed": 0})

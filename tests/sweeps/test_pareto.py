@@ -21,6 +21,7 @@ def student(num_parameters, *ratios, finished=True, **settings):
         name=f"s{num_parameters}",
         settings=settings or {"lr": 0.003},
         num_parameters=num_parameters,
+        cost=num_parameters,
         compression=num_parameters / 10_000,
         return_ratios=ratios,
         env_steps=1_000,

@@ -16,6 +16,7 @@ from rllib_kd.export.recorded import recorded_states
 from rllib_kd.export.runners import c_runner
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import states
+from tests.export.c.legal import legal_actions
 from tests.export.students import network
 from tests.networks.trees.trees import tree_module
 
@@ -115,14 +116,14 @@ def test_c_tells_that_no_action_is_legal(obs, tmp_path):
     compiled = c_runner.CNetwork(str(path))
     masks = masks_of(len(obs))
     masks[3] = False
-    actions = compiled.legal_actions(obs, masks)
+    actions = legal_actions(compiled, obs, masks)
     assert actions[3] == -3  # STUDENT_NO_LEGAL
     q = compiled.run(obs)[1]
     others = np.arange(len(obs)) != 3
     np.testing.assert_array_equal(actions[others], np.where(masks, q, -np.inf).argmax(-1)[others])
     bad = obs.copy()
     bad[0, 0] = np.nan
-    assert compiled.legal_actions(bad, masks)[0] == -1  # STUDENT_NOT_FINITE
+    assert legal_actions(compiled, bad, masks)[0] == -1  # STUDENT_NOT_FINITE
     assert subprocess.run(["grep", "-c", "student_act_legal", str(path)], capture_output=True).returncode == 0
 
 

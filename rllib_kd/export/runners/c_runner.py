@@ -45,35 +45,6 @@ int policy(const float *observation, int first)
 }
 """
 
-#: The choice among legal actions, in a library of its own: headers of a version without masks lack the function.
-_LEGAL_LIBRARY = """\
-#include "network.h"
-
-void run(const float *observations, const uint8_t *masks, int32_t count, int32_t *actions);
-
-void run(const float *observations, const uint8_t *masks, int32_t count, int32_t *actions)
-{
-    int32_t i;
-    for (i = 0; i < count; i++, observations += P_OBSERVATION_SIZE, masks += P_NUM_ACTIONS)
-        actions[i] = p_act_legal(observations, masks);
-}
-"""
-
-_RECURRENT_LEGAL_LIBRARY = """\
-#include "network.h"
-
-void run(const float *observations, const uint8_t *masks, int32_t count, int32_t *actions, p_state *states,
-        int32_t stride);
-
-void run(const float *observations, const uint8_t *masks, int32_t count, int32_t *actions, p_state *states,
-        int32_t stride)
-{
-    int32_t i;
-    for (i = 0; i < count; i++, observations += P_OBSERVATION_SIZE, masks += P_NUM_ACTIONS, states += stride)
-        actions[i] = p_act_legal(states, observations, masks);
-}
-"""
-
 #: Python calls it with many observations at once, and measures one in the processor's time.
 _LIBRARY = """\
 #include <time.h>
@@ -207,22 +178,6 @@ class CNetwork:
                 return ctypes.CDLL(str(Path(folder) / "library.so"))
             except OSError as error:
                 raise cannot_run(folder, error) from error
-
-    def legal_actions(self, obs: np.ndarray, masks: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
-        """Return actions `[B]` (int32; negative: refused) among the legal ones.
-
-        Args:
-            obs: observations `[B, ...]`.
-            masks: `[B, A]`; 1: legal, 0: not.
-            states: as in `run()`.
-        """
-        obs = np.ascontiguousarray(obs, np.float32).reshape(len(obs), self.size)
-        masks = np.ascontiguousarray(masks, np.uint8).reshape(len(obs), self.num_actions)
-        actions = np.zeros(len(obs), np.int32)
-        library = self._built(_RECURRENT_LEGAL_LIBRARY if self.state_sizes else _LEGAL_LIBRARY)
-        more = self._given(states, len(obs))
-        library.run(_pointer(obs), _pointer(masks), ctypes.c_int32(len(obs)), _pointer(actions), *more)
-        return actions
 
     def run(self, obs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return actions `[B]` (int32; negative: refused) and Q-values `[B, A]` (NaN where refused).

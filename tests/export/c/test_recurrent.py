@@ -13,6 +13,7 @@ from rllib_kd.export.runners import c_runner
 from rllib_kd.networks.recurrent import Memory
 from rllib_kd.observations.pipeline import Normalize, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
+from tests.export.c.legal import legal_actions
 from tests.export.c.networks import HOSTILE, SANITIZERS, Together, has_sanitizers
 from tests.export.c.test_layers import NUM_REFUSED, extremes
 from tests.networks.test_recurrent import SHAPES, recurrent
@@ -149,7 +150,7 @@ def test_masks_that_allow_nothing_leave_the_state(exported, compiled):
     legal[0::3] = False
     given[1::3, 1] = np.inf
     own = compiled.first_states()
-    actions = compiled.legal_actions(given, legal, own)
+    actions = legal_actions(compiled, given, legal, own)
     np.testing.assert_array_equal(actions.reshape(20, 3), np.stack([0 * expected - 3, 0 * expected - 1, expected], -1))
     np.testing.assert_array_equal(own, state)
 

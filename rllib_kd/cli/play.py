@@ -186,10 +186,9 @@ def export(
     from rllib_kd.experiment.files import parse_settings
     from rllib_kd.export.card import Card
     from rllib_kd.export.deployment import deploy, has_figures
-    from rllib_kd.export.export import check_exportable, format_of_ending
+    from rllib_kd.export.export import check_exportable, check_flags, format_of_ending
     from rllib_kd.export.origin import origin_of
     from rllib_kd.export.recorded import deploy_on_rows
-    from rllib_kd.export.web.publish import refuse_flags_of_others
     from rllib_kd.terminal import bar
 
     set_log_level(0)
@@ -214,7 +213,7 @@ def export(
     except NoEnvironmentError as error:
         raise ValueError(f"{error} To export a student of recorded rows, pass those: --input.") from error
     if format == "web":
-        refuse_flags_of_others(int8=int8, prefix=prefix)
+        check_flags(format, int8=int8, prefix=prefix)
         return _write_page(student, rival, teacher, out, where, episodes)
     check_exportable(student.network(), format=format, int8=int8, prefix=prefix)
     rivals = [other.network() for other in others if has_figures(other.network(), format=format, int8=int8)]

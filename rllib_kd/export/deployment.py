@@ -68,7 +68,7 @@ def has_figures(teacher: Teacher, *, format: str, int8: bool) -> bool:
     return True
 
 
-class _Artifact:
+class ArtifactPlayer:
     """An exported Q-network as a player; as PyTorch's side, it gets arrays that the pipeline makes of observations."""
 
     def __init__(self, q_values: Callable[..., np.ndarray], view: Callable[[], View]):
@@ -97,6 +97,27 @@ def check_file(out: Path, format: str) -> None:
     checked_out(out, format)
     if format == "torchscript":
         logger.warning(_TORCHSCRIPT)
+
+
+def visited(
+    network: Teacher, make_env: Callable[[], gym.Env], seeds: Sequence[int], *, advance: Callable[[int], None]
+) -> tuple[Callable[[], View], list[float], np.ndarray, np.ndarray | None]:
+    """Let a network play in PyTorch, before its file does.
+
+    Args:
+        network: the network.
+        make_env: makes one environment.
+        seeds: seeds of the episodes.
+        advance: as in `deploy()`.
+
+    Returns:
+        What makes the file's inputs; returns of the episodes; these inputs `[N, ...]` in the visited states; and the
+        masks there `[N, A]`, None if the environment has none.
+    """
+    view = artifact_view(network)
+    recorder = MaskRecorder(int(network.action_space.n))
+    returns, (states, masks) = play(make_env, GreedyQ(network), seeds, views=[view, recorder.start], advance=advance)
+    return view, returns, states, recorder.masks_of(masks)
 
 
 # Longer than other functions by its docstring.
@@ -138,19 +159,15 @@ def deploy(
     name = "The teacher" if out is None else "The student"
     (network,) = check_players_fit(make_env, {name: network}, for_files=True)
     check_exportable(network, format=format, int8=int8, prefix=prefix)
-    view = artifact_view(network)
-    recorder = MaskRecorder(int(network.action_space.n))
-    torch_returns, (states, masks) = play(
-        make_env, GreedyQ(network), seeds, views=[view, recorder.start], advance=advance
-    )
+    view, torch_returns, states, masks = visited(network, make_env, seeds, advance=advance)
     with tempfile.TemporaryDirectory() as folder:
         path = out if out is not None else Path(folder) / f"network{ending_of(format)}"
         exported = write_artifact(
-            network, path, format=format, obs=states, action_masks=recorder.masks_of(masks), int8=int8, prefix=prefix
+            network, path, format=format, obs=states, action_masks=masks, int8=int8, prefix=prefix
         )
         cost, returns = None, [math.nan]
         if exported.is_checked:
-            returns, _ = play(make_env, _Artifact(q_function(path), view), seeds, advance=advance)
+            returns, _ = play(make_env, ArtifactPlayer(q_function(path), view), seeds, advance=advance)
             cost = deployment_cost(path)
     return Deployment(
         "teacher" if out is None else out.name,

@@ -331,13 +331,10 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
             "The network has weights that are NaN or infinite: its training diverged. Export an earlier checkpoint, or "
             "train it again with a lower learning rate."
         )
-    if int8 and format not in ("c", "onnx"):
-        raise ValueError(f"int8 is for format='c' or 'onnx' only, got format='{format}'.")
+    check_flags(format, int8=int8, prefix=prefix)
     if int8 and is_tree(student):
         raise ValueError("int8 is for networks: a tree compares 32-bit floats, and has no weights. Leave out int8.")
     if prefix is not None:
-        if format != "c":
-            raise ValueError(f"A prefix is for format='c' only, got format='{format}'.")
         checked_prefix(prefix)
     if format == "onnx":
         require("onnx", "onnxruntime")
@@ -353,6 +350,23 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
         check_recurrent_exportable(student.module, format=format, int8=int8)
     if format == "c":
         check_c(student, int8=int8)
+
+
+def check_flags(format: str, *, int8: bool, prefix: str | None) -> None:
+    """Check that a setting is given for a format that has it.
+
+    Args:
+        format: one of `FORMATS`, or "web".
+        int8: as in `export()`.
+        prefix: as in `export()`.
+
+    Raises:
+        ValueError: the format does not have it.
+    """
+    if int8 and format not in ("c", "onnx"):
+        raise ValueError(f"int8 is for format='c' or 'onnx' only, got format='{format}'.")
+    if prefix is not None and format != "c":
+        raise ValueError(f"A prefix is for format='c' only, got format='{format}'.")
 
 
 def ending_of(format: str) -> str:

@@ -15,7 +15,7 @@ from rllib_kd.evaluation.playing import play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.export import runners
 from rllib_kd.export.artifact import FORMATS, deployment_cost, q_function
-from rllib_kd.export.deployment import _Artifact, deploy
+from rllib_kd.export.deployment import ArtifactPlayer, deploy
 from rllib_kd.export.export import artifact_view, export
 from rllib_kd.export.loading_code import loading_code
 from rllib_kd.export.recurrent import RECURRENT_FORMATS, state_sizes
@@ -80,7 +80,7 @@ def test_files_choose_the_same_actions_through_100_episodes(tmp_path, artifact_f
     pipeline = ObservationPipeline(CARTPOLE, (Normalize(np.zeros(4), np.full(4, 0.1), 5.0),))
     student = Teacher(two_actions(), pipeline=pipeline)
     export(student, tmp_path / "s", format=artifact_format, obs=observations((4,)))
-    players = [GreedyQ(student), _Artifact(q_function(tmp_path / "s"), artifact_view(student))]
+    players = [GreedyQ(student), ArtifactPlayer(q_function(tmp_path / "s"), artifact_view(student))]
     recorded = [Recorded(player) for player in players]
     for player in recorded:
         play(lambda: gym.make("CartPole-v1"), player, range(100))

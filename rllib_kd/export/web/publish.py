@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ from rllib_kd.environments.making import close, env_maker
 from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
-from rllib_kd.evaluation.playing import Act, MaskRecorder, play
-from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.evaluation.playing import play
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
-from rllib_kd.export.deployment import Deployment
-from rllib_kd.export.export import artifact_view, check_exportable, checked_obs, checked_out, compared
+from rllib_kd.export.deployment import ArtifactPlayer, Deployment, visited
+from rllib_kd.export.export import check_exportable, checked_obs, checked_out, compared
 from rllib_kd.export.formats import input_shape
 from rllib_kd.export.web import cartpole
 from rllib_kd.export.web.javascript import PageStudent
@@ -43,18 +41,6 @@ _NO_NODE = (
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Page:
-    """A page's student as a player."""
-
-    q_values: PageStudent
-    view: Callable[[], View]
-
-    def player(self) -> Act:
-        view = self.view()
-        return lambda shown: self.q_values(view(shown), shown.mask).argmax(-1)
-
-
 def check_web(student: Teacher) -> None:
     """Check that a page can hold the student, before it plays episodes.
 
@@ -67,14 +53,6 @@ def check_web(student: Teacher) -> None:
         )
     check_exportable(student, format="safetensors")  # whose descriptions of layers a page runs
     web_network(student)
-
-
-def refuse_flags_of_others(*, int8: bool, prefix: str | None) -> None:
-    """Raise a ValueError if a setting of another format was given."""
-    if int8:
-        raise ValueError("int8 is for format='c' or 'onnx' only, got format='web'.")
-    if prefix is not None:
-        raise ValueError("A prefix is for format='c' only, got format='web'.")
 
 
 def publish(
@@ -109,11 +87,7 @@ def publish(
     seeds, make_env = episode_seeds(num_episodes, FRESH_SEED), env_maker(*played)
     networks = {"The student": student} | ({} if teacher is None else {"The teacher": teacher})
     student, *others = check_players_fit(make_env, networks, for_files=True)
-    view = artifact_view(student)
-    recorder = MaskRecorder(int(student.action_space.n))
-    torch_returns, (states, masks) = play(
-        make_env, GreedyQ(student), seeds, views=[view, recorder.start], advance=advance
-    )
+    view, torch_returns, states, masks = visited(student, make_env, seeds, advance=advance)
     obs = checked_obs(states, input_shape(student))
     teacher = others[0] if others else None
     data = _data(student, teacher, view, played, seeds[:NUM_RECORDED])
@@ -124,10 +98,10 @@ def publish(
         lead += f" Its teacher is {name}, {how_many(teacher.num_parameters)} parameters."
     text = page(out.stem, lead, data)
     with PageStudent(text) as page_student:
-        exported = compared(student, page_student, obs, out, format="web", masks=recorder.masks_of(masks))
+        exported = compared(student, page_student, obs, out, format="web", masks=masks)
         returns = [math.nan]
         if page_student.runs_javascript:
-            returns, _ = play(make_env, _Page(page_student, view), seeds, advance=advance)
+            returns, _ = play(make_env, ArtifactPlayer(page_student, view), seeds, advance=advance)
         else:
             logger.warning(_NO_NODE)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ def label(
 
     from rllib_kd.evaluation.sources import open_source
     from rllib_kd.experiment.connection import connection
-    from rllib_kd.experiment.experiment import check_not_empty
+    from rllib_kd.experiment.names import check_not_empty
     from rllib_kd.offline.job import LabelJob
 
     set_log_level(0)

@@ -34,7 +34,7 @@ def serve(
     require_serve()
     from rllib_kd.evaluation.sources import open_source
     from rllib_kd.experiment.connection import LocalRay, connection
-    from rllib_kd.experiment.experiment import check_not_empty
+    from rllib_kd.experiment.names import check_not_empty
     from rllib_kd.export.serve.deployment import serving
     from rllib_kd.export.serve.policy import ServedPolicy
 

@@ -57,8 +57,8 @@ def shrink(
 
     begin(address=address)
     from rllib_kd.environments.own import given_environment
-    from rllib_kd.experiment.experiment import check_not_empty
     from rllib_kd.experiment.files import parse_settings
+    from rllib_kd.experiment.names import check_not_empty
     from rllib_kd.offline.labelled_files import absolute_uris
     from rllib_kd.shrink.progress import resuming_command
     from rllib_kd.shrink.shrink import Shrink, begun_with

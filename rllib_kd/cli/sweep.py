@@ -53,8 +53,8 @@ def sweep(
     begin(address=address)
     from rllib_kd.checkpoints.uris import expanded
     from rllib_kd.environments.own import defined_in, given_environment
-    from rllib_kd.experiment.experiment import check_not_empty
     from rllib_kd.experiment.files import parse_settings, with_env_config
+    from rllib_kd.experiment.names import check_not_empty
     from rllib_kd.offline.labelled_files import absolute_uris
     from rllib_kd.sweeps.loggers import sweep_loggers
     from rllib_kd.sweeps.space import read_space, search_space

@@ -20,6 +20,7 @@ from ray.tune import PlacementGroupFactory
 from rllib_kd import _rllib
 from rllib_kd.cluster import ray_address
 from rllib_kd.environments.imports import setup_hook
+from rllib_kd.experiment.names import check_not_empty
 from rllib_kd.terminal import say
 from rllib_kd.text import first_line
 from rllib_kd.workers.forking import forked_workers
@@ -77,8 +78,7 @@ def connection(
         ValueError: no Ray answers at the address, or Ray lacks resources of a trial, which would wait forever.
         OSError: the local Ray does not start.
     """
-    if address is not None and not address.strip():
-        raise ValueError("--ray-address is empty. Give an address or 'auto', or leave the flag out.")
+    check_not_empty(ray_address=address)
     address = ray_address(address)
     if address is not None:
         if local != LocalRay():

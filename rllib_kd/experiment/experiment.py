@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -32,7 +31,6 @@ from rllib_kd.algorithm.preflight import (
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
 from rllib_kd.checkpoints.manifest import MODULES
-from rllib_kd.checkpoints.replay_files import local_folder
 from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
 from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.making import env_maker
@@ -41,7 +39,7 @@ from rllib_kd.evaluation.played_environment import PlayedEnvironment, record_con
 from rllib_kd.evaluation.sources import Source, open_source
 from rllib_kd.experiment.connection import bundles_of
 from rllib_kd.experiment.metrics import checked_stop
-from rllib_kd.experiment.names import new_name, subject
+from rllib_kd.experiment.names import check_below_storage, check_not_empty, new_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
 from rllib_kd.numeric import check_integer
 from rllib_kd.observations.connectors import flatten_observations
@@ -308,21 +306,3 @@ def _flatten_observations(config: AlgorithmConfig, spaces: Any) -> None:
         )
     if config.env_runner_cls is None and has_texts(spaces[0]):
         config.env_runners(env_runner_cls=ExplainingEnvRunner)  # RLlib's own takes a vector env's texts apart
-
-
-def check_not_empty(**texts: str | None) -> None:
-    """Raise a ValueError for an empty text, which is usually a shell variable that is not set."""
-    for name, text in texts.items():
-        if text is not None and not text.strip():
-            raise ValueError(f"`{name}` is empty. Give it a value, or leave it out.")
-
-
-def check_below_storage(**names: str) -> None:
-    """Check that results stay below --storage-path: a name may come from somebody else's file."""
-    for what, name in names.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"`{what}` must name a folder below --storage-path, got '{name}'.")
-        try:
-            local_folder(name, None)
-        except ValueError as error:
-            raise ValueError(f"`{what}`: {error}") from error

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 from ray import tune
 
+from rllib_kd.experiment.names import check_not_empty
+
 
 def wandb_callback(*, project: str, key: str | None = None, run_name: str | None = None) -> tune.Callback:
     """Return Ray's logger for Weights & Biases.
@@ -24,9 +26,7 @@ def wandb_callback(*, project: str, key: str | None = None, run_name: str | None
 
     if find_spec("wandb") is None:
         raise ValueError("Logging to Weights & Biases needs its package: pip install wandb")
-    for name, text in {"project": project, "key": key, "run-name": run_name}.items():
-        if text is not None and not text.strip():
-            raise ValueError(f"--wandb-{name} is empty. Give it a value, or leave it out.")
+    check_not_empty(wandb_project=project, wandb_key=key, wandb_run_name=run_name)
     if key is not None:
         os.environ["WANDB_API_KEY"] = key
     callback = WandbLoggerCallback(project=project, **({} if run_name is None else {"name": run_name}))

@@ -1,4 +1,4 @@
-"""Default names of experiments: `DistillDQN_CartPole-v1_2026-11-26_16-19-05`."""
+"""Names of experiments, checked, and default ones: `DistillDQN_CartPole-v1_2026-11-26_16-19-05`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rllib_kd.checkpoints.pickles import CheckpointError
@@ -96,3 +97,21 @@ def newest(storage: str, subject: str) -> str | None:
     names = [folder.rpartition("/")[2] for folder in folders]
     own = [name for name in names if re.fullmatch(rf"{re.escape(subject)}_{_BEGAN}", name)]
     return max(own, key=lambda name: [int(part) for part in re.findall(r"\d+", name[len(subject) :])], default=None)
+
+
+def check_not_empty(**texts: str | None) -> None:
+    """Raise a ValueError for an empty text, which is usually a shell variable that is not set."""
+    for name, text in texts.items():
+        if text is not None and not text.strip():
+            raise ValueError(f"`{name}` is empty. Give it a value, or leave it out.")
+
+
+def check_below_storage(**names: str) -> None:
+    """Check that results stay below --storage-path: a name may come from somebody else's file."""
+    for what, name in names.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"`{what}` must name a folder below --storage-path, got '{name}'.")
+        try:
+            local_folder(name, None)
+        except ValueError as error:
+            raise ValueError(f"`{what}`: {error}") from error

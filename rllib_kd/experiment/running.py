@@ -38,11 +38,11 @@ from rllib_kd.checkpoints.uris import (
 )
 from rllib_kd.checkpoints.whole import first_whole, lacking
 from rllib_kd.environments.own import short_name
-from rllib_kd.experiment.experiment import LOG_LEVEL, CheckedExperiment, check_not_empty
+from rllib_kd.experiment.experiment import LOG_LEVEL, CheckedExperiment
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.locations import remember
 from rllib_kd.experiment.metrics import MissingMetrics, checked_metric
-from rllib_kd.experiment.names import newest, own_folder
+from rllib_kd.experiment.names import check_not_empty, newest, own_folder
 from rllib_kd.experiment.resuming import (
     StopAt,
     begin_with,

@@ -41,9 +41,9 @@ from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean
 from rllib_kd.experiment.connection import bundles_of, connection
-from rllib_kd.experiment.experiment import check_below_storage, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.locations import location, place_of, remember
+from rllib_kd.experiment.names import check_below_storage, check_not_empty
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.export.units import MINIMIZED, check_minimized

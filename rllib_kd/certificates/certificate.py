@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,11 @@ MIN_EPISODES_TO_GIVE_UP = 30
 SHARE_TO_GIVE_UP = 0.03
 #: The return ratios among which an interval is searched, and the steps of the bisection (each halves the error).
 _RATIOS, _STEPS = (-1.0, 2.0), 16
+
+
+#: Why a test is given up: what is asked for is disproven; the teacher is no better than a random policy; nothing would
+#: prove it; or more would than there is.
+Cause = Literal["below", "teacher", "unprovable", "budget"]
 
 
 class Measured(NamedTuple):
@@ -74,6 +79,7 @@ class Certificate:
         mean_returns: means of the student, the teacher and the random policy; None before the first episode.
         measured: what the test measures. If it is agreement, `return_ratio` and all fields named after returns or
             episodes refer to it.
+        cause: why the test was given up; None: it was not.
     """
 
     verdict: str
@@ -90,6 +96,7 @@ class Certificate:
     are_bounds_stated: bool
     mean_returns: tuple[float, float, float] | None
     measured: Measured = RETURN_RATIO
+    cause: Cause | None = None
 
     @property
     def is_certified(self) -> bool:
@@ -100,7 +107,7 @@ class Certificate:
         """Return the fields as values that JSON can express."""
         names = ("student", "teacher", "random")
         means = dict(zip(names, self.mean_returns, strict=True)) if self.mean_returns else None
-        content = {name: value for name, value in asdict(self).items() if name != "measured"}
+        content = {name: value for name, value in asdict(self).items() if name not in ("measured", "cause")}
         return content | {"bounds": list(self.bounds) if self.bounds else None, "mean_returns": means}
 
 
@@ -229,11 +236,12 @@ class RatioTest:
 
     def certificate(self) -> Certificate:
         """Return what the test has found so far."""
-        verdict = "certified" if self.is_certified else "hopeless" if self.is_hopeless else "undecided"
+        cause, words = (None if self.is_certified else self._hopeless_because()) or (None, "")
+        verdict = "certified" if self.is_certified else "undecided" if cause is None else "hopeless"
         means = tuple(map(float, self._returns.mean(axis=1))) if self.num_episodes else None
         return Certificate(
             verdict=verdict,
-            reason=self._reason(verdict),
+            reason=self._reason(verdict, words),
             keep=self.keep,
             alpha=self.alpha,
             num_episodes=self.num_episodes,
@@ -247,6 +255,7 @@ class RatioTest:
             are_bounds_stated=self._stated is not None,
             mean_returns=means,  # type: ignore[arg-type]
             measured=self.measured,
+            cause=cause,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -326,35 +335,38 @@ class RatioTest:
             needed = max(needed, more)
         return needed
 
-    def _hopeless_because(self) -> str | None:
+    def _hopeless_because(self) -> tuple[Cause, str] | None:
+        """Return why the test is to be given up, and the same in words; None if it is not."""
         if self._is_below(self.keep):
-            return f"its {self.measured.name} is below {self.keep:g}"
+            return "below", f"its {self.measured.name} is below {self.keep:g}"
         if self.num_episodes < MIN_EPISODES_TO_GIVE_UP:
             return None
         gaps = self._returns[1] - self._returns[2]
         if gaps.mean() + 2 * _standard_error(gaps) <= 0:
-            return (
+            words = (
                 f"the teacher's mean return {self._returns[1].mean():g} is not above the random policy's "
                 f"{self._returns[2].mean():g}, so that a return ratio has no meaning; check the teacher and its "
                 "environment"
             )
+            return "teacher", words
         if self.num_episodes < SHARE_TO_GIVE_UP * (self.max_episodes or 0):
             return None
         needed = self._once("optimistic", lambda: self._projection(slack=2.0))
         if needed is None:
-            return f"no number of {self.measured.unit} would prove {self.measured.with_article} of {self.keep:g}"
+            words = f"no number of {self.measured.unit} would prove {self.measured.with_article} of {self.keep:g}"
+            return "unprovable", words
         if self.max_episodes is not None and self.num_episodes + needed > self.max_episodes:
             budget = f"beyond the budget of {self.max_episodes:,}"
-            return f"at least {needed:,} more {self.measured.unit} are expected to be needed, {budget}"
+            return "budget", f"at least {needed:,} more {self.measured.unit} are expected to be needed, {budget}"
         return None
 
-    def _reason(self, verdict: str) -> str:
+    def _reason(self, verdict: str, words: str) -> str:
         after = f"after {self.num_episodes:,} {self.measured.unit}"
         if verdict == "certified":
             confidence = f"with {100 * (1 - self.alpha):g} % confidence"
             return f"The {self.measured.name} is at least {self.keep:g}, {confidence}, {after}."
         if verdict == "hopeless":
-            return f"Given up {after}: {self._hopeless_because()}."
+            return f"Given up {after}: {words}."
         needed = self.episodes_needed()
         more = "an unknown number of" if needed is None else f"about {needed:,}"
         return f"Not decided {after}: {more} more are expected to be needed."

@@ -321,7 +321,7 @@ def why_not(
     last = tested[-1]
     found: Any = last.certificate
     text = f"The last candidate, {last.label}: {found.reason}"
-    if found.verdict == "undecided" or "beyond the budget" in found.reason:  # of --episodes, or of the time
+    if found.verdict == "undecided" or found.cause == "budget":  # of --episodes, or of the time
         if measured != RETURN_RATIO:
             return f"{text} Record more, or hold out a larger share of the rows."
         if needs_episodes:

@@ -204,7 +204,7 @@ def test_why_there_is_no_certificate():
     assert "Not decided" in undecided
     short = RatioTest(0.97, 0.025, seen=[0.0, 500.0], max_episodes=60)
     short.update(student=[495.0] * 50, teacher=[500.0] * 50, random=[0.0] * 50)
-    last = student("b", 16, 0.98, certificate=short.certificate())
+    last = student("b", 16, 0.98, certificate=replace(short.certificate(), reason="Given up."))  # in any words
     assert "More time may decide: --minutes 20." in why(last)
     assert "More episodes may decide (--episodes), or" in why(last, needs_episodes=True)
 

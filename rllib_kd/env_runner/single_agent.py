@@ -52,7 +52,7 @@ from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.masks import MASK, features_space, legal_only, with_mask
-from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline, Shown, View
+from rllib_kd.observations.pipeline import Flatten, Images, Shown, View
 from rllib_kd.observations.spaces import brief, check_spaces, is_byte_image, named
 from rllib_kd.public import public
 from rllib_kd.random_state import policy_generator
@@ -180,7 +180,7 @@ class DistillEnvRunner(RecordingEnvRunner):
             return True
         if not self._has_plain_connectors:  # they stand between the env and the student, and are none of the teacher's
             return teacher.takes(shown)
-        pipeline = teacher.pipeline or ObservationPipeline(teacher.input_space)
+        pipeline = teacher.known_pipeline
         if self._flatten is not None:
             return teacher.takes(shown) and pipeline.stages != stages_of(self._env_to_module)
         images, students = pipeline.images, Images(self.module.observation_space.shape)

@@ -28,7 +28,7 @@ from rllib_kd.evaluation.sources import open_source, open_sources
 from rllib_kd.evaluation.trees import tree_figures
 from rllib_kd.numeric import check_integer
 from rllib_kd.observations.masks import features_space
-from rllib_kd.observations.pipeline import ObservationPipeline, View
+from rllib_kd.observations.pipeline import View
 from rllib_kd.observations.spaces import brief, same_space, told_apart
 from rllib_kd.public import public
 from rllib_kd.teachers.base import Teacher
@@ -333,7 +333,7 @@ def _eyes(network: Teacher) -> Hashable:
         return id(network)
     if network.pipeline is not None and network.pipeline.stages:
         return id(network.pipeline)
-    return (network.pipeline or ObservationPipeline(network.input_space)).images
+    return network.known_pipeline.images
 
 
 def check_players_fit(

@@ -174,7 +174,7 @@ class Labeller:
         space = self._space
         if obs.ndim != 4:
             return obs
-        images = (self._teacher.pipeline or ObservationPipeline(self._teacher.input_space)).images
+        images = self._teacher.known_pipeline.images
         is_divided = images is not None and images.scaled
         if obs.dtype.kind == "f":
             if (is_divided or is_byte_image(space)) and (wrong := rows_where(obs > MOST_OF_FLOATS)).size:

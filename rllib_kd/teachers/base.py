@@ -165,9 +165,14 @@ class Teacher(Checkpointable):
         return function.teachers if isinstance(function, Members) else (self,)
 
     @property
+    def known_pipeline(self) -> ObservationPipeline:
+        """Return its pipeline; one without stages if it is not known."""
+        return self.pipeline or ObservationPipeline(self.input_space)
+
+    @property
     def observation_space(self) -> gym.Space:
         """Return the space of observations before its pipeline."""
-        return self.input_space if self.pipeline is None else self.pipeline.observation_space
+        return self.known_pipeline.observation_space
 
     @property
     def input_space(self) -> gym.Space:
@@ -250,7 +255,7 @@ class Teacher(Checkpointable):
 
     def takes(self, space: gym.Space) -> bool:
         """Return whether its pipeline takes observations of this space."""
-        return (self.pipeline or ObservationPipeline(self.input_space)).takes(space)
+        return self.known_pipeline.takes(space)
 
     def for_space(self, space: gym.Space) -> Teacher:
         """Return this teacher, or a copy that makes the vectors that it takes of the observations."""
@@ -265,7 +270,7 @@ class Teacher(Checkpointable):
         return self._with_pipeline(lambda pipeline: pipeline.with_image_stage(space))
 
     def _with_pipeline(self, change: Callable[[ObservationPipeline], ObservationPipeline]) -> Teacher:
-        pipeline = self.pipeline or ObservationPipeline(self.input_space)
+        pipeline = self.known_pipeline
         if (changed := change(pipeline)) is pipeline:
             return self
         copy = Teacher(pipeline=changed)
@@ -319,7 +324,7 @@ class Teacher(Checkpointable):
 
     def start(self) -> View:
         """Start a view of one vector env: a function from its observations to the inputs of `q_values()`."""
-        view = (self.pipeline or ObservationPipeline(self.input_space)).start()
+        view = self.known_pipeline.start()
         return RecurrentView(self, view) if self.is_recurrent else view
 
     @torch.inference_mode()
@@ -422,14 +427,10 @@ class Teacher(Checkpointable):
             ValueError: the teacher is empty.
         """
         if not self.is_loaded:
-            raise ValueError(
-                "There is no teacher to save: none was loaded, or restored from a checkpoint. Load one with "
-                "load_teacher()."
-            )
-        weights = self._module.get_state()
+            raise ValueError("There is no teacher to save: none was loaded, or restored. Load one with load_teacher().")
         return {
             **self._recipe,
-            "weights": weights,
+            "weights": self._module.get_state(),
             "pipeline": self.pipeline,
             "outputs": self.outputs,
             "source": self.source,

@@ -55,7 +55,7 @@ def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None
             f"The observations of these teachers exclude each other: {one_line(_names(teachers))}. Choose teachers of "
             "the same environment."
         )
-    pipelines = tuple(teacher.pipeline or ObservationPipeline(teacher.input_space) for teacher in teachers)
+    pipelines = tuple(teacher.known_pipeline for teacher in teachers)
     conversions = {pipeline.images for pipeline in pipelines}  # of bytes to [0, 1], also without a stage
     sees_alike = len(conversions) == 1 and not any(pipeline.stages for pipeline in pipelines)
     sees_alike = sees_alike and all(pipeline.parts == pipelines[0].parts for pipeline in pipelines)

@@ -176,7 +176,7 @@ class OpenedCheckpoint:
         loaded = self._loaded(has_pipeline=pipeline is not None)
         loaded.trained_return = self.location.trained_return
         if pipeline is not None:
-            own = loaded.pipeline or ObservationPipeline(loaded.input_space)
+            own = loaded.known_pipeline
             loaded.pipeline = own.after(pipeline, loaded.source)
         return loaded.checked()
 

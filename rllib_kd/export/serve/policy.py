@@ -134,7 +134,7 @@ class ServedPolicy:
 
 def _memoryless(network: Teacher) -> ObservationPipeline:
     """Return the pipeline from a request's observations to the network's inputs."""
-    pipeline = network.pipeline or ObservationPipeline(network.input_space)
+    pipeline = network.known_pipeline
     kinds = [type(stage) for stage in pipeline.stages]
     source = one_line(network.source)
     if network.is_recurrent:

@@ -101,6 +101,11 @@ def did_you_mean(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> 
     return f" Did you mean '{spelled[near[0]]}'?" if near else ""
 
 
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """Return a text with values in place of the words that name them, in one pass: values are not filled themselves."""
+    return re.sub(rf"\b({'|'.join(values)})\b", lambda match: values[match[1]], text)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error, or the name of its class; of TorchScript the last, which is the reason."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

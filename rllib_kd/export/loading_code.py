@@ -8,8 +8,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
-from rllib_kd.export.c.text import filled
 from rllib_kd.export.runners.c_runner import header_field, with_prefix
+from rllib_kd.text import filled
 
 _ONNX = """\
 import numpy as np

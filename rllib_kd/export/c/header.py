@@ -6,8 +6,9 @@ import json
 import math
 from collections.abc import Sequence
 
-from rllib_kd.export.c.text import Body, filled
+from rllib_kd.export.c.text import Body
 from rllib_kd.export.runners.c_runner import with_prefix
+from rllib_kd.text import filled
 
 DEFAULT_PREFIX = "student"
 

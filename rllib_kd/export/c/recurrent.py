@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rllib_kd.export.c.program import Value
-from rllib_kd.export.c.text import filled
+from rllib_kd.text import filled
 
 #: The C functions, as in floats.py.
 RECURRENT_FUNCTIONS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,11 +133,6 @@ static inline int p_act_legal(PARAMETERS, const uint8_t *action_mask)
     return best;
 }
 """
-
-
-def filled(text: str, values: Mapping[str, str]) -> str:
-    """Return a text with values in place of the words that name them, in one pass: values are not filled themselves."""
-    return re.sub(rf"\b({'|'.join(values)})\b", lambda match: values[match[1]], text)
 
 
 #: What the functions take, and how a program passes it; of a recurrent network, the state before the observation.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rllib_kd.text import for_html
+from rllib_kd.text import filled, for_html
 
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -36,8 +36,7 @@ def page(title: str, lead: str, data: Mapping[str, Any]) -> str:
         "STUDENT": student,
         "PLAYER": player,
     }
-    # In one pass: values are not filled themselves.
-    return re.sub(rf"\b({'|'.join(values)})\b", lambda match: values[match[1]], asset("page.html"))
+    return filled(asset("page.html"), values)
 
 
 def data_of(page: str) -> dict[str, Any]:

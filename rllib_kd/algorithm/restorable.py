@@ -14,7 +14,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from rllib_kd.algorithm.dead_learners import ask_learner
-from rllib_kd.checkpoints.manifest import MODULES
+from rllib_kd.checkpoints.manifest import CLASS_FILE, MODULES
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.uris import is_file, is_folder, list_folder
 from rllib_kd.observations.spaces import brief, same_space
@@ -76,7 +76,7 @@ def _networks(learner: Any) -> dict[str, NetworkSignature]:
 
 def _read(folder: str, filesystem: pyarrow.fs.FileSystem) -> NetworkSignature | None:
     """Return a network of a checkpoint; None if its files are missing, or cannot be read."""
-    paths = [posixpath.join(folder, name) for name in ("module_state.pkl", "class_and_ctor_args.pkl")]
+    paths = [posixpath.join(folder, name) for name in ("module_state.pkl", CLASS_FILE)]
     if not all(is_file(filesystem, path) for path in paths):
         return None
     try:

@@ -14,12 +14,11 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rllib_kd.checkpoints.manifest import MANIFEST, MARKS, files_below, read_manifest, write_manifest
+from rllib_kd.checkpoints.manifest import COMPONENT_FILE, MANIFEST, MARKS, files_below, read_manifest, write_manifest
 from rllib_kd.locks import locked
 from rllib_kd.paths import check_path
 
 #: The file that an Algorithm's components have instead of the first of its marks.
-_OF_COMPONENTS = "metadata.json"
 #: The endings of a state's file, one for each of RLlib's formats.
 _FORMATS = (".pkl", ".msgpack", ".pt")
 #: In a working folder: the file that marks it as ours, the new checkpoint, and the older one for a moment.
@@ -130,7 +129,7 @@ def _can_be_replaced(folder: Path) -> bool:
 
 def _is_checkpoint(folder: Path) -> bool:
     whole, begun = (folder / mark for mark in MARKS)
-    return whole.is_file() or (begun.is_file() and not (folder / _OF_COMPONENTS).is_file())
+    return whole.is_file() or (begun.is_file() and not (folder / COMPONENT_FILE).is_file())
 
 
 def _check_is_free(folder: Path, new: Path) -> None:

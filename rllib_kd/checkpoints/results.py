@@ -13,7 +13,6 @@ from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.uris import list_folder, read_lines
 from rllib_kd.numeric import is_finite
 
-RESULTS = "result.json"
 ITERATION, ENV_STEPS = "training_iteration", "num_env_steps_sampled_lifetime"
 _MIN_VALUES = 600  # as which a line of results counts at least, for the time that it takes; RLlib's have as many
 

@@ -36,7 +36,7 @@ from rllib_kd.checkpoints.connectors import (
     to_env,
 )
 from rllib_kd.checkpoints.known_classes import CATALOG_CLASSES, MODULE_CLASSES, known_class
-from rllib_kd.checkpoints.manifest import MODULES
+from rllib_kd.checkpoints.manifest import CLASS_FILE, MODULES
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, ReadBudget, Tag, as_checkpoint_error, read_pickle
 from rllib_kd.checkpoints.uris import first_file, is_folder, list_folder, open_uri, read_file, uri_of
 from rllib_kd.checkpoints.values import build, build_entries
@@ -48,7 +48,6 @@ from rllib_kd.text import one_line
 
 _CONNECTORS = "env_runner/{}_connector"
 _LARGEST_SETTING = 2**63  # larger numbers and infinite ones are left out
-_CLASS_FILE = "class_and_ctor_args.pkl"
 _MODULE_STATE_FILES = ("module_state.pkl", "module_state.pt")  # today's, and Ray 2.40's; both are pickles
 #: Encoder and head of today's BC, and of Ray 2.40's.
 _FORMER_PARTS = {"_encoder.": "encoder.", "_pi_head.": "pi."}
@@ -88,7 +87,7 @@ class RLlibCheckpoint:
         """
         if self.trusted:
             return self._load_trusted(RLModule, self.module_path)
-        class_file = posixpath.join(self.module_path, _CLASS_FILE)
+        class_file = posixpath.join(self.module_path, CLASS_FILE)
         content = self._read(class_file)
         try:
             name, kwargs = content["class"], content["ctor_args_and_kwargs"][1]
@@ -203,7 +202,7 @@ class RLlibCheckpoint:
         if self.algorithm_path is None:
             return None
         try:
-            file = posixpath.join(self.algorithm_path, _CLASS_FILE)
+            file = posixpath.join(self.algorithm_path, CLASS_FILE)
             config = cloudpickle.loads(read_file(self.filesystem, file))["ctor_args_and_kwargs"][0][0]
             look_up = config.get if isinstance(config, Mapping) else partial(getattr, config)
             return look_up("env"), dict(look_up("env_config") or {})
@@ -239,7 +238,7 @@ class RLlibCheckpoint:
         """Return the file of the Algorithm's class and config, unbuilt; empty if only the RLModule was saved."""
         if self.algorithm_path is None:
             return {}
-        content = self._read_tags(posixpath.join(self.algorithm_path, _CLASS_FILE))
+        content = self._read_tags(posixpath.join(self.algorithm_path, CLASS_FILE))
         return content if isinstance(content, dict) else {}
 
     def _connectors(self, kind: str, algorithm_path: str | None) -> str | None:
@@ -250,7 +249,7 @@ class RLlibCheckpoint:
 
     def _read_names(self, folder: str) -> tuple[Any, list[tuple[Name, Any]]]:
         """Return a pipeline's arguments, and the names of its connectors with their keyword arguments, all unbuilt."""
-        content = self._read_tags(posixpath.join(folder, _CLASS_FILE))
+        content = self._read_tags(posixpath.join(folder, CLASS_FILE))
         with as_checkpoint_error(lambda error: f"'{folder}' does not describe connectors: {error!r}."):
             args, pipeline_kwargs = content["ctor_args_and_kwargs"]
             if len(pipeline_kwargs["connectors"]) > limits.MAX_CONNECTORS:
@@ -259,7 +258,7 @@ class RLlibCheckpoint:
 
     def _read_connectors(self, folder: str) -> tuple[gym.Space, list[ConnectorSpec]]:
         """Return the space of the pipeline's inputs, and its connectors."""
-        class_file = posixpath.join(folder, _CLASS_FILE)
+        class_file = posixpath.join(folder, CLASS_FILE)
         args, connectors = self._read_names(folder)
         with as_checkpoint_error(lambda error: f"'{class_file}' does not describe connectors: {error!r}."):
             own_kwargs = [
@@ -443,7 +442,7 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> str:
             f"as '{uri_of(uri, path, seed)}'."
         )
     raise CheckpointError(
-        f"'{uri}' is not an RLlib checkpoint: found no RLModule '{DEFAULT_MODULE_ID}' ({_CLASS_FILE} and "
+        f"'{uri}' is not an RLlib checkpoint: found no RLModule '{DEFAULT_MODULE_ID}' ({CLASS_FILE} and "
         f"{_MODULE_STATE_FILES[0]}) in it, nor below '{MODULES}'. Expected a folder that "
         "`algo.save_to_path()` or `module.save_to_path()` wrote, or that of a Tune experiment; for other libraries, "
         "name the file itself."
@@ -462,7 +461,7 @@ def _several(uri: str, path: str, folder: str, names: Sequence[str]) -> Checkpoi
 
 
 def _holds_module(filesystem: pyarrow.fs.FileSystem, folder: str) -> bool:
-    return all(first_file(filesystem, folder, names) for names in ((_CLASS_FILE,), _MODULE_STATE_FILES))
+    return all(first_file(filesystem, folder, names) for names in ((CLASS_FILE,), _MODULE_STATE_FILES))
 
 
 def _modules_in(filesystem: pyarrow.fs.FileSystem, folder: str) -> list[str]:

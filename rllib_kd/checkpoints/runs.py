@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs
 
-from rllib_kd.checkpoints.results import ENV_STEPS, RESULTS, TrialReader, finite_number, of_rows_that_count, value_at
+from rllib_kd.checkpoints.results import ENV_STEPS, TrialReader, finite_number, of_rows_that_count, value_at
+from rllib_kd.checkpoints.run_names import RESULTS
 from rllib_kd.paths import expanded
 from rllib_kd.public import public
 

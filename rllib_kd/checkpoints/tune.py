@@ -20,9 +20,10 @@ import pyarrow.fs
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
+from rllib_kd.checkpoints.manifest import ALGORITHM_FILE
 from rllib_kd.checkpoints.pickles import CheckpointError, ReadBudget, read_pickle
-from rllib_kd.checkpoints.results import ITERATION, RESULTS, TrialReader, folders_among, of_rows_that_count
-from rllib_kd.checkpoints.run_names import CHECKPOINT, SWEEP, short_names
+from rllib_kd.checkpoints.results import ITERATION, TrialReader, folders_among, of_rows_that_count
+from rllib_kd.checkpoints.run_names import CHECKPOINT, RESULTS, SWEEP, short_names
 from rllib_kd.checkpoints.runs import EVALUATION, RETURNS, TRAINING, Curve, CurvePoint, curve_of
 from rllib_kd.checkpoints.uris import (
     NothingThereError,
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 #: The rules of `RUN@RULE`, by which a checkpoint is chosen.
 BEST, NEWEST = "best", "newest"
-_METADATA, _STATE = "rllib_checkpoint.json", "algorithm_state.pkl"  # in a checkpoint
+_STATE = "algorithm_state.pkl"  # in a checkpoint
 _MAX_METADATA = 2**16  # bytes; those of RLlib have 200
 _MAX_OPCODES = 8 * limits.MAX_OPCODES  # of the states of all checkpoints of a folder together
 _MAX_NAME = 255  # characters of a checkpoint's folder
@@ -442,7 +443,7 @@ class _TrialsReader(TrialReader):
 
     def _iteration(self, checkpoint: str) -> int | None:
         """Return the iterations of training before a checkpoint was written; None if it has no number."""
-        path = posixpath.join(checkpoint, _METADATA)
+        path = posixpath.join(checkpoint, ALGORITHM_FILE)
         try:
             metadata = parse_json(read_file(self.filesystem, path, max_bytes=_MAX_METADATA))
             if isinstance(metadata, dict) and (iteration := _number(metadata.get(ITERATION))) is not None:

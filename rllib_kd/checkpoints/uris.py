@@ -14,17 +14,19 @@ from urllib.parse import quote
 import pyarrow.fs
 
 from rllib_kd import limits
+from rllib_kd.checkpoints.manifest import MARKS
 from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.run_names import RESULTS, TUNER
 from rllib_kd.paths import expanded, tidied
 from rllib_kd.text import first_line
 
 _HEAD = 64  # bytes by which a file is recognised
 _BLOCK = 2**20  # bytes
 #: Files and folders in the checkpoints of RLlib.
-_OF_RLLIB = {"class_and_ctor_args.pkl", "default_policy", "learner_group", "policies", "rllib_checkpoint.json"}
+_OF_RLLIB = {*MARKS, "default_policy", "learner_group", "policies"}
 #: Files in the folder of an experiment of Tune, as patterns; and in that of each trial.
-_OF_EXPERIMENT = ("tuner.pkl", "experiment_state-*.json")
-_OF_TRIAL = ("result.json", "params.json")
+_OF_EXPERIMENT = (TUNER, "experiment_state-*.json")
+_OF_TRIAL = (RESULTS, "params.json")
 _MAX_NAMED = 10  # files, in a message
 #: Options of a URI that are secrets: of Azure's applications, and the signature of a shared access.
 _SECRETS = ("client_secret", "sig")

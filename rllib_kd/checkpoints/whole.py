@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable, Mapping
 import pyarrow.fs
 
 from rllib_kd import limits
-from rllib_kd.checkpoints.manifest import MANIFEST, MARKS, parse_manifest
+from rllib_kd.checkpoints.manifest import ALGORITHM_FILE, CLASS_FILE, COMPONENT_FILE, MANIFEST, MARKS, parse_manifest
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER
 from rllib_kd.checkpoints.uris import list_folder, read_file
@@ -29,12 +29,11 @@ _WRITTEN = re.compile(
     r"(rllib_checkpoint|metadata)\.json|class_and_ctor_args\.pkl|((algorithm|module)_)?state\.pkl|\d+\.npz"
 )
 
-#: What is in the folder of an Algorithm's checkpoint; the file that its components lack; its folders.
-_MARKS = {"algorithm_state.pkl", "class_and_ctor_args.pkl", "learner_group", "env_runner", "rllib_checkpoint.json"}
-_ALGORITHM = "rllib_checkpoint.json"
+#: What is in the folder of an Algorithm's checkpoint; its folders.
+_OF_ALGORITHM = {*MARKS, "algorithm_state.pkl", "learner_group", "env_runner"}
 _FOLDERS = {"learner_group", "env_runner", "eval_env_runner", "teacher", REPLAY_FOLDER}
 #: A component (an Algorithm, a Learner, a module, ...) writes the first of these files first, and its state last.
-_FIRST, _CLASS, _STATE = {_ALGORITHM, "metadata.json"}, "class_and_ctor_args.pkl", re.compile(r"(.+_)?state\.[a-z]+")
+_FIRST, _STATE = {ALGORITHM_FILE, COMPONENT_FILE}, re.compile(r"(.+_)?state\.[a-z]+")
 
 
 def first_whole(filesystem: pyarrow.fs.FileSystem, folders: Iterable[str]) -> str | None:
@@ -65,10 +64,10 @@ def lacking(filesystem: pyarrow.fs.FileSystem, folder: str) -> str | None:
         top = {entry.base_name for entry in list_folder(filesystem, folder)}
         if not top:
             return "it is empty"
-        if not top & _MARKS:
+        if not top & _OF_ALGORITHM:
             return None
-        if _ALGORITHM not in top and "metadata.json" not in top:
-            return f"it has no {_ALGORITHM}"
+        if not top & _FIRST:
+            return f"it has no {ALGORITHM_FILE}"
         sizes, are_all = _sizes(filesystem, folder)
         if (written := _listed(filesystem, folder, top)) is not None:
             return _lacking_of(sizes, written, are_all=are_all)
@@ -142,8 +141,8 @@ def _missing_file(names: Iterable[str]) -> str | None:
         components.setdefault(posixpath.dirname(name), set()).add(posixpath.basename(name))
     for component, files in components.items():
         if files & _FIRST:
-            if _CLASS not in files:
-                return f"its {posixpath.join(component, _CLASS)} is missing"
+            if CLASS_FILE not in files:
+                return f"its {posixpath.join(component, CLASS_FILE)} is missing"
             if not any(map(_STATE.fullmatch, files)):
                 return f"the state in its {component or 'folder'} is missing"
     return None

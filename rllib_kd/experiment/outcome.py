@@ -13,7 +13,7 @@ from ray import tune
 from rllib_kd.algorithm.dead_learners import LearnerDiedError
 from rllib_kd.algorithm.teachers import has_networks
 from rllib_kd.checkpoints.manifest import MODULES
-from rllib_kd.checkpoints.run_names import short_names
+from rllib_kd.checkpoints.run_names import RESULTS, short_names
 from rllib_kd.checkpoints.runs import GREEDY, Curve, read_curve
 from rllib_kd.checkpoints.uris import child_of
 from rllib_kd.environments.failures import EnvFailedError, ExitedError, SamplingFailedError, frames_in, users_line
@@ -100,7 +100,7 @@ def summary(result: tune.Result) -> str:
 
 def _with_last_returns(metrics: Mapping[str, Any], trial: Path) -> Mapping[str, Any]:
     """Return the last result; if it lacks returns, add the trial's last ones from its files, if they are local."""
-    file = trial / "result.json"
+    file = trial / RESULTS
     curve = read_curve(file) if file.is_file() else Curve()
     if not curve:
         return metrics

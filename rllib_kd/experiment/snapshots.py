@@ -20,13 +20,13 @@ from typing import Any
 import pyarrow.fs
 from ray import tune
 
+from rllib_kd.checkpoints.run_names import TUNER
 from rllib_kd.checkpoints.uris import is_file, list_folder, replace_remote_file
 
 logger = logging.getLogger(__name__)
 
 SNAPSHOT = "snapshot.zip"
 _PAUSE = 10.0  # after a failed write, s
-_TUNER = "tuner.pkl"  # Tune's settings of an experiment, which it resumes with
 _MAX_BYTES = 2**30  # of a state: some 50 KB a trial
 #: Names of the state files of Tune, its searcher and its callbacks, each with the start time of their process. A name
 #: cannot be a path, since the files of a snapshot are written under these names.
@@ -126,9 +126,9 @@ def forget(uri: str) -> None:
     states = [
         entry
         for entry in list_folder(filesystem, path, missing_ok=True)
-        if entry.base_name in (_TUNER, SNAPSHOT) or _session(entry.base_name) is not None
+        if entry.base_name in (TUNER, SNAPSHOT) or _session(entry.base_name) is not None
     ]
-    for entry in sorted(states, key=lambda entry: entry.base_name != _TUNER):  # without it, nothing can be resumed
+    for entry in sorted(states, key=lambda entry: entry.base_name != TUNER):  # without it, nothing can be resumed
         filesystem.delete_file(entry.path)
 
 

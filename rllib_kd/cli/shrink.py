@@ -59,14 +59,13 @@ def shrink(
     from rllib_kd.environments.own import given_environment
     from rllib_kd.experiment.files import parse_settings
     from rllib_kd.experiment.names import check_not_empty
-    from rllib_kd.offline.labelled_files import absolute_uris
     from rllib_kd.shrink.progress import resuming_command
     from rllib_kd.shrink.shrink import Shrink, begun_with
 
     set_log_level(0)
     check_not_empty(address=address)
     settings = parse_settings(config, "--config")
-    flags = {"input_": absolute_uris(input, settings.get("input_filesystem"))} if input else {}
+    flags: dict[str, Any] = {"input_": input} if input else {}
     flags |= {"trust_checkpoint": True} if trust_checkpoint else {}
     options: dict[str, Any] = {
         "teacher": one_or_all(teacher),

@@ -55,7 +55,6 @@ def sweep(
     from rllib_kd.environments.own import defined_in, given_environment
     from rllib_kd.experiment.files import parse_settings, with_env_config
     from rllib_kd.experiment.names import check_not_empty
-    from rllib_kd.offline.labelled_files import absolute_uris
     from rllib_kd.sweeps.loggers import sweep_loggers
     from rllib_kd.sweeps.space import read_space, search_space
     from rllib_kd.sweeps.sweep import Sweep
@@ -66,7 +65,7 @@ def sweep(
     began = time.perf_counter()
     settings = with_env_config(parse_settings(config, "--config"), parse_settings(env_config, "--env-config"))
     if input:
-        settings["input_"] = absolute_uris(input, settings.get("input_filesystem"))
+        settings["input_"] = input
     if trust_checkpoint:
         settings["trust_checkpoint"] = True
     chosen_space = search_space if space is None else read_space(space)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any
@@ -105,6 +105,13 @@ def absolute_uris(places: Any, filesystem: Any = None) -> Any:
         return [absolute_uris(place) for place in places]
     is_place = isinstance(places, str) and places.strip() and places != "sampler"
     return absolute_uri(places) if is_place else places
+
+
+def with_absolute_uris(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings whose places of recorded rows, `input_` and `output`, are the same in any working folder."""
+    filesystems = {"input_": settings.get("input_filesystem"), "output": None}
+    given = {name: settings[name] for name in filesystems.keys() & settings.keys()}
+    return {**settings, **{name: absolute_uris(places, filesystems[name]) for name, places in given.items()}}
 
 
 def _find(uri: str, filesystem: FileSystem | None) -> list[tuple[FileSystem, str]]:

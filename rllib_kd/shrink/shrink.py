@@ -36,6 +36,7 @@ from rllib_kd.networks.trees.shape import is_tree
 from rllib_kd.numeric import check_integer, is_number
 from rllib_kd.observations.masks import features_space
 from rllib_kd.offline.fingerprint import WEIGHTS, fingerprint
+from rllib_kd.offline.labelled_files import with_absolute_uris
 from rllib_kd.paths import check_path
 from rllib_kd.public import public
 from rllib_kd.shrink.arena import Arena, InEnvironment, OnRows
@@ -127,6 +128,7 @@ class Shrink:
 
     def __post_init__(self) -> None:
         self._check_types()
+        self.config = with_absolute_uris(self.config)
         _check_in("keep", self.keep, 0 < self.keep <= 1, "in (0, 1]", "0.97 keeps 97 % of the return")
         is_in = 0.5 < self.confidence < 1
         _check_in("confidence", self.confidence, is_in, "in (0.5, 1)", "0.95 means 95 %")

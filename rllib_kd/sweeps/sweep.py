@@ -51,6 +51,7 @@ from rllib_kd.networks.trees.shape import is_tree
 from rllib_kd.numeric import check_integer
 from rllib_kd.offline.data import all_files
 from rllib_kd.offline.fingerprint import WEIGHTS, fingerprint
+from rllib_kd.offline.labelled_files import with_absolute_uris
 from rllib_kd.offline.rows import TD_IN_FILES
 from rllib_kd.public import public
 from rllib_kd.relay import listening
@@ -152,6 +153,7 @@ class Sweep:
         for name, low in (("num_samples", 1), ("num_seeds", 1), ("env_steps", 1), ("seed", 0)):
             check_integer(name, getattr(self, name), low=low)
         check_not_own(self.config, "config")
+        self.config = with_absolute_uris(self.config)
         if self.keep is not None:
             RatioTest(self.keep, 1 - self.confidence)  # which checks both
             if self.num_seeds < MIN_SEEDS:
@@ -238,8 +240,7 @@ class Sweep:
             (teacher,) = check_players_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
             if self.keep is not None:
                 check_fresh(make_env, short_name(self.env))
-            kept = kept_baselines(self.path) if is_there else None
-            baselines = kept or baselines_of(teacher, make_env, self.seed)
+            baselines = (kept_baselines(self.path) if is_there else None) or baselines_of(teacher, make_env, self.seed)
             task, median_gap = self._task(teacher, baselines), baselines.median_gap
         if is_there:
             check_spec(self.path, self._spec())  # now with the teacher, and the rows

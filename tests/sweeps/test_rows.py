@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_kd import Sweep, load_teacher
+from rllib_kd import Shrink, Sweep, load_teacher
 from rllib_kd.certificates.held_out import HeldOut, HeldOutStates
 from rllib_kd.cli.main import main
 from rllib_kd.learner.label_statistics import QStatistics
@@ -66,6 +66,13 @@ def test_wrong_use_is_refused_before_ray_starts(monkeypatch, capsys, tmp_path, r
         main(["sweep", "--teacher", "cartpole", "--search", "random", "--storage-path", str(tmp_path), *given])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_places_of_rows_are_the_same_in_any_working_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for kind in (Shrink, Sweep):
+        asked = kind("cartpole", config={"input_": ["rows", "s3://bucket/rows"]})
+        assert asked.config == {"input_": [str(tmp_path / "rows"), "s3://bucket/rows"]}
 
 
 def test_what_recorded_rows_lack_is_not_searched(teacher, columns, rows, tmp_path):

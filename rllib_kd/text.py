@@ -202,6 +202,11 @@ def how_many(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:,.0f}"
 
 
+def count_of_episodes(count: int) -> str:
+    """Return how many episodes as text: `1 episode`, `1,000 episodes`."""
+    return "1 episode" if count == 1 else f"{count:,} episodes"
+
+
 def percent(share: float) -> str:
     """Return a share in [0, 1] as percent with two decimals, without the sign; `–` if it is not known."""
     return "–" if math.isnan(share) else f"{100 * share:.2f}"

@@ -37,7 +37,7 @@ from rllib_kd.cli.options import (
 )
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.paths import replace_file
-from rllib_kd.text import mean_and_interval
+from rllib_kd.text import count_of_episodes, mean_and_interval
 
 if TYPE_CHECKING:
     from rllib_kd.evaluation.played_environment import PlayedEnvironment
@@ -143,7 +143,7 @@ def evaluate(
         progress=True,
     )
     played = where.name if epsilon == 0.0 else f"{where.name}, ε = {epsilon:g}"
-    conditions = f"95 % CI, {episodes} episodes of {played}" if episodes > 1 else f"1 episode of {played}"
+    conditions = f"{'95 % CI, ' if episodes > 1 else ''}{count_of_episodes(episodes)} of {played}"
     echo(f"return {mean_and_interval(report.return_mean, report.return_ci95)} ({conditions})")
     if where.env_config:
         echo(f"played in {where}")

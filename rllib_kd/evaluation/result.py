@@ -8,6 +8,7 @@ from typing import Any
 from rllib_kd.evaluation.played_environment import described
 from rllib_kd.text import (
     cell,
+    count_of_episodes,
     finite_or_none,
     how_many,
     means_and_intervals,
@@ -76,8 +77,9 @@ class Comparison:
     @property
     def conditions(self) -> str:
         """Return the number of episodes, and ε."""
-        episodes = "1 episode" if self.num_episodes == 1 else f"{self.num_episodes:,} episodes"
-        return f"{episodes} each, same seeds" + (f", ε = {self.epsilon:g}" if self.epsilon else "")
+        return f"{count_of_episodes(self.num_episodes)} each, same seeds" + (
+            f", ε = {self.epsilon:g}" if self.epsilon else ""
+        )
 
     def __str__(self) -> str:
         """Return a table of at most 80 columns."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rllib_kd.evaluation.intervals import mean_and_ci95, standard_error
-from rllib_kd.text import means_and_intervals
+from rllib_kd.text import count_of_episodes, means_and_intervals
 
 
 def return_ratio(student: float, teacher: float, random: float) -> float:
@@ -59,7 +59,7 @@ def doubt(
     noise = 2.0 * math.sqrt(sum(standard_error(values) ** 2 for values in samples if len(values) > 1))
     if means[0][0] - means[1][0] > noise:
         return None
-    episodes = "1 episode" if len(teacher_returns) == 1 else f"{len(teacher_returns)} episodes"
+    episodes = count_of_episodes(len(teacher_returns))
     plays, shown = f"The teacher '{source}' plays '{env}'", " and ".join(means_and_intervals(means))
     if not has_higher_mean(teacher_returns, random_returns):
         return f"{plays} no better than a random policy: mean returns of {shown} over {episodes}."

@@ -19,7 +19,7 @@ from rllib_kd.export.loading_code import loading_code
 from rllib_kd.export.markdown import code, code_block
 from rllib_kd.export.origin import Origin
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.text import mean_and_interval
+from rllib_kd.text import count_of_episodes, mean_and_interval, percent
 
 #: Formats as people write them.
 _FORMATS = {
@@ -91,7 +91,7 @@ class Card:
         exported, teacher = self.deployment.exported, self.teacher_deployment
         if exported.agreement is not None:
             yield (
-                f"Agreement with PyTorch: {100 * exported.agreement:.2f} % of {exported.num_observations:,} "
+                f"Agreement with PyTorch: {percent(exported.agreement)} % of {exported.num_observations:,} "
                 f"observations. The largest difference in a Q-value is {exported.max_difference:.1e}"
             )
         of = f" (the teacher: {teacher.network.num_parameters:,})" if teacher is not None else ""
@@ -118,10 +118,10 @@ class Card:
             yield "No return was measured: there was no environment"
             return
         if math.isnan(mine.return_mean):
-            of = f"mean of {self.num_episodes:,} episodes" if self.num_episodes > 1 else "1 episode"
-            yield f"Return in PyTorch, {of}: {mine.torch_return:g}"
+            of = "mean of " if self.num_episodes > 1 else ""
+            yield f"Return in PyTorch, {of}{count_of_episodes(self.num_episodes)}: {mine.torch_return:g}"
             return
-        interval = f"mean ± 95 % CI of {self.num_episodes:,} episodes" if self.num_episodes > 1 else "1 episode"
+        interval = ("mean ± 95 % CI of " if self.num_episodes > 1 else "") + count_of_episodes(self.num_episodes)
         yield (
             f"Return of the file ({interval}): {mean_and_interval(mine.return_mean, mine.return_ci95)}; "
             f"in PyTorch: {mean_and_interval(mine.torch_return)}"

@@ -28,7 +28,7 @@ from rllib_kd.export.export import export as write_artifact
 from rllib_kd.export.runners.remembering import Remembering
 from rllib_kd.observations.pipeline import Shown, View
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.text import cell, means_and_intervals, number, printable, rendered
+from rllib_kd.text import cell, means_and_intervals, number, percent, printable, rendered
 
 _TORCHSCRIPT = (
     "PyTorch has deprecated TorchScript, and a later version of rllib_kd will only read it. Write .pt2 instead "
@@ -208,7 +208,7 @@ def _rows(deployment: Deployment) -> dict[str, str]:
         **_costs(deployment.cost),
         "difference from PyTorch": _difference(exported.max_difference),
         "allowed": _difference(exported.max_difference_allowed),
-        "agreement with PyTorch": "–" if exported.agreement is None else f"{100 * exported.agreement:.2f} %",
+        "agreement with PyTorch": "–" if exported.agreement is None else f"{percent(exported.agreement)} %",
     }
 
 

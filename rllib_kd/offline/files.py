@@ -165,7 +165,7 @@ def _check_no_repeats(filesystem: FileSystem, files: Sequence[str], reader: Parq
             number = int(match.group(2))
             first[number] = min(file, first.get(number, file), key=_block_of)
     for run in runs.values():
-        for one, other in itertools.pairwise(number for number in sorted(run)):
+        for one, other in itertools.pairwise(sorted(run)):
             first_rows = [next(_first_row(filesystem, run[number], reader), None) for number in (one, other)]
             if None not in first_rows and first_rows[0] == first_rows[1]:
                 raise DataError(

@@ -105,7 +105,6 @@ def agreement_plot(comparisons: Sequence[Comparison]) -> Figure:
 
 def returns_plot(comparisons: Sequence[Comparison]) -> Figure:
     """Plot every episode's return, with the middle half and the median, a row for each policy."""
-    import numpy as np
     from matplotlib.patches import Rectangle
 
     first = comparisons[0]

@@ -27,7 +27,7 @@ from rllib_kd.export.web.recording import Recording, record, rendering
 from rllib_kd.observations.pipeline import View
 from rllib_kd.paths import replace_file
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.text import how_many, mean_and_interval, one_line, printable
+from rllib_kd.text import count_of_episodes, how_many, mean_and_interval, one_line, percent, printable
 from rllib_kd.wire import LOG_PROBS
 
 NUM_RECORDED = 3  # episodes
@@ -92,7 +92,7 @@ def publish(
     teacher = others[0] if others else None
     data = _data(student, teacher, view, played, seeds[:NUM_RECORDED])
     lead = f"A student of {student.num_parameters:,} parameters plays {played}: return "
-    lead += f"{mean_and_interval(*mean_and_ci95(torch_returns))}, {_episodes(num_episodes)}."
+    lead += f"{mean_and_interval(*mean_and_ci95(torch_returns))}, {count_of_episodes(num_episodes)}."
     if teacher is not None:
         name = one_line(teacher_name or teacher.source, limit=200)
         lead += f" Its teacher is {name}, {how_many(teacher.num_parameters)} parameters."
@@ -119,17 +119,13 @@ def summary(deployment: Deployment, num_episodes: int) -> str:
     return "\n".join(
         [
             f"played in {printable(deployment.played_in)}",
-            f"return {mean_and_interval(deployment.return_mean, deployment.return_ci95)} ({_episodes(num_episodes)}), "
-            f"in PyTorch {mean_and_interval(deployment.torch_return)}",
+            f"return {mean_and_interval(deployment.return_mean, deployment.return_ci95)} "
+            f"({count_of_episodes(num_episodes)}), in PyTorch {mean_and_interval(deployment.torch_return)}",
             f"largest difference from PyTorch {exported.max_difference:.1e}, agreement "
-            f"{100 * (exported.agreement or 0.0):.2f} % of {exported.num_observations:,} observations",
+            f"{percent(exported.agreement or 0.0)} % of {exported.num_observations:,} observations",
             f"{size:,} bytes: {printable(exported.path)}",
         ]
     )
-
-
-def _episodes(count: int) -> str:
-    return "1 episode" if count == 1 else f"{count:,} episodes"
 
 
 def _data(

@@ -7,7 +7,6 @@ the file is not measured again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +16,15 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import ray
-
 from rllib_kd import DistillDQNConfig, compare
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.export.deployment import deploy
 
-from games import train_to  # isort: skip
+from measuring import FIRST_SEED, append_row, read_rows, start_ray, train_to  # isort: skip
 from results_page import cell, interval  # isort: skip
 
 COMPRESSIONS = (0.25, 0.067, 0.037, 0.01)
 NUM_EPISODES = 200
-#: Of the resets that judge: far from those of training and validation.
-FIRST_SEED = 3_000_000
 #: Of `config.training()`, which flags set in the place of the defaults.
 SETTINGS = ("training_intensity", "lr")
 _POLICIES = ("teacher", "student", "random")
@@ -197,7 +192,7 @@ def main(
     if unknown := set(asked.tasks) - known.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}. Known are {', '.join(known)}.")
     chosen, teachers = [known[name] for name in asked.tasks or known], asked.teachers.resolve()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    start_ray()
     for task in chosen:
         folder = teachers / task.name
         if not folder.exists():
@@ -207,7 +202,7 @@ def main(
             )
             print(f"teacher of {task.name}: {played.return_mean:.2f} ± {played.return_ci95:.2f}", flush=True)
     training = {name: vars(asked)[name] for name in SETTINGS if vars(asked)[name] is not None}
-    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    rows = read_rows(asked.out)
     for seed in range(asked.seeds) if not asked.teacher_only else ():
         for task in chosen:
             for compression in asked.compressions:
@@ -216,7 +211,6 @@ def main(
                     continue
                 row = measure(task, compression, seed, teachers, asked.env_steps, training, num_episodes=asked.episodes)
                 rows.append(row)
-                with asked.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_row(asked.out, row)
                 print({name: value for name, value in row.items() if not name.endswith("_returns")}, flush=True)
     print(table([row for row in rows if is_of(row, {"env_steps": asked.env_steps}, training, asked.episodes)]))

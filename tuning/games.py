@@ -23,20 +23,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gymnasium as gym
 import numpy as np
-import ray
 from ray.tune.registry import register_env
 
 from rllib_kd import DistillDQNConfig, compare
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.export.deployment import deploy
 
+from measuring import FIRST_SEED, append_row, start_ray, train_to  # isort: skip
+
 STUDENT = {"fcnet_hiddens": [32], "fcnet_activation": "relu"}
 FORMATS = ("onnx", "safetensors")
 NUM_EPISODES = 500
 #: As `rllib train --no-teacher` sets it: with 0.05 from the beginning, the teacher never finds the cliff's end.
 EXPLORATION = [[0, 1.0], [10_000, 0.05]]
-#: Of the resets that judge: far from those of training and evaluation.
-FIRST_SEED = 3_000_000
 
 
 class BoardGame(gym.Env):
@@ -198,17 +197,6 @@ def train_maskable_ppo(seed: int, folder: Path) -> str:
     return str(path)
 
 
-def train_to(config: DistillDQNConfig, env_steps: int, folder: Path) -> str:
-    """Train for so many env steps, and return the path of the checkpoint."""
-    algo = config.build_algo()
-    try:
-        while algo.num_env_steps < env_steps:
-            algo.train()
-        return algo.save_to_path(str(folder))
-    finally:
-        algo.stop()
-
-
 def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
     """Return the row of one game and seed."""
     game, began = GAMES[name], time.perf_counter()
@@ -253,7 +241,7 @@ def main(measure_row: Callable[[str, int, Path], dict[str, Any]] = measure) -> N
     asked = parser.parse_args()
     if unknown := set(asked.games) - GAMES.keys():
         parser.error(f"unknown games: {', '.join(sorted(unknown))}. Known are {', '.join(GAMES)}.")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    start_ray()
     register_env("cliff-200", _limited_cliff)
     for name in asked.games or GAMES:
         for seed in range(asked.seeds):
@@ -266,9 +254,7 @@ def main(measure_row: Callable[[str, int, Path], dict[str, Any]] = measure) -> N
                     continue
                 row = measure_row(name, seed, Path(folder))
             print(json.dumps(row), flush=True)
-            asked.out.parent.mkdir(parents=True, exist_ok=True)
-            with asked.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(asked.out, row)
 
 
 if __name__ == "__main__":

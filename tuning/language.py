@@ -26,8 +26,8 @@ from rllib_kd import Teacher
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.observations import Function, ObservationPipeline
 
-from by_size import FIRST_SEED, NUM_EPISODES, Task, main  # isort: skip
-from games import train_to  # isort: skip
+from by_size import NUM_EPISODES, Task, main  # isort: skip
+from measuring import FIRST_SEED, train_to  # isort: skip
 
 LEVELS = ("BabyAI-GoToLocalS6N2-v0", "BabyAI-GoToLocalS7N4-v0")
 COMPRESSIONS = (0.25, 0.067, 0.04, 0.01)

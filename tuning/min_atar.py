@@ -19,7 +19,7 @@ import gymnasium as gym
 import numpy as np
 
 from by_size import Task, main  # isort: skip
-from games import train_to  # isort: skip
+from measuring import train_to  # isort: skip
 
 #: Of a teacher's TD: with 3, these two hardly learn.
 N_STEP = {"asterix": 1, "seaquest": 1}

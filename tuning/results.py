@@ -32,12 +32,11 @@ from rllib_kd import DistillDQNConfig, compare_all
 from rllib_kd.environments import pools
 from rllib_kd.students.sizes import activation_for
 
+from measuring import FIRST_SEED, start_ray  # isort: skip
 from results_page import write_page  # isort: skip
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results" / "sizes"
-#: Of the resets that judge a student: far from those of its training.
-FIRST_EPISODE_SEED = 3_000_000
 SECONDS_BETWEEN_CHECKPOINTS = 300
 
 
@@ -231,7 +230,7 @@ def measure(task: Task, row: Row, seed: int, teacher: str, work: Path) -> dict[s
             env,
             env_config=env_config,
             num_episodes=task.num_episodes,
-            seed=FIRST_EPISODE_SEED,
+            seed=FIRST_SEED,
             epsilon=task.epsilon,
             progress=True,
         )
@@ -317,7 +316,7 @@ def main() -> None:
         print("\n".join(names))
         return
     torch.set_num_threads(1)
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    start_ray()
     RESULTS.mkdir(exist_ok=True)
     for name in names:
         row = ROWS[name]

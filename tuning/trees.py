@@ -51,7 +51,6 @@ class Task(NamedTuple):
         teacher: file in the folder of teachers, or a packaged one.
         tree: settings of the tree.
         env_steps: length of training.
-        restarts: copies of the tree; None: the default.
         num_validation_episodes: episodes that choose a tree.
         num_fresh_episodes: episodes that judge it.
         keep: return ratio that is to be certified, with a confidence of 95 %.
@@ -62,7 +61,6 @@ class Task(NamedTuple):
     teacher: str
     tree: Mapping[str, Any]
     env_steps: int
-    restarts: int | None = None
     num_validation_episodes: int = 64
     num_fresh_episodes: int = 100
     keep: float = 0.97
@@ -139,13 +137,13 @@ def certified(
     return tested.certificate
 
 
-def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
+def run(name: str, task: Task, teacher: str, seed: int, restarts: int | None) -> dict[str, Any]:
     """Train a tree, grow others by the plain recipe, and return a row of the file."""
     config = DistillDQNConfig().environment(task.env).debugging(seed=seed)
     config.distillation(
         teacher=teacher,
         student={"tree": dict(task.tree)},
-        restarts=task.restarts,
+        restarts=restarts,
         num_baseline_episodes=0,
         num_validation_episodes=task.num_validation_episodes,
     )
@@ -219,8 +217,8 @@ def main() -> None:
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             tree = {**task.tree, **({} if args.weighting is None else {"weighting": args.weighting})}
             length = args.env_steps or task.env_steps
-            own = task._replace(tree=tree, restarts=args.restarts, env_steps=length)
-            row = run(name, own, task.teacher if task.teacher == "cartpole" else str(path), seed)
+            own = task._replace(tree=tree, env_steps=length)
+            row = run(name, own, task.teacher if task.teacher == "cartpole" else str(path), seed, args.restarts)
             print(row, flush=True)
             is_new = not args.out.exists()
             with args.out.open("a", newline="") as file:

@@ -18,14 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 import unseen_environments as environments  # isort: skip
 from by_size import config_of  # isort: skip
-from games import train_to  # isort: skip
+from measuring import FIRST_SEED, start_ray, train_to  # isort: skip
 from min_atar import NETWORK, td_settings  # isort: skip
-from results import FIRST_EPISODE_SEED, MLPS, Row, Task, measure_seeds  # isort: skip
+from results import MLPS, Row, Task, measure_seeds  # isort: skip
 
 from rllib_kd.evaluation.comparing import evaluate
 
@@ -92,14 +91,14 @@ def main() -> None:
     if unknown := set(asked.tasks) - TEACHERS.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}. Known are {', '.join(TEACHERS)}.")
     torch.set_num_threads(1)
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    start_ray()
     asked.out.mkdir(parents=True, exist_ok=True)
     for name in asked.tasks or TEACHERS:
         teacher, folder = TEACHERS[name], asked.teachers.resolve() / name
         if not folder.exists():
             teacher.train(folder)
         if asked.teacher_only:
-            played = evaluate(str(folder), teacher.env, num_episodes=200, seed=FIRST_EPISODE_SEED)
+            played = evaluate(str(folder), teacher.env, num_episodes=200, seed=FIRST_SEED)
             print(f"teacher of {name}: {played.return_mean:.2f} ± {played.return_ci95:.2f}", flush=True)
             continue
         students = {student: teacher.students[student] for student in asked.students or teacher.students}

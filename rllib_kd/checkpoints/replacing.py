@@ -18,7 +18,6 @@ from rllib_kd.checkpoints.manifest import COMPONENT_FILE, MANIFEST, MARKS, files
 from rllib_kd.locks import locked
 from rllib_kd.paths import check_path
 
-#: The file that an Algorithm's components have instead of the first of its marks.
 #: The endings of a state's file, one for each of RLlib's formats.
 _FORMATS = (".pkl", ".msgpack", ".pt")
 #: In a working folder: the file that marks it as ours, the new checkpoint, and the older one for a moment.

@@ -276,7 +276,7 @@ def _check_model(where: str, key: str, value: Any, type_hint: Any) -> None:
     if key == "conv_filters" and not all(map(_is_filter, value or ())):
         raise ValueError(
             f"{where}['{key}'] cannot be {value!r}: expected a list of [channels, kernel, stride], integers of at "
-            "least 1. Kernel and stride may be pairs [height, width]."
+            "least 1 (Python's, not numpy's). Kernel and stride may be pairs [height, width]."
         )
     if key.endswith("_hiddens") and not all(is_integer(width, 1) for width in value or ()):
         raise ValueError(f"{where}['{key}'] cannot be {value!r}: expected a list of integers of at least 1.")
@@ -343,7 +343,7 @@ def _is_filter(value: Any) -> bool:
 
 def _is_size(value: Any) -> bool:
     parts = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
-    return all(is_integer(part, 1) for part in parts)
+    return all(isinstance(part, int) and is_integer(part, 1) for part in parts)  # RLlib unpacks numpy's as pairs
 
 
 def _with_integers(value: Any, hint: Any) -> Any:

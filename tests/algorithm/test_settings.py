@@ -1,5 +1,6 @@
 """Settings by name: what is refused, and what becomes of search spaces."""
 
+import numpy as np
 import pytest
 from ray import tune
 from ray.rllib.algorithms.bc import BCConfig
@@ -81,6 +82,7 @@ def test_names_of_the_old_api_stack_still_mean_what_they_meant():
         ({"model_config": {"fcnet_hiddens": None}}, r"model_config\['fcnet_hiddens'\] cannot be None: expected a list"),
         ({"model_config": {"conv_filters": [[16, 8, 4], [32, [4, 4], 2, "valid"]]}}, None),
         ({"model_config": {"conv_filters": [[16, 0, 1]]}}, r"expected a list of \[channels, kernel, stride\]"),
+        ({"model_config": {"conv_filters": [[16, np.int64(8), 4]]}}, r"least 1 \(Python's, not numpy's\)"),
         ({"model_config": {"conv_filters": [[16, 8]]}}, r"expected a list of \[channels, kernel, stride\]"),
         ({"placement_strategy": "SPRED"}, r"'placement_strategy' cannot be 'SPRED'. Did you mean 'SPREAD'\?"),
         ({"custom_resources_per_env_runner": {"runner": -1}}, "an amount of at least 0 of 'runner', got -1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ray.rllib.core.models.torch.encoder import TorchMLPEncoder
@@ -13,6 +14,8 @@ from torch import nn
 _PACKAGES = ("rllib_kd", "ray", "torch")
 #: Parts that pass their input from one of their own parts to the next.
 _CHAINS = (nn.Sequential, TorchMLP, TorchMLPEncoder, TorchMLPHead)
+#: Attributes of a part in which PyTorch keeps its hooks.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def heads_of(module: Any) -> list[nn.Module]:
@@ -33,6 +36,11 @@ def is_chain(network: nn.Module) -> bool:
 def _passes_on(part: nn.Module) -> bool:
     """Return whether a part does what its class does, and if it has parts, calls them one after the other."""
     return "forward" not in vars(part) and (type(part) in _CHAINS or not list(part.children()))
+
+
+def hooks_of(module: nn.Module) -> list[Mapping[int, Any]]:
+    """Return PyTorch's own dicts of the hooks of a module and of its parts, which are empty where there are none."""
+    return [getattr(part, kind) for part in module.modules() for kind in _HOOKS]
 
 
 def is_known(part: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from ray.rllib.utils.annotations import override
 from torch import Tensor, nn
 
 from rllib_kd import _rllib
-from rllib_kd.networks.parts import is_chain, is_plain_linear, leaves_of
+from rllib_kd.networks.parts import hooks_of, is_chain, is_plain_linear, leaves_of
 
 #: Keys of a model config: RLlib's switch of an LSTM, its size, and the kind of the layer, by RLlib's name in
 #: `RecurrentEncoderConfig`.
@@ -128,11 +128,10 @@ class PlainPass:
         """Return None for another module, and for one with hooks, which need a pass through it."""
         if recurrent_layer(module) is None or not is_vector(module.observation_space) or module.uses_dueling:
             return None
-        has_hooks = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
         tokenizer = module.encoder.tokenizer
         is_known = tokenizer is None or _is_mlp(tokenizer)
         is_known = is_known and is_chain(module.af) and _rllib.has_default_q_values(module)
-        return cls(module) if is_known and not has_hooks and module.num_atoms == 1 else None
+        return cls(module) if is_known and not any(hooks_of(module)) and module.num_atoms == 1 else None
 
     def __call__(self, obs: Tensor, state: Mapping[str, Tensor], places: Tensor) -> Tensor:
         """Return Q-values `[M, A]` at `places` `[M]` of all states of sequences `[B, T, ...]`, as `run_sequences()`."""

@@ -16,7 +16,7 @@ from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQ
 from torch import Tensor, nn
 
 from rllib_kd.networks.dqn_module import FlattenEncoder
-from rllib_kd.networks.parts import heads_of, is_chain, is_plain_linear, leaves_of
+from rllib_kd.networks.parts import heads_of, hooks_of, is_chain, is_plain_linear, leaves_of
 
 #: Activations that are 0 at 0.
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
@@ -88,8 +88,7 @@ class PlainMLP:
 
     def __init__(self, module: Any):
         self._hidden, self._last = _hidden_and_last(module.encoder, module.af)
-        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        self._hooks = [getattr(part, kind) for part in module.modules() for kind in kinds]
+        self._hooks = hooks_of(module)
 
     @staticmethod
     def of(module: Any) -> PlainMLP | None:

@@ -91,7 +91,13 @@ def test_the_plain_pass_equals_the_module(name):
     expected = run_sequences(module, obs, state)[0].flatten(0, 1)
     for places in (torch.arange(8), torch.tensor([1, 2, 6])):
         torch.testing.assert_close(plain(obs, state, places), expected[places])
-    module.af.register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_a_module_with_hooks_has_no_plain_pass(kind):
+    module = recurrent()
+    assert PlainPass.of(module) is not None
+    getattr(module.encoder, f"register_{kind}")(lambda *_: None)
     assert PlainPass.of(module) is None
 
 

@@ -83,13 +83,14 @@ def test_rows_of_outputs_are_those_of_the_members():
         torch.testing.assert_close(row, member.module.compute_q_values({"obs": obs})["qf_preds"])
 
 
-def test_students_with_frozen_or_shared_layers_learn_by_themselves():
+def test_students_with_frozen_or_shared_layers_or_hooks_learn_by_themselves():
     own = modules()
+    own["b"].af.register_forward_hook(lambda *_: None)
     own["a"].encoder.requires_grad_(False)
     layers = linears_of(own["deep"])
     layers[1].weight = layers[0].weight
     config = SimpleNamespace(uses_td=False, feature_coeff=0.0, grad_clip=None)
-    assert sorted(map(len, stackable(own, config, is_ours=True))) == [1, 1, 4]
+    assert sorted(map(len, stackable(own, config, is_ours=True))) == [1, 1, 1, 3]
 
 
 @pytest.mark.parametrize("dueling", [False, True])

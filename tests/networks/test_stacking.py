@@ -107,6 +107,13 @@ def test_each_row_of_a_family_is_answered_by_whose_turn_it_is():
         torch.testing.assert_close(q[row], alone(list(students.values())[student], obs[row : row + 1])[0])
 
 
+def test_hooks_of_a_familys_student_see_its_passes():
+    students, seen = dict(enumerate(mlps((8,), (3,), (4,)))), []
+    students[1].af.register_forward_hook(lambda *args: seen.append(args))
+    FamilyQValues(students)(torch.from_numpy(states(6)), FamilyTurns(3, 6).acting)
+    assert len(seen) == 1
+
+
 def test_new_weights_count_after_a_refresh():
     students = dict(enumerate(mlps((8,), (3,))))
     obs, acting = torch.from_numpy(states(4)), FamilyTurns(2, 4).acting

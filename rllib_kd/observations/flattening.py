@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -44,18 +44,14 @@ class Flattener:
         lengths: list[int] = []
         starts: list[int] = []
         offsets: list[int] = []  # of the one-hot vectors
-        for path, part in parts_of(space):
-            if path and path[0] in left_out:
-                continue
-            size = flat_size(part)
-            place = slice(self.size, self.size + size)
-            if isinstance(part, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
-                own = [int(part.n)] if isinstance(part, gym.spaces.Discrete) else np.ravel(part.nvec).tolist()
+        for path, part, shape in _kept(space, left_out, scales_images=scales_images):
+            place = slice(self.size, self.size + flat_size(part))
+            if (own := one_hot_lengths(part)) is not None:
                 self._cases.append((path, slice(len(lengths), len(lengths) + len(own))))
                 offsets += (self.size + np.cumsum([0, *own[:-1]])).tolist()
                 lengths += own
                 starts += np.ravel(part.start).tolist()
-            elif path and scales_images and image_shape(part) is not None:
+            elif shape is not None:
                 self._images.append((path, place, part))
             else:
                 (self._texts if is_text(part) else self._numbers).append((path, place))
@@ -139,14 +135,23 @@ def described_parts(
         `{"path": [keys and indices], "op": "numbers"}`, `{..., "op": "one_hot", "lengths": [...], "starts": [...]}`,
         `{..., "op": "image", "shape": [height, width, channels], "divisor": 255 for bytes}` or `{..., "op": "text"}`.
     """
-    kept = ((path, part) for path, part in parts_of(space) if not path or path[0] not in left_out)
-    return [{"path": list(path), **_described(part, scales_images=scales_images)} for path, part in kept]
+    kept = _kept(space, left_out, scales_images=scales_images)
+    return [{"path": list(path), **_described(part, shape)} for path, part, shape in kept]
 
 
-def _described(space: gym.Space, *, scales_images: bool) -> dict[str, Any]:
+def _kept(
+    space: gym.Space, left_out: Collection[str], *, scales_images: bool
+) -> Iterator[tuple[Path, gym.Space, tuple[int, int, int] | None]]:
+    """Yield the parts that stand in a vector, with height, width and channels of images that are taken as such."""
+    for path, part in parts_of(space):
+        if not path or path[0] not in left_out:
+            yield path, part, image_shape(part) if path and scales_images else None
+
+
+def _described(space: gym.Space, shape: tuple[int, int, int] | None) -> dict[str, Any]:
     if is_text(space):
         return {"op": "text"}
-    if scales_images and (shape := image_shape(space)) is not None:
+    if shape is not None:
         return {"op": "image", "shape": list(shape), "divisor": 255 if space.dtype == np.uint8 else 1}
     lengths = one_hot_lengths(space)
     if lengths is None:

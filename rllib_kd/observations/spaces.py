@@ -174,7 +174,7 @@ def one_hot_lengths(space: gym.Space) -> tuple[int, ...] | None:
     if isinstance(space, gym.spaces.Discrete):
         return (int(space.n),)
     if isinstance(space, gym.spaces.MultiDiscrete):
-        return tuple(int(n) for n in np.ravel(space.nvec))
+        return tuple(np.ravel(space.nvec).tolist())
     return None
 
 
@@ -321,10 +321,7 @@ def flat_size(space: gym.Space) -> int:
 def _size_of_part(space: gym.Space) -> int:
     if is_text(space):
         return TEXT_SIZE
-    if isinstance(space, gym.spaces.Discrete):
-        return int(space.n)
-    if isinstance(space, gym.spaces.MultiDiscrete):
-        if space.nvec.size > limits.MAX_ONE_HOT:
-            raise ValueError(f"a space of {space.nvec.size} discrete parts, expected at most {limits.MAX_ONE_HOT}")
-        return sum(np.ravel(space.nvec).tolist())
-    return math.prod(map(int, space.shape or ()))
+    if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.size > limits.MAX_ONE_HOT:
+        raise ValueError(f"a space of {space.nvec.size} discrete parts, expected at most {limits.MAX_ONE_HOT}")
+    lengths = one_hot_lengths(space)
+    return math.prod(map(int, space.shape or ())) if lengths is None else sum(lengths)

@@ -11,7 +11,8 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from rllib_kd.checkpoints.connectors import _spec, connector_stages
-from rllib_kd.observations.flattening import Flattener
+from rllib_kd.export.runners.flatten import flatten as flatten_as_described
+from rllib_kd.observations.flattening import Flattener, described_parts
 from rllib_kd.observations.pipeline import Shown
 from rllib_kd.observations.spaces import (
     check_spaces,
@@ -168,6 +169,7 @@ WITH_IMAGES = gym.spaces.Dict(
         "lattice": gym.spaces.Box(-2.0, 2.0, (2, 17, 18)),
     }
 )
+ALL = GYMNASIUMS | TEXTS | {"image": IMAGE, "with images": WITH_IMAGES}
 
 
 def test_images_beside_other_parts_have_their_channels_last_and_bytes_in_0_to_1():
@@ -204,6 +206,18 @@ def test_images_beside_other_parts_have_their_channels_last_and_bytes_in_0_to_1(
     with pytest.raises(ValueError, match=r"an image of floats has values up to 255, but its space has bytes"):
         flatten(brighter, 1)
     assert flatten.part_of(1705) == (("pair", 0), slice(1705, 2665))
+
+
+@pytest.mark.parametrize("scales_images", [True, False])
+@pytest.mark.parametrize("name", ALL)
+def test_the_description_makes_the_same_vectors(name, scales_images):
+    space = ALL[name]
+    keys = list(space.spaces) if isinstance(space, gym.spaces.Dict) else []
+    for left_out in ((), keys[:1]):
+        flatten = Flattener(space, left_out, scales_images=scales_images)
+        parts = described_parts(space, left_out, scales_images=scales_images)
+        for obs in seen(space, 3):
+            np.testing.assert_array_equal(flatten_as_described(parts, obs), flatten(obs, 1)[0])
 
 
 def test_integers_of_images_are_divided_by_255_where_the_space_has_0_to_1():

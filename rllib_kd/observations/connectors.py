@@ -105,7 +105,7 @@ class MaskApart(ConnectorV2):
     Args:
         input_observation_space: space of the observations; with several agents a Dict of their spaces.
         input_action_space: space of the actions.
-        multi_agent: whether there are several agents. Their masks, of observations or infos, go into the batch as
+        multi_agent: whether there are several agents. The masks in their observations go into the batch as
             "action_mask"; those of a single agent are known where its environment is stepped.
     """
 

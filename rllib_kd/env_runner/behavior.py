@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rllib_kd.learner.label_statistics import QStatistics
+from rllib_kd.observations.masks import legal_only, random_actions
 
 
 def draw_labelled(num_steps: int, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -100,8 +101,7 @@ class BehaviorPolicy:
         teacher_acts = np.full(len(actions), teacher_q is not None)
         if student_q is not None and teacher_q is not None:
             teacher_acts = self.rng.random(len(actions)) < self.teacher_fraction
-            legal_student_q = np.where(teacher_q == -np.inf, -np.inf, student_q)
-            chosen = legal_student_q.argmax(-1)
+            chosen = legal_only(student_q, teacher_q != -np.inf).argmax(-1)
             if math.isfinite(self.max_regret):
                 with np.errstate(invalid="ignore"):  # where no label is finite, the row is dropped anyway
                     regret = teacher_q.max(-1) - teacher_q[np.arange(len(chosen)), chosen]
@@ -110,6 +110,7 @@ class BehaviorPolicy:
         if self.epsilon > 0.0:
             explores = self.rng.random(len(actions)) < self.epsilon
             if explores.any():
-                scores = np.where(guide == -np.inf, -1.0, self.rng.random(guide.shape))
-                actions = np.where(explores, scores.argmax(-1), actions)
+                num_envs, num_actions = guide.shape
+                drawn = random_actions(self.rng, num_actions, num_envs, guide != -np.inf)
+                actions = np.where(explores, drawn, actions)
         return actions, teacher_acts

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_LOGITS, QF_NEXT_PREDS, QF_TARGET_NEXT_PREDS
 from torch import Tensor
 
 from rllib_kd.learner import derivatives, losses
 from rllib_kd.learner.stack import StackedStudents
 from rllib_kd.learner.student import Student
+from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.masks import NEXT_MASK
 from rllib_kd.wire import ACTING, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 

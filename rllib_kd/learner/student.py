@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
-from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_TARGET_NEXT_PREDS
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_NEXT_PREDS, QF_TARGET_NEXT_PREDS, DefaultDQNRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import QNetAPI, TargetNetworkAPI
 from torch import Tensor, nn

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_PREDS as QF_PREDS
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_PROBS as QF_PROBS
 from ray.rllib.algorithms.dqn.dqn_catalog import DQNCatalog
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.core.columns import Columns
@@ -125,10 +127,6 @@ def count_parameters(module: RLModule) -> int:
     attributes = module.get_non_inference_attributes() if isinstance(module, InferenceOnlyAPI) else ()
     skipped = tuple(f"{attribute}." for attribute in attributes)
     return sum(parameter.numel() for name, parameter in module.named_parameters() if not name.startswith(skipped))
-
-
-QF_PREDS = "qf_preds"  # the keys of RLlib's QNetAPI.compute_q_values(); the second one of C51 only
-QF_PROBS = "qf_probs"
 
 
 class Support(NamedTuple):

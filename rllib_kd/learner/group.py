@@ -34,7 +34,7 @@ TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRU
 #: States on which students are compared with the teacher at each update.
 MAX_METRIC_STATES = 2_048
 _MOST_BYTES_AT_ONCE = 2**20 // BATCHES_AT_ONCE  # of a batch: what fits a processor's cache
-_COLUMNS = "columns/"  # before the names of a replay's columns, among other arrays
+COLUMNS = "columns/"  # before the names of a replay's columns, among other arrays
 
 
 class StudentGroup:
@@ -380,7 +380,7 @@ class StudentGroup:
     def replay_arrays(self, *, with_rows: bool = True) -> dict[str, np.ndarray]:
         """Return the replay as arrays: columns as `columns/<name>`, unless left out, and the rest by its name."""
         state = self.replay.get_state(with_rows=with_rows)
-        columns = {f"{_COLUMNS}{name}": column for name, column in state.pop("columns").items()}
+        columns = {f"{COLUMNS}{name}": column for name, column in state.pop("columns").items()}
         return columns | {name: np.asarray(value) for name, value in state.items()}
 
     def refill_replay(self, shards: Sequence[Mapping[str, np.ndarray]], *, is_own: bool) -> bool:
@@ -397,13 +397,13 @@ class StudentGroup:
         kept = {*self.replay.OWN_COLUMNS, *({MASK} if self.config.uses_td else ())}
         states: list[dict[str, Any]] = []
         for shard in shards:
-            given = {name.removeprefix(_COLUMNS): shard[name] for name in shard if name.startswith(_COLUMNS)}
+            given = {name.removeprefix(COLUMNS): shard[name] for name in shard if name.startswith(COLUMNS)}
             if given and ACTING in needed:  # of a version that did not save who acted
                 given.setdefault(ACTING, np.zeros(given[TEACHER_Q].shape[:-1], dtype=np.int32))
             if given and not needed <= given.keys():
                 return False
             columns = {name: given[name] for name in given if name in {*needed, *kept}}
-            rest = {name: shard[name] for name in shard if not name.startswith(_COLUMNS)}
+            rest = {name: shard[name] for name in shard if not name.startswith(COLUMNS)}
             states.append({"columns": columns, **rest})
         first, *others = states
         if not is_own:

@@ -20,7 +20,7 @@ import torch
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
-from rllib_kd.learner.group import MAX_METRIC_STATES, StudentGroup
+from rllib_kd.learner.group import COLUMNS, MAX_METRIC_STATES, StudentGroup
 from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.learner.observation_scale import ObservationScale
 from rllib_kd.learner.replay import ColumnarReplay, default_capacity, spread_over
@@ -296,7 +296,8 @@ class SequenceGroup(StudentGroup):
 
     def refill_replay(self, shards: Sequence[Mapping[str, np.ndarray]], *, is_own: bool) -> bool:
         """Fill the replay as `StudentGroup.refill_replay()`; not from sequences of another length."""
-        lengths = {shard[f"columns/{OBS}"].shape[1] for shard in shards if f"columns/{OBS}" in shard}
+        name = f"{COLUMNS}{OBS}"
+        lengths = {shard[name].shape[1] for shard in shards if name in shard}
         return lengths <= {self.replay.length} and super().refill_replay(shards, is_own=is_own)
 
 

@@ -219,7 +219,7 @@ class StudentGroup:
             "regret_nats" if self._outputs == LOG_PROBS else "q_regret": regret(states[TEACHER_Q], chosen),
             "kl_to_teacher": losses.policy_kl(
                 student_q,
-                states[TEACHER_Q].expand_as(student_q),
+                states[TEACHER_Q],
                 temperature=self.temperature,
                 student_temperature=self.student_temperature,
             ),

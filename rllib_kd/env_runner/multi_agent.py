@@ -233,8 +233,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
     def _decide(self, module_id: str, batch: Mapping[str, Any], policy: BehaviorPolicy) -> dict[str, Any]:
         obs, mask = batch[Columns.OBS].to(self._device, torch.float32), batch.get(MASK)
         mask = None if mask is None else mask.to(self._device).bool()
-        masks = () if mask is None else (mask,)
-        labels = self._teachers[module_id].labels(obs, self.config.label_columns, *masks)
+        labels = self._teachers[module_id].labels(obs, self.config.label_columns, mask)
         student_q = None
         if policy.teacher_fraction < 1.0:
             with torch.inference_mode():

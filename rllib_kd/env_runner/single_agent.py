@@ -365,8 +365,8 @@ class DistillEnvRunner(RecordingEnvRunner):
             obs = torch.from_numpy(self._teacher_view(self._shown)).to(self._device)
         if not is_labelled:
             return {}
-        masks = () if self._shown.mask is None else (torch.from_numpy(self._shown.mask).to(self._device),)
-        labels = self._teacher.labels(obs, self.config.label_columns, *masks)
+        mask = None if self._shown.mask is None else torch.from_numpy(self._shown.mask).to(self._device)
+        labels = self._teacher.labels(obs, self.config.label_columns, mask)
         return {name: column.cpu().numpy() for name, column in labels.items()}
 
     # --- The direct way -----------------------------------------------------------------------------------------------

@@ -51,12 +51,7 @@ def all_q_values(network: Teacher, inputs: np.ndarray, mask: np.ndarray | None =
     """Return the outputs `[M, A]` of a network for inputs `[M, ...]`, part by part; −inf where a mask forbids."""
     chunks = torch.as_tensor(inputs).float().split(_STATES_AT_ONCE)
     masks = [None] * len(chunks) if mask is None or mask.all() else torch.as_tensor(mask).split(_STATES_AT_ONCE)
-    return torch.cat(
-        [
-            network.q_values(chunk) if own is None else network.q_values(chunk, own)
-            for chunk, own in zip(chunks, masks, strict=True)
-        ]
-    )
+    return torch.cat([network.q_values(chunk, own) for chunk, own in zip(chunks, masks, strict=True)])
 
 
 def agreement(confusion: np.ndarray) -> float:

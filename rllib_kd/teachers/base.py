@@ -401,7 +401,7 @@ class Teacher(Checkpointable):
             `[B, units]`.
         """
         if tuple(names) == (TEACHER_Q,):
-            return {TEACHER_Q: self.q_values(obs) if mask is None else self.q_values(obs, mask)}
+            return {TEACHER_Q: self.q_values(obs, mask)}
         return self._in_parts(partial(self._labels, names), obs, mask)
 
     def _labels(self, names: Sequence[str], obs: Tensor, mask: Tensor | None) -> dict[str, Tensor]:

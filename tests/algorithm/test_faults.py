@@ -282,10 +282,10 @@ def test_an_environment_that_raises_in_every_remote_env_runner_is_an_error_with_
 class Unreachable(Teacher):
     """A teacher that answers in this process alone."""
 
-    def q_values(self, obs):
+    def q_values(self, obs, mask=None):
         if ray.get_runtime_context().get_actor_id() is not None:
             raise ConnectionError("the teacher's service is gone")
-        return super().q_values(obs)
+        return super().q_values(obs, mask)
 
 
 @pytest.mark.slow
@@ -353,16 +353,16 @@ def test_numbers_that_are_not_finite_are_dropped_and_counted(build, how, learns_
 class Ignorant(Teacher):
     """A teacher that knows nothing."""
 
-    def labels(self, obs, names):
-        labels = super().labels(obs, names)
+    def labels(self, obs, names, mask=None):
+        labels = super().labels(obs, names, mask)
         return {**labels, TEACHER_Q: torch.full_like(labels[TEACHER_Q], torch.nan)}
 
 
 class Forgetful(Teacher):
     """A teacher that knows nothing of states in which the cart is on the right."""
 
-    def labels(self, obs, names):
-        labels = super().labels(obs, names)
+    def labels(self, obs, names, mask=None):
+        labels = super().labels(obs, names, mask)
         q = labels[TEACHER_Q]
         return {**labels, TEACHER_Q: torch.where(obs[:, :1] > 0, torch.nan, q)}
 

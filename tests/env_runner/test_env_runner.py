@@ -156,7 +156,7 @@ def test_states_that_the_teacher_cannot_label_are_never_drawn(counting_config):
         def to(self, device):
             return self
 
-        def q_values(self, obs):
+        def q_values(self, obs, mask=None):
             q = torch.ones(len(obs), 3)
             q[obs[:, 0] == 2] = torch.nan
             q[obs[:, 0] == 3, 0] = torch.inf

@@ -75,7 +75,7 @@ class Table:
     def __init__(self, *rows):
         self.rows = torch.tensor(rows)
 
-    def q_values(self, obs):
+    def q_values(self, obs, mask=None):
         return self.rows[obs[:, 0].long()]
 
 

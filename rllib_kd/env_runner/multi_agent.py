@@ -239,11 +239,10 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
             with torch.inference_mode():
                 outputs = self.module[module_id].compute_q_values({Columns.OBS: obs})[QF_PREDS]
             student_q = legal_only(outputs.cpu().numpy(), None if mask is None else mask.cpu().numpy())
-        if mask is not None:
-            labels[MASK] = mask
-        if policy.teacher_fraction < 1.0:
             max_regret = self._gaps[module_id].in_return_units(self.config.max_regret_in_gaps)
             policy = replace(policy, max_regret=max_regret)
+        if mask is not None:
+            labels[MASK] = mask
         actions = policy.act(student_q, labels[TEACHER_Q].cpu().numpy())
         return {Columns.ACTIONS: torch.from_numpy(actions), **labels}
 

@@ -25,14 +25,13 @@ from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.learner.observation_scale import ObservationScale
 from rllib_kd.learner.replay import ColumnarReplay, default_capacity, spread_over
 from rllib_kd.learner.stack import StackedStudents
-from rllib_kd.learner.student import Student, unless_frozen
+from rllib_kd.learner.student import Student
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.memories import StateLayout
 from rllib_kd.networks.mlp_gradient import MLPGradient
 from rllib_kd.networks.recurrent import (
     PlainPass,
     at_places,
-    first_layers,
     max_seq_len_of,
     num_sequences,
     run_sequences,
@@ -55,14 +54,12 @@ class RecurrentStudent(Student):
     Args:
         layout: where its state is beside those of the other students.
         args: as in `Student`.
-        normalizes_obs: as in `Student`.
         kwargs: as in `Student`.
     """
 
-    def __init__(self, *args: Any, layout: StateLayout, normalizes_obs: bool, **kwargs: Any):
-        super().__init__(*args, normalizes_obs=False, **kwargs)
+    def __init__(self, *args: Any, layout: StateLayout, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         self._layout = layout
-        self.first_layers = unless_frozen(first_layers(self.module)) if normalizes_obs else []
         self._pass: PlainPass | None = None  # a shorter way through the module, where there is one
 
     def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:

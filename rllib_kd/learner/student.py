@@ -22,6 +22,7 @@ from rllib_kd.networks.dqn_module import QF_PREDS, first_linears, is_linear
 from rllib_kd.networks.mlp_gradient import MLPGradient
 from rllib_kd.networks.parts import last_linear
 from rllib_kd.networks.quantization import RoundedMLP, check_can_round, round_linears
+from rllib_kd.networks.recurrent import first_layers
 from rllib_kd.networks.stacking import PlainMLP, linears_of
 from rllib_kd.networks.weights import weights_of
 from rllib_kd.students.restarts import student_of
@@ -80,7 +81,7 @@ class Student:
         self.rounds = rounds
         self.scale: QScale | None = None  # set while the outputs are normalised
         self.obs_scale: ObservationScale | None = None  # set while the first layers take normalised observations
-        self.first_layers = unless_frozen(first_linears(module)) if normalizes_obs else []  # those that can
+        self.first_layers = unless_frozen(first_linears(module) or first_layers(module)) if normalizes_obs else []
         self.feature_map: nn.Linear | None = None  # made when the first labels show the teacher's width
         self._features: Tensor | None = None
         self._mlp: PlainMLP | None = None  # inside an update: a shorter way through the module, where there is one

@@ -192,9 +192,9 @@ def is_flattened(space: gym.Space | None) -> bool:
     have no fixed size.
     """
     if isinstance(space, gym.spaces.Box):
-        is_float_image = len(space.shape) == 3 and np.issubdtype(space.dtype, np.floating)
+        has_float_pixels = len(space.shape) == 3 and np.issubdtype(space.dtype, np.floating)
         is_vector = len(space.shape) == 1 and has_floats(space)
-        return not (is_byte_image(space) or is_float_image or is_vector)
+        return not (is_byte_image(space) or has_float_pixels or is_vector)
     if not isinstance(space, gym.Space):
         return False
     parts = list(parts_of(space))

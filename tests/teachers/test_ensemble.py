@@ -226,8 +226,8 @@ def test_labels_of_the_learner_are_the_means(build, cartpole_config, paths, ense
     seen = []
     labels = Teacher.labels
 
-    def recorded(teacher, obs, names):
-        said = labels(teacher, obs, names)
+    def recorded(teacher, obs, names, mask=None):
+        said = labels(teacher, obs, names, mask)
         seen.append((teacher, obs, said["teacher_q"]))
         return said
 

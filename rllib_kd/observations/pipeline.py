@@ -297,9 +297,16 @@ class ObservationPipeline:
     @property
     def images(self) -> Images | None:
         """Return the stage that converts images; None for other observations."""
-        if self.stages and isinstance(self.stages[0], Images | SideBySide):
-            return self.stages[0] if isinstance(self.stages[0], Images) else None
-        return Images(self.observation_space.shape) if is_float_image(self.observation_space) else None
+        if isinstance(first := next(iter(self.stages), None), Images):
+            return first
+        is_implied = self._side_by_side is None and is_float_image(self.observation_space)
+        return Images(self.observation_space.shape) if is_implied else None
+
+    @property
+    def _side_by_side(self) -> SideBySide | None:
+        """Return the first stage if it is that of several networks, each of which sees observations as they are."""
+        first = next(iter(self.stages), None)
+        return first if isinstance(first, SideBySide) else None
 
     @property
     def all_stages(self) -> tuple[Stage, ...]:
@@ -334,8 +341,8 @@ class ObservationPipeline:
     def takes(self, space: gym.Space) -> bool:
         """Return whether observations of this space suit the pipeline, whether they contain a mask or not."""
         space, own = features_space(space), features_space(self.observation_space)
-        if self.stages and isinstance(self.stages[0], SideBySide):
-            return self.stages[0].takes(space)
+        if self._side_by_side is not None:
+            return self._side_by_side.takes(space)
         if self.images is None:
             return same_space(own, space)
         is_divided = space.dtype != np.uint8 and replace(self.images, scaled=True).takes(space)
@@ -361,8 +368,8 @@ class ObservationPipeline:
         space = features_space(space)
         if not is_flattened(space) or self.takes(space):
             return self
-        if self.stages and isinstance(self.stages[0], SideBySide):
-            fitted = SideBySide(tuple(each.for_space(space, source) for each in self.stages[0].pipelines))
+        if self._side_by_side is not None:
+            fitted = SideBySide(tuple(each.for_space(space, source) for each in self._side_by_side.pipelines))
             return ObservationPipeline(space, (fitted, *self.stages[1:])) if fitted.takes(space) else self
         own = self.observation_space
         is_binary = isinstance(space, gym.spaces.MultiBinary) and own.shape == space.shape
@@ -398,8 +405,8 @@ class ObservationPipeline:
     @property
     def records_vectors(self) -> bool:
         """Return whether it is known how its vectors are made, or those of one of several networks."""
-        if self.stages and isinstance(self.stages[0], SideBySide):
-            return any(pipeline.records_vectors for pipeline in self.stages[0].pipelines)
+        if self._side_by_side is not None:
+            return any(pipeline.records_vectors for pipeline in self._side_by_side.pipelines)
         return self.parts is not None
 
     def with_recorded_vectors(
@@ -470,9 +477,8 @@ class ObservationPipeline:
 
     def start(self) -> View:
         """Return a view for one vector env: the inputs `[N, ...]` of the network, float32."""
-        stages = self.all_stages
-        views = [stage.start() for stage in stages]
-        is_side_by_side = isinstance(next(iter(stages), None), SideBySide)  # each of which sees the mask or not
+        views = [stage.start() for stage in self.all_stages]
+        is_side_by_side = self._side_by_side is not None  # each of which sees the mask or not
 
         def view(shown: Shown) -> np.ndarray:
             obs, num_envs = shown.obs, len(shown.first)

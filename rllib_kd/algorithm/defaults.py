@@ -18,8 +18,9 @@ import gymnasium as gym
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
+from rllib_kd.networks.mixed_space import has_images
 from rllib_kd.observations.masks import features_space
-from rllib_kd.observations.spaces import has_images, input_space
+from rllib_kd.observations.spaces import input_space
 from rllib_kd.teachers.base import Teacher
 
 #: By name of the setting.

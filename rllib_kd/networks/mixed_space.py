@@ -1,4 +1,4 @@
-"""The space of vectors in which images stand beside other numbers. It needs no Ray."""
+"""The space of vectors in which images stand beside other numbers, and which inputs are images. It needs no Ray."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ class MixedBox(gym.spaces.Box):
     def __eq__(self, other: object) -> bool:
         """Return whether the other space has equal images at equal places, too."""
         return isinstance(other, MixedBox) and self.images == other.images and super().__eq__(other)
+
+
+def has_images(space: gym.Space) -> bool:
+    """Return whether the inputs of a network are images, alone or beside other numbers."""
+    return isinstance(space, MixedBox) or len(space.shape or ()) == 3

@@ -159,11 +159,6 @@ def _ratio(one: int, other: int) -> float:
     return max(one, other) / max(1, min(one, other))
 
 
-def has_images(space: gym.Space) -> bool:
-    """Return whether the inputs of a network are images, alone or beside other numbers."""
-    return isinstance(space, MixedBox) or len(space.shape or ()) == 3
-
-
 def is_discrete(space: gym.Space | None) -> bool:
     """Return whether a space has discrete numbers, one or several, which networks take as one-hot vectors."""
     return isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from rllib_kd.networks.mixed_space import has_images
 from rllib_kd.networks.trees.shape import TREE, TreeShape
-from rllib_kd.observations.spaces import has_images, input_space
+from rllib_kd.observations.spaces import input_space
 from rllib_kd.students.sizes import PRESETS, activation_for
 from rllib_kd.teachers.base import Teacher
 

@@ -13,7 +13,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from rllib_kd.networks.dqn_module import count_parameters, student_module_spec
 from rllib_kd.networks.mixed import default_filters
-from rllib_kd.networks.mixed_space import MixedBox
+from rllib_kd.networks.mixed_space import has_images
 from rllib_kd.networks.recurrent import CELL_SIZE, USE_LSTM
 
 #: Keys of a model config that set the widths of a student's layers.
@@ -137,8 +137,7 @@ def _architecture(teacher_model_config: Mapping[str, Any], observation_space: gy
     """Return the layers of a teacher, as a student of these observations has them if it is as large."""
     architecture = dataclasses.asdict(DefaultModelConfig()) | dict(teacher_model_config)
     architecture = {key: architecture[key] for key in _ARCHITECTURE_KEYS}
-    has_images = len(observation_space.shape or ()) == 3 or isinstance(observation_space, MixedBox)
-    if not has_images:
+    if not has_images(observation_space):
         architecture["conv_filters"] = None  # as RLlib leaves them out of networks of vectors
     elif not architecture["conv_filters"]:
         architecture["conv_filters"] = default_filters(observation_space)

@@ -13,7 +13,7 @@ from rllib_kd.algorithm.defaults import FOR_VECTORS
 from rllib_kd.checkpoints.uris import expanded
 from rllib_kd.environments.failures import described, users_errors
 from rllib_kd.environments.run_files import run_file
-from rllib_kd.observations.spaces import has_images
+from rllib_kd.networks.mixed_space import has_images
 from rllib_kd.public import public
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import Q_VALUES, Outputs

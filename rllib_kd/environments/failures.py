@@ -17,7 +17,7 @@ _PASSED_THROUGH = ("ray", "gymnasium", "numpy", "torch", "tree")
 #: The package, in this process and where another machine has installed it.
 _OWN, _OWN_NAME = os.path.join(Path(__file__).parents[1], ""), __name__.partition(".")[0]
 _STANDARD = os.path.dirname(os.__file__)
-_PACKAGES = ("site-packages", "dist-packages")
+_PACKAGES = {"site-packages", "dist-packages"}
 #: Packages that end a process as it should end: a worker of Ray, and a command that is used wrongly.
 _ENDING = ("ray", "typer", "click")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -142,7 +142,7 @@ def frames_in(text: str) -> list[Frame]:
 def users_line(frames: Sequence[Frame]) -> Frame | None:
     """Return the innermost line of the user's code; else of another package than those in between; else None."""
     own = [frame for frame in frames if is_users(frame)]
-    mine = [frame for frame in own if not any(folder in Path(frame.file).parts for folder in _PACKAGES)]
+    mine = [frame for frame in own if not is_installed(frame.file)]
     return next(reversed(mine or own), None)
 
 
@@ -157,7 +157,13 @@ def is_users(frame: Frame) -> bool:
         return False
     if (package := _package_of(frame)) is not None:
         return package not in (*_PASSED_THROUGH, _OWN_NAME)
-    return not frame.file.startswith(_STANDARD) and "/ray/" not in frame.file
+    return not is_installed(frame.file) and "/ray/" not in frame.file
+
+
+def is_installed(file: str | Path) -> bool:
+    """Return whether a file belongs to an installed package or to Python's standard library."""
+    path = Path(file)
+    return bool(_PACKAGES & {*path.parts}) or path.is_relative_to(_STANDARD)
 
 
 def _package_of(frame: Frame) -> str | None:

@@ -7,18 +7,16 @@ import hashlib
 import os
 import shutil
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from rllib_kd.environments.failures import is_installed
 from rllib_kd.environments.imports import place, replace_folder
 
 _MAX_BYTES = 2**24  # of all files
-_PACKAGES = {"site-packages", "dist-packages"}
-_STANDARD = sysconfig.get_paths()["stdlib"]
 _OWN = __name__.partition(".")[0]
 
 
@@ -90,8 +88,7 @@ def own_file(module: ModuleType | None) -> Path | None:
     if not isinstance(file, str) or not file.endswith(".py") or name in ("__main__", "__mp_main__"):
         return None
     path = Path(os.path.abspath(file))
-    is_installed = _PACKAGES & set(path.parts) or path.is_relative_to(_STANDARD)
-    return None if is_installed or name.split(".")[0] == _OWN or not path.is_file() else path
+    return None if is_installed(path) or name.split(".")[0] == _OWN or not path.is_file() else path
 
 
 def _package_files(root: Path, file: Path) -> Iterable[Path]:

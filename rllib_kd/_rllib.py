@@ -154,6 +154,11 @@ def has_env_to_module(config: Any) -> bool:
     return config._env_to_module_connector is not None
 
 
+def raw_model_config(config: Any) -> Any:
+    """Return the argument of `rl_module(model_config=...)` as it was given, which need not be a dict."""
+    return config._model_config
+
+
 def included_in_model_config(config: Any) -> dict[str, Any]:
     """Return the entries that an algorithm's config adds to its model config."""
     return config._model_config_auto_includes

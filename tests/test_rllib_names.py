@@ -71,6 +71,7 @@ REACHED = {
     ),
     AlgorithmConfig: (
         "_env_to_module_connector",
+        "_model_config",
         "_model_config_auto_includes",
         "_train_batch_size_per_learner",
     ),

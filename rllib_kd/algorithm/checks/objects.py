@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from rllib_kd import _rllib
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
@@ -18,7 +20,7 @@ def check_objects(config: DistillationConfig) -> None:
     Raises:
         ValueError: one is not.
     """
-    model: Any = config._model_config
+    model = _rllib.raw_model_config(config)
     is_model = dataclasses.is_dataclass(model) and not isinstance(model, type)
     evaluation = config.evaluation_config
     for name, value, is_right in (

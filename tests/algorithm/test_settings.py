@@ -102,6 +102,20 @@ def test_what_is_refused_and_what_is_not(settings, message):
             apply_settings(DQNConfig(), settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_staleness": 0.5}, "expected an integer of at least 0"),
+        ({"patience": 0}, "expected an integer of at least 1"),
+        ({"max_requests_in_flight_per_env_runner": 0.5}, "expected an integer of at least 1"),
+        ({"jsd_beta": 1.5}, "expected a number between 0 and 1"),
+    ],
+)
+def test_numbers_of_distillation_are_refused_as_they_are_set(settings, message):
+    with pytest.raises(ValueError, match=message):
+        apply_settings(DistillDQNConfig(), settings)
+
+
 @pytest.mark.parametrize("cls", [DQNConfig, DistillDQNConfig, IMPALAConfig, PPOConfig])
 @pytest.mark.parametrize(("value", "message"), [(-1, "at least 0"), ("x", "a number"), ([[0, 1.0], [9, "x"]], "`lr`")])
 def test_python_and_files_have_one_validator(cls, value, message):

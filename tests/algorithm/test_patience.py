@@ -102,8 +102,8 @@ def test_a_run_ends_and_goes_on_counting_when_it_is_resumed(build, tmp_path, cap
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"patience": 0}, "`patience` must be"),
-        ({"patience": 2.5}, "`patience` must be"),
+        ({"patience": 0}, "'patience' cannot be 0"),
+        ({"patience": 2.5}, "'patience' cannot be 2.5"),
         ({"patience": 10, "teacher": None, "td_coeff": 1.0}, "`patience`=10 needs a teacher"),
     ],
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 from rllib_kd.checkpoints.connectors import ToEnv
 from rllib_kd.evaluation.playing import Act
 from rllib_kd.networks.dqn_module import count_parameters
+from rllib_kd.networks.recurrent import Memory
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
 from rllib_kd.teachers.base import Teacher
 
@@ -79,25 +80,18 @@ class LikeliestAction:
     def player(self) -> Act:
         """Plays one vector env."""
         module, view = self._module, self._pipeline.start()
-        initial = tree.map_structure(torch.as_tensor, module.get_initial_state() if module.is_stateful() else {})
-        state: Any = None  # nested, `[N, ...]`
-
-        def restart(value: Tensor, start: Tensor, first: np.ndarray) -> Tensor:
-            return torch.where(torch.from_numpy(first).reshape(-1, *[1] * start.ndim), start, value)
+        memory = Memory()
 
         @torch.inference_mode()
         def act(shown: Shown) -> Any:
-            nonlocal state
             obs = torch.from_numpy(view(shown))
             batch: dict[str, Any] = {Columns.OBS: obs}
             if module.is_stateful():
-                if state is None:
-                    state = tree.map_structure(lambda start: start.expand(len(obs), *start.shape), initial)
-                state = tree.map_structure(lambda value, start: restart(value, start, shown.first), state, initial)
-                batch = {Columns.OBS: obs[:, None], Columns.STATE_IN: state}  # one step in time
+                memory.begin(module, shown.first)
+                batch = {Columns.OBS: obs[:, None], Columns.STATE_IN: memory.state}  # one step in time
             outputs = module.forward_inference(batch)
-            state = outputs.get(Columns.STATE_OUT)
             if module.is_stateful():
+                memory.state = outputs.get(Columns.STATE_OUT, {})
                 chosen = {name: outputs[name] for name in _CHOICES if name in outputs}
                 outputs = tree.map_structure(lambda part: part[:, 0], chosen)
             return self._actions(outputs, as_mask(shown.mask))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import tree
 from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_PREDS
 from ray.rllib.algorithms.dqn.dqn_catalog import DQNCatalog
 from ray.rllib.core.columns import Columns
@@ -152,33 +153,37 @@ def at_places(values: Tensor, places: Tensor) -> Tensor:
     return rows if len(places) == len(rows) else rows.index_select(0, places)  # in their order, each once
 
 
-def initial_state(module: Any, count: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """Return the state at the beginning of an episode, parts `[count, layers, units]`."""
-    start = {part: torch.as_tensor(value, device=device) for part, value in module.get_initial_state().items()}
-    return {part: value.expand(count, *value.shape).contiguous() for part, value in start.items()}
+def initial_state(module: Any, count: int, device: torch.device | str | None = None) -> Any:
+    """Return the state at the beginning of an episode, parts `[count, layers, units]`; of other modules nested."""
+
+    def of_all(value: Any) -> Tensor:
+        start = torch.as_tensor(value, device=device)
+        return start.expand(count, *start.shape).contiguous()
+
+    return tree.map_structure(of_all, module.get_initial_state())
 
 
 class Memory:
     """The states of a recurrent network that acts in a vector env, one for each environment."""
 
     def __init__(self) -> None:
-        #: Parts `[N, layers, units]`, on the network's device; empty before the first step.
-        self.state: dict[str, Tensor] = {}
+        #: Parts `[N, layers, units]`, on the network's device; of other modules nested. Empty before the first step.
+        self.state: Any = {}
 
     def begin(self, module: Any, first: np.ndarray, device: torch.device | str | None = None) -> None:
         """Begin episodes where `first` (`[N]`) is True, and anew where an observation has left a state not finite."""
-        start = initial_state(module, len(first), device)
-        if not self.state or len(next(iter(self.state.values()))) != len(first):
-            self.state = start
+        parts = tree.flatten(self.state)
+        if not parts or len(parts[0]) != len(first):
+            self.state = initial_state(module, len(first), device)
             return
-        begins = torch.from_numpy(first).to(next(iter(start.values())).device)
-        for value in self.state.values():
-            begins = begins | ~value.isfinite().flatten(1).all(-1).to(begins.device)
+        begins = torch.from_numpy(first).to(parts[0].device)
+        for value in parts:
+            begins = begins | ~value.isfinite().reshape(len(first), -1).all(-1)
         if begins.any():
-            self.state = {
-                part: torch.where(begins.view(-1, 1, 1), start[part], value.to(begins.device))
-                for part, value in self.state.items()
-            }
+            start = initial_state(module, len(first), begins.device)
+            self.state = tree.map_structure(
+                lambda value, own: torch.where(begins.view(-1, *[1] * (value.ndim - 1)), own, value), self.state, start
+            )
 
     @torch.inference_mode()
     def step(self, module: Any, obs: Tensor) -> Tensor:

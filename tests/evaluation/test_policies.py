@@ -109,6 +109,20 @@ class Decided:
         return {"actions": actions, "state_out": batch.get("state_in")}
 
 
+def test_a_state_that_is_not_finite_begins_anew():
+    module, states = Decided(gym.spaces.Discrete(2), torch.tensor(0), is_recurrent=True), []
+
+    def forward_inference(batch):
+        states.append(batch["state_in"]["h"].item())
+        return {"actions": torch.zeros(1, 1), "state_out": {"h": batch["state_in"]["h"] + batch["obs"][:, 0, :1]}}
+
+    module.forward_inference = forward_inference
+    act = LikeliestAction(module, ObservationPipeline(NUMBERS), to_env=lambda actions, spaces: actions).player()
+    for number, first in ((1.0, True), (np.nan, False), (2.0, False), (3.0, False), (4.0, True)):
+        act(Shown(np.full((1, 2), number, np.float32), np.array([first])))
+    assert states == [0.0, 1.0, 0.0, 2.0, 0.0]
+
+
 def taken(policy):
     """The action that an environment gets."""
     shown = Shown(np.zeros((1, 2), np.float32), np.ones(1, bool))

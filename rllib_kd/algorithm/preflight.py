@@ -26,7 +26,7 @@ from rllib_kd.algorithm.checks.students import check_convolved_inputs
 from rllib_kd.algorithm.checks.trees import check_tree_inputs
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.cluster import ray_address
-from rllib_kd.env_runner.column_sampler import check_vectorized
+from rllib_kd.env_runner.explaining import check_vectorized
 from rllib_kd.environments.failures import name_of
 from rllib_kd.environments.making import checked_call, close, env_maker, name_in, names_class
 from rllib_kd.environments.masked import with_masks_in_infos

@@ -25,7 +25,8 @@ from ray.rllib.utils.annotations import override
 from rllib_kd import _rllib
 from rllib_kd.allocator import keep_freed_memory
 from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
-from rllib_kd.env_runner.column_sampler import ExplainsFailures, apart_from_samples, log_dropped, set_state_and_sample
+from rllib_kd.env_runner.column_sampler import apart_from_samples, log_dropped, set_state_and_sample
+from rllib_kd.env_runner.explaining import ExplainsFailures
 from rllib_kd.env_runner.fragment import as_rewards, count_not_finite, is_usable
 from rllib_kd.env_runner.legal import choosing_legally
 from rllib_kd.env_runner.passes import replaced_passes

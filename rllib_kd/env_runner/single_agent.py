@@ -30,13 +30,13 @@ from rllib_kd.allocator import keep_freed_memory
 from rllib_kd.checkpoints.connectors import stages_of
 from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy, draw_labelled
 from rllib_kd.env_runner.column_sampler import (
-    ExplainsFailures,
     apart_from_samples,
     has_plain_connectors,
     log_dropped,
     log_episodes,
     set_state_and_sample,
 )
+from rllib_kd.env_runner.explaining import ExplainsFailures
 from rllib_kd.env_runner.family import FamilyTurns
 from rllib_kd.env_runner.fragment import Fragment, append_final_states
 from rllib_kd.env_runner.passes import replaced_passes

@@ -15,7 +15,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 
 from rllib_kd import _rllib
-from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
+from rllib_kd.env_runner.explaining import ExplainingEnvRunner
 from rllib_kd.env_runner.legal import choosing_legally, put_masks_in_infos
 from rllib_kd.environments.returned import unusable_mask
 from rllib_kd.networks.weights import Weights, with_weights

@@ -31,7 +31,7 @@ from rllib_kd.algorithm.preflight import (
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
 from rllib_kd.checkpoints.manifest import MODULES
-from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
+from rllib_kd.env_runner.explaining import ExplainingEnvRunner
 from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name

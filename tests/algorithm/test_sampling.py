@@ -16,7 +16,7 @@ from rllib_kd import DistillDQNConfig
 from rllib_kd.algorithm import answers as answers_module
 from rllib_kd.algorithm.answers import call_all
 from rllib_kd.algorithm.sampling import SampleRequests
-from rllib_kd.env_runner.column_sampler import ExplainsFailures
+from rllib_kd.env_runner.explaining import ExplainsFailures
 from rllib_kd.environments.failures import EnvFailedError, SamplingFailedError
 from rllib_kd.wire import Sample, pack_weights
 from tests.background import in_background, wait_for

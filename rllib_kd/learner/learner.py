@@ -169,8 +169,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             RLlib's reduced metrics.
 
         Raises:
-            ValueError: no state of a teacher's fragments so far has finite observations, rewards and labels, or a loss
-                is not finite.
+            ValueError: no state of a teacher's fragments so far has finite observations, rewards and labels (sequences
+                of recurrent students are waited for), or a loss is not finite.
         """
         self._check_is_built()
         timesteps = dict(timesteps or {})

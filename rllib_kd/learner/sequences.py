@@ -200,11 +200,6 @@ class SequenceGroup(StudentGroup):
         length = max_seq_len_of(self.config.model_config) + self.config.uses_td  # the last one's next state
         return SequenceReplay(self.config.replay_buffer_config["capacity"], length=length, device=device, seed=seed)
 
-    @property
-    def is_waiting(self) -> bool:
-        """Return whether no sequence can be complete yet."""
-        return self._num_taken * self.config.get_rollout_fragment_length() < self.replay.length
-
     def take_in(
         self,
         fragments: Sequence[Mapping[str, Any]],
@@ -223,8 +218,9 @@ class SequenceGroup(StudentGroup):
         Returns:
             Some of the sequences as a batch; nothing if there are none.
         """
-        self._num_taken += bool(fragments)
+        # Empty ones are waited for: a window is open, or its states were dropped, which the Algorithm counts.
         fragments = [fragment for fragment in fragments if len(fragment[LEARNED])]
+        self._num_taken += bool(fragments)
         for fragment in fragments:
             self.replay.add(fragment)
         device = self.replay.device

@@ -251,9 +251,12 @@ def assert_learns_from_finite_states(algo):
     assert np.isfinite(group.statistics.get_state()["sums"]).all()
 
 
-@pytest.mark.parametrize(("how", "what"), [("nan_obs", "observation"), ("nan_reward", "reward")])
-def test_who_never_gave_finite_numbers_is_named(build, how, what):
-    algo = build(config(**faulty(how) | {"every": 1}))
+@pytest.mark.parametrize(
+    ("how", "what", "model"),
+    [("nan_obs", "observation", {}), ("nan_reward", "reward", {}), ("nan_reward", "reward", {"use_lstm": True})],
+)
+def test_who_never_gave_finite_numbers_is_named(build, how, what, model):
+    algo = build(config(**faulty(how) | {"every": 1}).rl_module(model_config={"fcnet_hiddens": [16], **model}))
     with pytest.raises(ValueError, match=f"{what}s of the environment 'Faulty' are not finite in") as raised:
         algo.train()
     assert str(raised.value).startswith("There is nothing to learn from: ")

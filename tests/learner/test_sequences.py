@@ -268,9 +268,11 @@ def test_default_capacity_counts_states():
 
 
 def test_it_waits_for_the_first_sequence():
-    config = recurrent_config().env_runners(rollout_fragment_length=LENGTH - 1)
-    learner = make_learner(config)
+    """However many fragments have none: those of several EnvRunners are parts of different windows."""
+    learner = make_learner(recurrent_config().env_runners(rollout_fragment_length=LENGTH - 1))
     none = {name: column[:0] for name, column in sequences(1).items()}
-    learner.update([none], num_gradient_steps=1)
-    with pytest.raises(ValueError, match="nothing to learn from"):
-        learner.update([none], num_gradient_steps=1)  # whole ones would have come
+    for _ in range(3):
+        results = learner.update([none, none], num_gradient_steps=1)["default_policy"]
+        assert results["num_gradient_steps"].peek() == 0
+    results = learner.update([none, sequences(2)], num_gradient_steps=1)["default_policy"]
+    assert results["num_gradient_steps"].peek() == 1

@@ -53,7 +53,7 @@ from rllib_kd.algorithm.preflight import (
 )
 from rllib_kd.algorithm.recorded import check_can_play, check_recorded, make_sampling, recorded_spaces
 from rllib_kd.algorithm.restarts import Players, Restarts
-from rllib_kd.algorithm.results import distillation_results
+from rllib_kd.algorithm.results import distillation_results, without_nans
 from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.algorithm.students import Students, new_student, warn_of_large_students
 from rllib_kd.algorithm.teachers import Teachers
@@ -264,6 +264,7 @@ class DistillDQN(CheckpointedDQN):
     def step(self) -> dict[str, Any]:
         """Run RLlib's training iteration; add the entry `distillation` to its result."""
         results = super().step()
+        results[LEARNER_RESULTS] = without_nans(results.get(LEARNER_RESULTS, {}))
         staleness = self._sampling.end_iteration(
             self.num_env_steps, env_to_module=self.env_to_module_connector, module_to_env=self.module_to_env_connector
         )
@@ -276,7 +277,7 @@ class DistillDQN(CheckpointedDQN):
             num_gradient_steps=self.num_gradient_steps,
             num_regrowths=self._replay_ratio.num_regrowths,
             staleness=staleness,
-            learner_results=results.get(LEARNER_RESULTS, {}),
+            learner_results=results[LEARNER_RESULTS],
             held_out=self._sampling.held_out_results(),
         ) | self._sampling.progress(self.num_gradient_steps, self.num_env_steps)
         if self.config.num_copies > 1:

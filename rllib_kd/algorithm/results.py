@@ -86,3 +86,15 @@ def _student_results(
         "return_ratio": returns[name].ratio,
         "temperature": float(learner_results.get("temperature", math.nan)),
     }
+
+
+def without_nans(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested results without numbers that are NaN, which RLlib puts where nothing was logged in an iteration.
+
+    Such are the loss whose coefficient has fallen to 0, and the agreement in an iteration without new states.
+    """
+    return {
+        name: without_nans(value) if isinstance(value, Mapping) else value
+        for name, value in results.items()
+        if not (isinstance(value, float) and math.isnan(value))
+    }

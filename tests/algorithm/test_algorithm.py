@@ -71,11 +71,23 @@ def test_an_activation_alone_leaves_the_widths_to_compression(cartpole_config, b
 
 def test_steps_are_counted_where_they_are_made(cartpole_config, build):
     algo = build(cartpole_config.distillation(kd_coeff=[[0, 1.0], [150, 0.0]]))
-    for _ in range(5):
-        result = algo.train()
+    results = [algo.train() for _ in range(5)]
+    result = results[-1]
     made = algo.learner_group._learner.groups["default_policy"].num_steps
     assert result["distillation"]["num_gradient_steps_lifetime"] == made > 0
-    assert result["learners"]["default_policy"]["num_gradient_steps"] == 0
+    learners = [each["learners"]["default_policy"] for each in results]
+    assert learners[-1]["num_gradient_steps"] == 0
+    assert any("kd_loss" in own for own in learners)
+    assert not {"kd_loss", "total_loss"} & learners[-1].keys()  # they would be NaN
+    assert "teacher_agreement" in learners[-1]
+
+
+def test_a_loss_whose_coefficient_has_fallen_to_0_is_in_no_result(cartpole_config, build):
+    config = cartpole_config.distillation(kd_coeff=[[0, 1.0], [150, 0.0]], td_coeff=1.0)
+    algo = build(config)
+    losses = [set(algo.train()["learners"]["default_policy"]) & {"kd_loss", "td_loss", "total_loss"} for _ in range(5)]
+    assert {"kd_loss", "td_loss", "total_loss"} in losses
+    assert losses[-1] == {"td_loss", "total_loss"}
 
 
 def test_without_exploration_epsilon_is_zero(cartpole_config, build, monkeypatch):

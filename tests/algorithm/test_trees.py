@@ -52,12 +52,20 @@ def test_a_tree_in_a_model_config_is_the_whole_shape(other):
     [
         (lambda c: c.training(num_atoms=11), "no return distributions. Set num_atoms=1"),
         (lambda c: c.learners(num_learners=2), "Each Learner would grow its own tree"),
+        (lambda c: c.training(replay_buffer_config={"alpha": 0.6}), r"\['alpha'\]`=0.6 is not supported for trees"),
         (lambda c: c.reporting(min_train_timesteps_per_iteration=5), "an iteration would not end. Set min_sample_time"),
     ],
 )
 def test_settings_of_rllib_that_a_tree_cannot_have_are_refused(change, reason):
     with pytest.raises(ValueError, match=reason):
         change(tree_config()).validate()
+
+
+def test_priorities_are_for_networks_beside_a_tree():
+    students = {"a": TREE, "b": {"fcnet_hiddens": [4]}}
+    config = tree_config().training(replay_buffer_config={"alpha": 0.6})
+    config.distillation(student=None, students=students).validate()
+    tree_config().training(replay_buffer_config={"alpha": 0.0, "beta": 0.4}).validate()
 
 
 def test_several_agents_are_refused():

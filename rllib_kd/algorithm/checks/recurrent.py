@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from rllib_kd.algorithm.checks.refused import refuse
+from rllib_kd.algorithm.checks.refused import refuse, refuse_priorities
 from rllib_kd.algorithm.checks.students import own_shapes
 from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE, LAYER_TYPES, USE_LSTM, max_seq_len_of
@@ -124,10 +124,6 @@ def _check_others(config: DistillationConfig) -> None:
         ("bf16", config.bf16, "Set bf16=False"),
     )
     refuse(config, settings, lambda setting, remedy: f"{setting} is not supported for recurrent students. {remedy}.")
-    if alpha := config.replay_buffer_config.get("alpha"):
-        raise ValueError(
-            f"`replay_buffer_config['alpha']`={alpha!r} is not supported for recurrent students. Set alpha=0: "
-            "sequences are drawn uniformly."
-        )
+    refuse_priorities(config, "recurrent students", "sequences")
     if config.is_multi_agent:
         raise ValueError("Recurrent students are supported in single-agent settings only. Use feed-forward ones.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import gymnasium as gym
 
-from rllib_kd.algorithm.checks.refused import refuse
+from rllib_kd.algorithm.checks.refused import refuse, refuse_priorities
 from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.students.sizes import WIDTH_KEYS
 
@@ -52,6 +52,8 @@ def check_trees(config: DistillationConfig) -> None:
         ),
     )
     refuse(config, refused, lambda setting, reason: f"{setting} is not supported for trees. {reason}.")
+    if config.are_all_trees:
+        refuse_priorities(config, "trees", "states")
     if config.is_multi_agent:
         raise ValueError("Trees are supported in single-agent settings only. Use networks for several policies.")
 

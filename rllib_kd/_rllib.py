@@ -149,6 +149,11 @@ def freeze_statistics(connector: Any) -> None:
         connector._update_stats = False
 
 
+def has_running_statistics(connector: Any) -> bool:
+    """Return whether a connector is a MeanStdFilter whose statistics change with each observation."""
+    return bool(getattr(connector, "_update_stats", False))
+
+
 def has_env_to_module(config: Any) -> bool:
     """Return whether the user has set env-to-module connectors: RLlib has no public access to them."""
     return config._env_to_module_connector is not None

@@ -14,6 +14,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.checks.students import check_convolved_inputs
 from rllib_kd.algorithm.defaults import settle_defaults
 from rllib_kd.algorithm.preflight import check_teacher
@@ -77,6 +78,7 @@ def check_fit(
                     "v_min=..., v_max=...) as in the teacher; for a teacher without distributions use another loss."
                 )
         if config.starts_from_teacher:
+            _check_sees_what_stays(config, teacher, spaces)
             _check_first_weights(config, teacher, spaces, students.of_group(group_id))
 
 
@@ -118,6 +120,24 @@ def _check_first_weights(
     for name in names:
         check_layers = check_units if config.init == "teacher" else check_convolutions
         check_layers(new_student(config, spaces, name), teacher.module)
+
+
+def _check_sees_what_stays(config: DistillationConfig, teacher: Teacher, spaces: Mapping[str, Any]) -> None:
+    """Check that no filter changes a student's observations while it samples: those of its teacher stay.
+
+    Whether other connectors of the user's return what the teacher gets shows in the first states.
+    """
+    if "env_to_module" not in config.own_connectors:
+        return
+    try:
+        pipeline = config.build_env_to_module_connector(spaces=spaces)
+    except users_errors():  # the connectors need the environment itself
+        return
+    if any(map(_rllib.has_running_statistics, pipeline.connectors)):
+        raise ValueError(
+            f"init={config.init!r} needs a student with the same observations as its teacher '{teacher.source}', but "
+            "the statistics of RLlib's MeanStdFilter change in training. Leave the filter out, or set init='random'."
+        )
 
 
 def _warn_of_bytes(space: gym.Space) -> None:

@@ -90,8 +90,14 @@ def test_a_student_too_wide_for_its_teacher_is_refused_at_once(cartpole_config, 
         build(config.distillation(init="teacher"))
 
 
-def test_a_student_that_sees_something_else_cannot_start_from_its_teacher(cartpole_config, build):
+def test_a_student_behind_a_filter_that_learns_is_refused_at_once(cartpole_config, build):
     config = cartpole_config.env_runners(env_to_module_connector=lambda *_: MeanStdFilter())
+    with pytest.raises(ValueError, match=r"init='teacher' needs a student with the same observations .* MeanStdFilter"):
+        build(config.distillation(init="teacher"))
+
+
+def test_a_student_that_sees_something_else_cannot_start_from_its_teacher(cartpole_config, build):
+    config = cartpole_config.env_runners(env_to_module_connector=lambda *_: MeanStdFilter(update_stats=False))
     algo = build(config.distillation(init="teacher").training(num_steps_sampled_before_learning_starts=0))
     with pytest.raises(ValueError, match=r"need a student with the same observations as its teacher"):
         algo.train()

@@ -69,7 +69,9 @@ FEATURES = [
     Feature("first weights from the teacher", '`init="teacher"`', {"init": "teacher"}),
     Feature("labels of some states", "`label_fraction`", {"label_fraction": 0.25}),
     Feature("prioritized replay", "`alpha`, `beta`", {"replay_buffer_config": {"alpha": 0.6, "beta": 0.4}}),
-    Feature("custom connectors", "`env_to_module_connector`", {"env_to_module_connector": lambda **_: MeanStdFilter()}),
+    Feature(
+        "custom connectors", "`env_to_module_connector`", {"env_to_module_connector": lambda *_, **__: MeanStdFilter()}
+    ),
     Feature("weights of 8 bits", '`quantize="int8"`', {"quantize": "int8"}),
     Feature("recorded rows", "`input_`", {"input_": "/rows"}),
     Feature("recording", "`output`", {"output": "/rows"}),

@@ -3,6 +3,7 @@
 For each pair of features, a config with both passes through the checks of `DistillDQN.setup()`, without Ray.
 
     python -m tests.algorithm.combinations   # writes the page
+    python -m tests.algorithm.trained_pairs  # trains all pairs that it allows, in some ten minutes
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Feature(NamedTuple):
 
 FEATURES = [
     Feature(
-        "several agents", "`.multi_agent(...)`", {"policies": {*AGENTS}, "policy_mapping_fn": lambda *_: AGENTS[0]}
+        "several agents",
+        "`.multi_agent(...)`",
+        {"policies": {*AGENTS}, "policy_mapping_fn": lambda agent, *_, **__: AGENTS[agent]},
     ),
     Feature("no teacher", "`teacher=None`, with TD", {"teacher": None, "teacher_outputs": None, **TD}),
     Feature("actor-critic", '`teacher="ppo.zip"`', {"teacher_outputs": "log_probs"}),
@@ -64,7 +67,11 @@ FEATURES = [
     Feature("preset student", '`student="linear"`', {"student": "linear"}),
     Feature("tree", '`student={"tree": {...}}`', {"student": {"tree": {"max_leaf_nodes": 8}}}),
     Feature("recurrent student", "`use_lstm`", {"model_config": {"use_lstm": True, "lstm_cell_size": 8}}),
-    Feature("family of students", "`students={...}`", {"students": {"a": {"fcnet_hiddens": [8]}}}),
+    Feature(
+        "family of students",
+        "`students={...}`",
+        {"students": {"a": {"fcnet_hiddens": [8]}, "b": {"fcnet_hiddens": [4]}}},
+    ),
     Feature("restarts", "`restarts`", {"restarts": 2}),
     Feature("first weights from the teacher", '`init="teacher"`', {"init": "teacher"}),
     Feature("labels of some states", "`label_fraction`", {"label_fraction": 0.25}),
@@ -82,11 +89,10 @@ FEATURES = [
 
 def refusal(*features: Feature) -> str | None:
     """Return the first sentence of the error for a config with these features; None if there is no error."""
-    both: dict[str, Any] = {}
-    for feature in features:
-        for name, value in feature.settings.items():
-            if both.setdefault(name, value) != value:
-                return f"Both set `{name.partition('_outputs')[0]}`, to different values."
+    both = settings_of(*features)
+    for name, value in [item for feature in features for item in feature.settings.items()]:
+        if both[name] != value:
+            return f"Both set `{name.partition('_outputs')[0]}`, to different values."
     try:
         _check(both)
     except ValueError as error:
@@ -94,20 +100,30 @@ def refusal(*features: Feature) -> str | None:
     return None
 
 
-def _check(settings: dict[str, Any]) -> None:
-    """Check a config as `DistillDQN.setup()` does."""
+def settings_of(*features: Feature) -> dict[str, Any]:
+    """Return the settings of features together; of one that several set, the last one's."""
+    return {name: value for feature in features for name, value in feature.settings.items()}
+
+
+def config_of(settings: dict[str, Any]) -> DistillDQNConfig:
+    """Return a config with these settings, and a teacher of their kind."""
     settings = {"teacher": 1, "teacher_atoms": 1, "teacher_outputs": "q_values"} | settings
     kind = settings.pop("teacher_atoms"), settings.pop("teacher_outputs")
     settings["teacher"] = _teacher(settings["teacher"], *kind)
-    is_multi_agent = "policies" in settings
-    if is_multi_agent and settings["teacher"] is not None:
+    if "policies" in settings and settings["teacher"] is not None:
         settings["teacher"] = dict.fromkeys(AGENTS, settings["teacher"])
     if not settings.keys() & {"compression", "student", "students"}:
         # Quick: no search for widths.
         settings["model_config"] = {"fcnet_hiddens": [8], **settings.get("model_config", {})}
     config = DistillDQNConfig().environment("CartPole-v1")
     config.distillation(teacher=settings.pop("teacher"))
-    apply_settings(config, settings).validate()
+    return apply_settings(config, settings)
+
+
+def _check(settings: dict[str, Any]) -> None:
+    """Check a config as `DistillDQN.setup()` does."""
+    config, is_multi_agent = config_of(settings), "policies" in settings
+    config.validate()
     config.get_evaluation_config_object().validate()  # as RLlib does when it counts CPUs
     teachers = Teachers.load(config, None)
     check_labels(config, teachers)
@@ -129,6 +145,13 @@ def _teacher(number: int | None, atoms: int, outputs: Any) -> Any:
     teacher.source = "A"  # on the page: no path of this machine
     teacher.outputs = outputs  # as those of an actor-critic of the same layers
     return teacher if number == 1 else [teacher] * number
+
+
+def allowed() -> list[tuple[Feature, Feature]]:
+    """Return the pairs that the page allows."""
+    rows = [line.split("|")[3:-1] for line in PAGE.read_text().splitlines() if re.match(r"\| [A-Z]+ \|", line)]
+    pairs = combinations(range(len(FEATURES)), 2)
+    return [(FEATURES[i], FEATURES[j]) for i, j in pairs if rows[i][j].strip() == "✓"]
 
 
 def page() -> str:

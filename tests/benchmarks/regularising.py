@@ -6,8 +6,9 @@
 FOLDER is recorded by `images.py record`. `rusu-net3` learns by `kl` at a temperature of 0.01 with the regret in the
 loss, in batches of 128. Remedies: `weight_decay`, and `dropout` before the head; `pasted`, a box of another state in
 half of each batch; `mixed`, weighted means of two states; `shifted`, by up to four pixels. The teacher labels what is
-changed. A row has Q-regret and agreement on states that were learned from, and on states of other games, every 1,000
-steps.
+changed. `jacobian`: how a random mixture of the Q-values follows the pixels points in the direction of the teacher's,
+for half of each batch (Sobolev training, Czarnecki et al. 2017, arXiv 1706.04859). A row has Q-regret and agreement on
+states that were learned from, and on states of other games, every 1,000 steps.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own packa
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ray.rllib.core.columns import Columns
 from torch import Tensor, nn
 
 from rllib_kd import Teacher, load_teacher
 from rllib_kd.learner.losses import policy_kl
+from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import observations
 from tests.benchmarks.images import judged, measure, parts
 
@@ -40,7 +43,8 @@ LOSS = {"temperature": 0.01, "student_temperature": 1.0, "regret_coeff": 20.0}  
 AVERAGED = 0.005  # share of the newest weights in the ones that are judged
 SHOWN_EVERY = 1_000
 MOST_SHIFT = 4  # pixels
-REMEDIES = ("none", "weight_decay", "dropout", "pasted", "mixed", "shifted")
+JACOBIAN_POOLED = 4  # pixels of a side, over which slopes are averaged
+REMEDIES = ("none", "weight_decay", "dropout", "pasted", "mixed", "shifted", "jacobian")
 
 
 def student(dropout: float, num_actions: int) -> nn.Sequential:
@@ -97,6 +101,8 @@ def train(
             images = changed(images, remedy, rng)
             labels = labelled(teacher, images)
         loss = policy_kl(network(images), labels, **LOSS).mean()
+        if remedy == "jacobian":
+            loss = loss + turned_away(network, teacher, images[: BATCH_SIZE // 2])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -105,6 +111,21 @@ def train(
         if step % SHOWN_EVERY == 0:
             looked = look(player(network, average, teacher), teacher, seen)
             yield {"step": step, "seconds": time.perf_counter() - began} | looked
+
+
+def turned_away(network: nn.Module, teacher: Teacher, images: Tensor) -> Tensor:
+    """Mean of 1 − the cosine between the student's and the teacher's slopes in the pixels, of a mixture of Q-values."""
+
+    def teacher_q(pixels: Tensor) -> Tensor:
+        return teacher.module.compute_q_values({Columns.OBS: pixels.permute(0, 2, 3, 1)})[QF_PREDS]
+
+    images = images.clone().requires_grad_()
+    own, target = network(images), teacher_q(images)
+    mixture = torch.randn_like(own)
+    mixture -= mixture.mean(dim=1, keepdim=True)
+    slopes = [torch.autograd.grad((q * mixture).sum(), images, create_graph=q is own)[0] for q in (own, target)]
+    pooled = [F.avg_pool2d(slope, JACOBIAN_POOLED).flatten(1) for slope in slopes]
+    return (1 - F.cosine_similarity(*pooled)).mean()
 
 
 def seen_and_new(folder: Path, states: int) -> dict[str, np.ndarray]:

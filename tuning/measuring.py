@@ -1,4 +1,4 @@
-"""What the measurements share: the seeds that judge, Ray, training to a checkpoint, and rows as JSON lines."""
+"""Code that the measurements share: the seeds that judge, Ray, training to a checkpoint, and rows as JSON lines."""
 
 from __future__ import annotations
 

@@ -315,9 +315,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 with one of four weights of the Q-regret; ≥ 1. Before a checkpoint or an evaluation, and in
                 `get_module()`, they play validation episodes, and the best of them, or of earlier times of training, is
                 the student. First weights and weight of the Q-regret decide how well a small student plays. MLPs
-                without TD, features, gradient clipping, and a loss or an optimizer of your own are stacked, so that 16
-                cost up to three times as much as one; others cost up to `restarts` times as much. Copies of a tree
-                differ in how they weigh states, and in when they were grown. None (default): 1; 12 for trees.
+                without TD, features, gradient clipping, hooks, and a loss or an optimizer of your own are stacked, so
+                that 16 cost up to three times as much as one; others cost up to `restarts` times as much. Copies of a
+                tree differ in how they weigh states, and in when they were grown. None (default): 1; 12 for trees.
             num_validation_episodes: validation episodes of the best copies, ≥ 0; others play a quarter or half of them.
                 No other figure uses their seeds. Low: a lucky copy may win; high: seconds at every checkpoint and
                 evaluation. 0: the copies are not compared, and the first one is the student. Default: 64.

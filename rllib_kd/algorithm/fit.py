@@ -78,7 +78,7 @@ def check_fit(
                     "v_min=..., v_max=...) as in the teacher; for a teacher without distributions use another loss."
                 )
         if config.starts_from_teacher:
-            _check_sees_what_stays(config, teacher, spaces)
+            _check_no_running_filter(config, teacher, spaces)
             _check_first_weights(config, teacher, spaces, students.of_group(group_id))
 
 
@@ -122,10 +122,10 @@ def _check_first_weights(
         check_layers(new_student(config, spaces, name), teacher.module)
 
 
-def _check_sees_what_stays(config: DistillationConfig, teacher: Teacher, spaces: Mapping[str, Any]) -> None:
-    """Check that no filter changes a student's observations while it samples: those of its teacher stay.
+def _check_no_running_filter(config: DistillationConfig, teacher: Teacher, spaces: Mapping[str, Any]) -> None:
+    """Check that no filter changes a student's observations in training, since those of its teacher do not change.
 
-    Whether other connectors of the user's return what the teacher gets shows in the first states.
+    Other connectors of the user's are judged by the first states.
     """
     if "env_to_module" not in config.own_connectors:
         return

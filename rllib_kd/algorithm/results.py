@@ -91,7 +91,7 @@ def _student_results(
 def without_nans(results: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested results without numbers that are NaN, which RLlib puts where nothing was logged in an iteration.
 
-    Such are the loss whose coefficient has fallen to 0, and the agreement in an iteration without new states.
+    Examples: a loss whose coefficient has fallen to 0, and the agreement in an iteration without new states.
     """
     return {
         name: without_nans(value) if isinstance(value, Mapping) else value

@@ -90,7 +90,7 @@ _RANGES = {
     r"gamma|lambda_|tau|epsilon|jsd_beta|replay_buffer_config\['(alpha|beta)'\]": (0, 1, False),
     r"train_batch_size.*|minibatch_size|num_(envs_per_env_runner|epochs|atoms)|n_step": (1, math.inf, True),
     r"restarts|patience|replay_buffer_config\['(capacity|batch_size_B|batch_length_T)'\]": (1, math.inf, True),
-    r"max_requests_in_flight_.*": (1, math.inf, True),
+    r"max_requests_in_flight_per_env_runner": (1, math.inf, True),
     r"(evaluation_)?num_(?!cpus|gpus).*|seed|max_staleness|.*_(freq|interval)": (0, math.inf, True),
     r"num_.*|(.*_)?lr|.*_s|(min|max)_.*|grad_clip|adam_epsilon": (0, math.inf, False),
     r".*": (-math.inf, math.inf, False),

@@ -30,8 +30,8 @@ SHARE_TO_GIVE_UP = 0.03
 _RATIOS, _STEPS = (-1.0, 2.0), 16
 
 
-#: Why a test is given up: what is asked for is disproven; the teacher is no better than a random policy; nothing would
-#: prove it; or more would than there is.
+#: Why a test is given up: what is asked for is disproven; the teacher is no better than a random policy; no number of
+#: episodes would prove it; or more are needed than the budget has.
 Cause = Literal["below", "teacher", "unprovable", "budget"]
 
 

@@ -12,7 +12,7 @@ from rllib_kd.checkpoints.json_text import parse_json
 
 #: The file at the top of a checkpoint.
 MANIFEST = "rllib_kd_manifest.json"
-#: RLlib's files in the checkpoint of an Algorithm, of one of its components, and of both: the class with its arguments.
+#: RLlib's files: metadata of an Algorithm's checkpoint, metadata of a component's, and, in both, class and arguments.
 ALGORITHM_FILE, COMPONENT_FILE, CLASS_FILE = "rllib_checkpoint.json", "metadata.json", "class_and_ctor_args.pkl"
 #: Files by which a folder is the checkpoint of an Algorithm, or the beginning of one.
 MARKS = (ALGORITHM_FILE, CLASS_FILE)

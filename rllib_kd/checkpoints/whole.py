@@ -29,7 +29,7 @@ _WRITTEN = re.compile(
     r"(rllib_checkpoint|metadata)\.json|class_and_ctor_args\.pkl|((algorithm|module)_)?state\.pkl|\d+\.npz"
 )
 
-#: What is in the folder of an Algorithm's checkpoint; its folders.
+#: Names by which a folder is an Algorithm's checkpoint; and the folders in one.
 _OF_ALGORITHM = {*MARKS, "algorithm_state.pkl", "learner_group", "env_runner"}
 _FOLDERS = {"learner_group", "env_runner", "eval_env_runner", "teacher", REPLAY_FOLDER}
 #: A component (an Algorithm, a Learner, a module, ...) writes the first of these files first, and its state last.

@@ -1,4 +1,4 @@
-"""Code that both EnvRunners share: requests, seeds, connectors."""
+"""Code that both EnvRunners share: requests, connectors, metrics."""
 
 from __future__ import annotations
 

@@ -16,9 +16,7 @@ from ray.rllib.env.env_errors import StepFailedRecreateEnvError
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE, NUM_ENV_STEP_FAILURES_LIFETIME
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.metrics import (
-    ENV_STEP_TIMER,
-)
+from ray.rllib.utils.metrics import ENV_STEP_TIMER
 
 from rllib_kd import _rllib
 from rllib_kd.environments import pools

@@ -78,7 +78,7 @@ def connection(
         ValueError: no Ray answers at the address, or Ray lacks resources of a trial, which would wait forever.
         OSError: the local Ray does not start.
     """
-    check_not_empty(ray_address=address)
+    check_not_empty(address=address)
     address = ray_address(address)
     if address is not None:
         if local != LocalRay():

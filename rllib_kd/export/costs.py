@@ -62,9 +62,9 @@ class Cost:
         return statistics.median(self.latencies_ms) if self.latencies_ms else None
 
     def by(self, minimize: str) -> float:
-        """Return what is to be minimized, which `measure()` has measured: one of `MINIMIZED`, latency in ms."""
+        """Return the cost that is minimized, one of `MINIMIZED` (latency in ms). `measure()` must have measured it."""
         cost = measured_cost(self, minimize)
-        assert cost is not None, minimize  # which would rank as the smallest
+        assert cost is not None, minimize  # None must not rank as the smallest
         return cost
 
     @classmethod

@@ -252,11 +252,7 @@ class RLlibConnectors:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """The inputs of several networks with different pipelines, side by side in one vector.
-
-    Args:
-        pipelines: one for each network.
-    """
+    """The inputs of several networks, each by a pipeline of its own, side by side in one vector."""
 
     pipelines: tuple[ObservationPipeline, ...]
 
@@ -304,9 +300,7 @@ class ObservationPipeline:
 
     @property
     def _side_by_side(self) -> SideBySide | None:
-        """Return the first stage if it is that of several networks, each of which sees observations as they are."""
-        first = next(iter(self.stages), None)
-        return first if isinstance(first, SideBySide) else None
+        return first if isinstance(first := next(iter(self.stages), None), SideBySide) else None
 
     @property
     def all_stages(self) -> tuple[Stage, ...]:

@@ -60,8 +60,8 @@ class LearnerColumns:
         """Return columns `[R, ...]`, in which every number is finite; −inf in labels marks illegal actions.
 
         Raises:
-            DataError: a number is not finite, an action is not one of the teacher's, or the teacher does not take the
-                observations.
+            DataError: a number is not finite, an action is not one of the teacher's, a mask allows no action, or the
+                teacher does not take the observations.
         """
         columns = dict(piece.columns)
         rows = columns.pop(ROW, None)

@@ -31,7 +31,7 @@ class SweptStudent:
     name: str  # of the trial
     settings: dict[str, Any]  # of the config, that were varied
     num_parameters: int
-    cost: float  # what is minimized, by which students are ordered: their parameters, if nothing else is
+    cost: float  # what is minimized, and orders students: by default their parameters
     compression: float  # student parameters / teacher parameters
     return_ratios: tuple[float, ...]  # of each seed: (student − random) / (teacher − random)
     env_steps: int  # that each seed was trained for

@@ -137,8 +137,10 @@ def check_not_own(settings: Mapping[str, Any], where: str) -> None:
     """Check that settings have none that the sweep itself sets for each student.
 
     Raises:
-        ValueError: they have one.
+        ValueError: they have one, or are no dict.
     """
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"The {where} of a sweep must be a dict such as {{'lr': 0.001}}, got {settings!r:.200}.")
     for name, remedy in _OWN.items():
         if name in settings:
             raise ValueError(f"The setting '{name}' cannot be in the {where} of a sweep: {remedy}.")

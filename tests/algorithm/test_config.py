@@ -76,6 +76,7 @@ def test_the_defaults_are_valid():
         ({"max_staleness": -1}, "'max_staleness' cannot be -1: expected an integer of at least 0"),
         ({"max_staleness": 0.5}, "'max_staleness' cannot be 0.5: expected an integer of at least 0"),
         ({"td_coeff": 1.0, "student_temperature": 1.0}, "the student's outputs must be Q-values"),
+        ({"restarts": 2.0}, "`restarts` must be an integer"),
         ({"td_coeff": 1.0, "student_temperature": 1.0, "temperature": 0.5}, "with temperature=0.5"),
     ],
 )

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
+from rllib_kd.networks.trees.shape import is_tree
 from tests.algorithm.combinations import Feature, allowed, config_of, settings_of
 from tests.algorithm.resumable import weights
 from tests.algorithm.weights import assert_equal_weights
@@ -64,8 +65,8 @@ def small_config(pair: tuple[Feature, Feature], folder: Path) -> DistillDQNConfi
         own["input_"] = _recorded(folder / "recorded")
     if "output" in own:
         own["output"] = str(folder / "output")
-    is_tree = "tree" in (own.get("student") or ())
-    config = config_of({"min_sample_timesteps_per_iteration": 800 if is_tree else 200, **SMALL, **own})
+    num_steps = 800 if is_tree(own.get("student")) else 200
+    config = config_of({"min_sample_timesteps_per_iteration": num_steps, **SMALL, **own})
     is_multi_agent = "policies" in own
     env, env_config = (
         (MultiAgentCartPole, {"num_agents": 2}) if is_multi_agent else ("CartPole-v1", {"max_episode_steps": 60})

@@ -1,10 +1,10 @@
-"""How well can a linear policy of MountainCar play at all? A search for the best one, on the return itself.
+"""How well do linear policies of MountainCar play? A search for a good one, on the return itself.
 
     python tests/benchmarks/best_linear.py [--seeds 0 1 2] [--generations 150]
 
 Differential evolution over the policy's nine parameters, by the mean return of 50 episodes that change with each
 generation, and then of 2,000 others. The environment is gymnasium's, in numpy, for all policies and episodes at once.
-What a student of this size is short of, beyond this, is not a matter of its training.
+If a student is as good as the policy that is found, longer training is not expected to help it.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 FOLDER is recorded by `images.py record`. `rusu-net3` learns by `kl` at a temperature of 0.01 with the regret in the
 loss, in batches of 128. Remedies: `weight_decay`, and `dropout` before the head; `pasted`, a box of another state in
 half of each batch; `mixed`, weighted means of two states; `shifted`, by up to four pixels. The teacher labels what is
-changed. `jacobian`: how a random mixture of the Q-values follows the pixels points in the direction of the teacher's,
-for half of each batch (Sobolev training, Czarnecki et al. 2017, arXiv 1706.04859). A row has Q-regret and agreement on
+changed. `jacobian`: the gradient of a random mixture of the Q-values in the pixels is turned towards the teacher's, for
+half of each batch (Sobolev training, Czarnecki et al. 2017, arXiv 1706.04859). A row has Q-regret and agreement on
 states that were learned from, and on states of other games, every 1,000 steps.
 """
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rllib_kd import load_teacher
+from rllib_kd.env_runner import column_sampler, explaining
 from rllib_kd.env_runner.column_sampler import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
 from rllib_kd.env_runner.single_agent import _as_column
 from rllib_kd.environments.failures import EnvFailedError
@@ -249,3 +250,7 @@ def test_failures_are_tolerated_as_often_as_they_come_after_something_whole(coun
     Dying.num_made = 0
     evaluation.env_runner_cls(config=evaluation, worker_index=0).sample(num_episodes=300)
     assert Dying.num_made > 10 * evaluation.num_envs_per_env_runner
+
+
+def test_checkpoints_find_the_explaining_env_runner_where_it_was():
+    assert column_sampler.ExplainingEnvRunner is explaining.ExplainingEnvRunner

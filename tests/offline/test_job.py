@@ -238,6 +238,8 @@ def test_places_that_cannot_be(monkeypatch, tmp_path):
     with pytest.raises(DataError, match="is a file"):
         LabelJob(teacher(), str(tmp_path / "in" / "a.npy"), str(tmp_path / "texts" / "a.csv"))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it was not installed
+    with pytest.raises(DataError, match="Install huggingface_hub"):
+        LabelJob(teacher(), "hf://datasets/x", str(tmp_path / "out"))
     for uri in ("s3://", "ftp://host/x", "hf://datasets/x", ""):
         with pytest.raises(ValueError, match=r"URI|empty"):
             LabelJob(teacher(), uri, str(tmp_path / "out"))

@@ -117,6 +117,9 @@ def check_numbers(config: DistillationConfig) -> None:
         check_compression("`compression`", config.compression)
     if config.max_regret not in (None, math.inf):
         _check_positive("max_regret", config.max_regret, "median action gaps; inf for no limit; None: the default")
+    for name in ("restarts", "patience", "max_staleness", "num_baseline_episodes", "num_validation_episodes"):
+        if isinstance(value := getattr(config, name), float) and value.is_integer():
+            check_integer(name, value, low=0)  # whole floats are in range, and integers in files alone
 
 
 def check_schedules(config: DistillationConfig) -> None:

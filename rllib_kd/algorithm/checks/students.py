@@ -16,7 +16,7 @@ from ray.rllib.utils.metrics import ALL_MODULES
 
 from rllib_kd.algorithm.settings import check_model_config
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE, USE_LSTM
-from rllib_kd.networks.trees.shape import TREE
+from rllib_kd.networks.trees.shape import TREE, is_tree
 from rllib_kd.networks.windows import check_windows
 from rllib_kd.numeric import is_finite
 from rllib_kd.students.restarts import is_named
@@ -71,8 +71,8 @@ def check_student(config: DistillationConfig) -> None:
     """Check that one setting alone shapes the student."""
     own = config.given_model_config
     if config.own_rl_module_spec is not None:
-        is_tree = isinstance(config.student, Mapping) and TREE in config.student
-        others = {"student": config.student if is_tree or _has_shape(config.own_rl_module_spec) else None}
+        is_refused = is_tree(config.student) or _has_shape(config.own_rl_module_spec)
+        others = {"student": config.student if is_refused else None}
         of_model = {f"model_config['{name}']": own.get(name) or None for name in (TREE, USE_LSTM)}
         _check_alone("rl_module_spec", {**others, "compression": config.compression, **of_model})
     widths = sorted(WIDTH_KEYS & set(own))

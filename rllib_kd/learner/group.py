@@ -250,10 +250,14 @@ class StudentGroup:
         states = self.replay.gather(rows, DISTILLATION_COLUMNS)
         return states | {Columns.OBS: as_input(states[Columns.OBS], self._input_shape)}
 
-    def regrow_trees(self) -> list[str]:
-        """Regrow those trees that are due, on states of the replay; return their names."""
+    def regrow_trees(self, *, are_all: bool = False) -> list[str]:
+        """Regrow those trees that are due, on states of the replay; return their names.
+
+        Args:
+            are_all: whether no new ones have come. Recorded rows are then all in the replay.
+        """
         num_states = self.statistics.count
-        if not self.trees.is_due(num_states) or not len(self.replay):
+        if not self.trees.is_due(num_states, are_all=are_all and self.config.is_offline) or not len(self.replay):
             return []
 
         def choose(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:

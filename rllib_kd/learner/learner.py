@@ -188,7 +188,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             # Recorded rows come again, so that those of a later pass are not new: agreement is on held-out ones.
             self._log_agreement(group, {} if self.config.is_offline else fresh)
             num_steps = self._steps_to_make(group, num_gradient_steps)
-            self._log_trees(group, group.regrow_trees() if self.kd_coeff else [])
+            self._log_trees(group, group.regrow_trees(are_all=not any(own)) if self.kd_coeff else [])
             if num_steps:
                 self._learn(group, num_steps, env_steps)
             self._log_steps(group, num_steps)

@@ -98,11 +98,12 @@ class Trees:
         self.resting: Collection[str] = ()  # those that are not regrown
         self._seed = int(np.random.default_rng(seed).integers(2**31))
         self._next = _FIRST  # labelled states at the next regrowth
+        self._last = 0  # and at the last one
         self._num_regrowths = 0
 
-    def is_due(self, num_states: int) -> bool:
-        """Return whether trees are to be regrown after so many labelled states."""
-        return bool(self.students) and num_states >= self._next
+    def is_due(self, num_states: int, *, are_all: bool = False) -> bool:
+        """Return whether trees are to be regrown after so many labelled states, which may be all that there are."""
+        return bool(self.students) and (num_states >= self._next or (are_all and num_states > self._last))
 
     def regrow(self, num_states: int, choose: Callable[[np.random.Generator, int], tuple[Tensor, Tensor]]) -> list[str]:
         """Regrow those trees that are due; at first all.
@@ -130,12 +131,12 @@ class Trees:
                 student.regrow(grower)
                 cost += _STATES_PER_TREE + _STATES_PER_NUMBER * numbers_read(len(obs), len(student.module.features))
                 regrown.append(student.name)
-        self._next = num_states + max(int(cost), int((_FACTOR - 1) * num_states))
+        self._next, self._last = num_states + max(int(cost), int((_FACTOR - 1) * num_states)), num_states
         return regrown
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold beside the modules."""
-        return {"seed": self._seed, "next": self._next, "num_regrowths": self._num_regrowths}
+        return {"seed": self._seed, "next": self._next, "last": self._last, "num_regrowths": self._num_regrowths}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `get_state()`.
@@ -143,10 +144,12 @@ class Trees:
         Raises:
             ValueError: it holds something else than integers from 0 on.
         """
-        for name in ("seed", "next", "num_regrowths"):
+        state = {"last": state["next"], **state}  # not in states of earlier versions
+        for name in ("seed", "next", "last", "num_regrowths"):
             if not is_integer(state[name], 0):
                 raise ValueError(f"The checkpoint has {name}={state[name]!r} for its trees: expected an integer ≥ 0.")
-        self._seed, self._next, self._num_regrowths = state["seed"], state["next"], state["num_regrowths"]
+        self._seed, self._next, self._last = state["seed"], state["next"], state["last"]
+        self._num_regrowths = state["num_regrowths"]
 
 
 def _without_twins(students: Sequence[TreeStudent]) -> list[list[TreeStudent]]:

@@ -117,6 +117,15 @@ def test_families_restarts_and_trees(build, folder):
     assert algo.get_module("tree") is not None  # of the copies the one with the least regret
 
 
+def test_a_tree_grows_from_few_rows_and_from_all_of_them(build, rows, tmp_path):
+    np.savez(tmp_path / "0.npz", **{name: column[:600] for name, column in rows.items()})
+    config = recorded_config(str(tmp_path), "cartpole", student={"tree": {"max_leaf_nodes": 4}})
+    algo = build(config.rl_module(model_config={}))
+    assert trained(algo)["learners"]["default_policy"]["num_leaves"] > 1
+    group = algo.learner_group._learner.groups["default_policy"]
+    assert not group.trees.is_due(group.statistics.count, are_all=True)
+
+
 def test_of_trees_alone_those_rows_are_learned_from_that_have_passed(build, folder):
     config = recorded_config(folder, "cartpole", student={"tree": {"max_leaf_nodes": 4}}).rl_module(model_config={})
     result = trained(build(config), 3)

@@ -24,6 +24,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from by_size import as_row, settings_of  # isort: skip
+from measuring import read_rows  # isort: skip
 from results_page import cell, interval  # isort: skip
 
 #: Rusu et al. 2015 (arXiv 1511.06295), table 1: geometric means over ten games, in percent of the parameters.
@@ -136,7 +137,7 @@ def _rows_of(path: Path) -> Iterable[tuple[str, list[dict[str, Any]]]]:
 
     These are runs of another length than the first one's, or without the defaults.
     """
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = read_rows(path)
     for name in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == name]
         own = [row for row in of_task if row["env_steps"] == of_task[0]["env_steps"] and not settings_of(row)]
@@ -154,7 +155,7 @@ def integers_of(results: Path) -> dict[str, list[float]]:
 
 def sticky_of(results: Path) -> dict[str, list[float]]:
     """Return the return ratios of the three sizes with sticky actions, at the end of each game's run."""
-    rows = [json.loads(line) for line in (results / "sticky.jsonl").read_text().splitlines()]
+    rows = read_rows(results / "sticky.jsonl")
     found = {}
     for game in dict.fromkeys(row["game"] for row in rows):
         own = [row for row in rows if row["game"] == game and row["sticky"]]
@@ -177,7 +178,7 @@ def certificates_of(results: Path) -> list[tuple[str, int, int, int]]:
 
 def alternatives_of(results: Path) -> list[tuple[str, dict[str, str]]]:
     """Return for each teacher its name and, by method, the return ratio and seconds with the most env steps."""
-    rows = [json.loads(line) for line in (results / "alternatives.jsonl").read_text().splitlines()]
+    rows = read_rows(results / "alternatives.jsonl")
     found = []
     for teacher, env in dict.fromkeys((row["teacher"], row["env"]) for row in rows if row["method"] == "rllib_kd"):
         of_teacher = [row for row in rows if row["teacher"] == teacher]

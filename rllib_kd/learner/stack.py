@@ -19,7 +19,6 @@ from rllib_kd.learner.own_states import OwnStates
 from rllib_kd.learner.student import Student, copy_into
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.mlp_gradient import MLPGradient
-from rllib_kd.networks.parts import hooks_of
 from rllib_kd.networks.quantization import rounded_stack
 from rllib_kd.networks.stacking import StackedMLPs, learns_whole, stacking_key
 
@@ -283,7 +282,7 @@ def stackable(modules: Mapping[str, Any], config: Any, *, is_ours: bool) -> list
     stacks: dict[Any, list[str]] = {}
     for module_id, module in modules.items():
         is_mlp = stacking_key(module) is not None and learns_whole(module)
-        can_be_stacked = plain and (module.is_stateful() or (is_mlp and not any(hooks_of(module))))
+        can_be_stacked = plain and (module.is_stateful() or is_mlp)
         stacks.setdefault(None if can_be_stacked else module_id, []).append(module_id)
     return list(stacks.values())
 

@@ -11,7 +11,6 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from rllib_kd.networks.dqn_module import QF_PREDS
-from rllib_kd.networks.parts import hooks_of
 from rllib_kd.networks.stacking import StackedMLPs, stacking_key
 from rllib_kd.networks.trees.arrays import Forest
 from rllib_kd.networks.trees.module import TreeRLModule
@@ -32,8 +31,7 @@ class FamilyQValues:
             if isinstance(module, TreeRLModule):
                 trees.setdefault(module.shape.oblique, []).append(i)
             else:
-                key = None if any(hooks_of(module)) else stacking_key(module)
-                by_key.setdefault(key or i, []).append(i)
+                by_key.setdefault(stacking_key(module) or i, []).append(i)
         self._trees = list(map(np.array, trees.values()))
         self._alone = [members[0] for members in by_key.values() if len(members) == 1]
         self._stacks = [

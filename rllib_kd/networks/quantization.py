@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rllib_kd.networks.stacking import PlainMLP, stacking_key
+from rllib_kd.networks.stacking import PlainMLP, is_plain_mlp
 
 #: Values of `quantize`.
 QUANTIZATIONS = ("int8",)
@@ -52,7 +52,7 @@ def check_can_round(module: Any, name: str) -> None:
     Raises:
         ValueError: it is not.
     """
-    if stacking_key(module) is None:
+    if not is_plain_mlp(module):
         raise ValueError(
             f"quantize='int8' needs a plain MLP of vectors, with relu, tanh, silu or elu and one output for each "
             f"action, but the student '{name}' is another {type(module).__name__}. Leave quantize out, and export with "
@@ -79,7 +79,7 @@ class RoundedMLP(PlainMLP):
     """A forward pass of a stackable module with rounded weights.
 
     Args:
-        module: an RLlib DQN module with a `stacking_key()`.
+        module: an RLlib DQN module that `is_plain_mlp()`.
         input_scale: what the first layer's inputs are divided by `[inputs]`; None: they are as they are.
     """
 

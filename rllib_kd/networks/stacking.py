@@ -41,12 +41,17 @@ _Hidden = tuple[nn.Linear, Callable[[Tensor], Tensor]]
 def stacking_key(module: Any) -> Hashable | None:
     """Return a key that is equal for modules that can be stacked: depth, activations, observations and actions.
 
-    None for a module that cannot be stacked: one that is not a plain MLP with one output for each action.
+    None for a module that cannot be stacked: one that is not a plain MLP, or has hooks, which a stack passes by.
     """
-    if not _is_mlp(module) or module.uses_dueling:
+    if not is_plain_mlp(module) or any(hooks_of(module)):
         return None
     kinds = tuple(type(layer) for layer in _layers(module.encoder, module.af))
     return module.observation_space.shape, int(module.action_space.n), kinds
+
+
+def is_plain_mlp(module: Any) -> bool:
+    """Return whether a module is an MLP with one output for each action, without a dueling head."""
+    return _is_mlp(module) and not module.uses_dueling
 
 
 def _is_mlp(module: Any) -> bool:

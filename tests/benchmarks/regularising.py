@@ -115,12 +115,9 @@ def train(
 
 def turned_away(network: nn.Module, teacher: Teacher, images: Tensor) -> Tensor:
     """Mean of 1 − the cosine between the student's and the teacher's slopes in the pixels, of a mixture of Q-values."""
-
-    def teacher_q(pixels: Tensor) -> Tensor:
-        return teacher.module.compute_q_values({Columns.OBS: pixels.permute(0, 2, 3, 1)})[QF_PREDS]
-
     images = images.clone().requires_grad_()
-    own, target = network(images), teacher_q(images)
+    own = network(images)
+    target = teacher.module.compute_q_values({Columns.OBS: images.permute(0, 2, 3, 1)})[QF_PREDS]
     mixture = torch.randn_like(own)
     mixture -= mixture.mean(dim=1, keepdim=True)
     slopes = [torch.autograd.grad((q * mixture).sum(), images, create_graph=q is own)[0] for q in (own, target)]

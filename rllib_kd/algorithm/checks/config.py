@@ -119,7 +119,7 @@ def check_numbers(config: DistillationConfig) -> None:
         _check_positive("max_regret", config.max_regret, "median action gaps; inf for no limit; None: the default")
     for name in ("restarts", "patience", "max_staleness", "num_baseline_episodes", "num_validation_episodes"):
         if isinstance(value := getattr(config, name), float) and value.is_integer():
-            check_integer(name, value, low=0)  # whole floats are in range, and integers in files alone
+            check_integer(name, value, low=0)  # check_settings() lets whole floats pass, as files have them
 
 
 def check_schedules(config: DistillationConfig) -> None:
